@@ -1,0 +1,1 @@
+"""Typed client of the NIMA photo scoring service."""

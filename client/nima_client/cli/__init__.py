@@ -1,0 +1,1 @@
+"""The ``nima`` command line."""
