@@ -1,0 +1,122 @@
+"""Encoded bytes to an upright 8-bit RGB image."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from PIL import Image
+
+from nima_client.contract import RejectionCode
+from nima_client.preprocess._errors import ImageRejected
+from nima_client.preprocess._header import ImageHeader, open_lazily
+from nima_client.preprocess._spec import DEFAULT_LIMITS, Limits, PreprocessSpec
+
+try:
+    import simplejpeg
+except ModuleNotFoundError:  # the bare client decodes JPEG with Pillow, to the same pixels
+    simplejpeg = None
+
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_BACKGROUND = (255, 255, 255)
+_SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+
+
+def decode(
+    data: bytes, spec: PreprocessSpec | None = None, limits: Limits = DEFAULT_LIMITS
+) -> Image.Image:
+    """Decode one image.
+
+    Args:
+        data: the encoded file.
+        spec: lets JPEG be decoded at a reduced scale that still suffices for this specification;
+            None decodes at full size.
+        limits: checked on the header, before any pixel is decoded.
+
+    Returns:
+        An RGB image, 8 bits per channel, upright.
+
+    Raises:
+        ImageRejected: with the reason; see :func:`nima_client.preprocess.inspect_header`.
+    """
+    image, header = open_lazily(data, limits)
+    with image:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                if header.format == "JPEG":
+                    decoded = _decode_jpeg(data, image, header, spec)
+                else:
+                    decoded = _to_rgb(image, header)
+        except ImageRejected:
+            raise
+        except MemoryError:
+            raise
+        except Exception as error:
+            # Pillow's decoders raise nearly anything on corrupt data.
+            raise ImageRejected(
+                RejectionCode.UNDECODABLE, f"corrupt {header.format}: {_one_line(error)}"
+            ) from None
+    method = _TRANSPOSE.get(header.orientation)
+    return decoded.transpose(method) if method is not None else decoded
+
+
+def reduced_scale(header: ImageHeader, spec: PreprocessSpec) -> int:
+    """Denominator 1, 2, 4 or 8 of the DCT scale at which a JPEG of this size may be decoded."""
+    if spec.jpeg_oversampling == 0:
+        return 1
+    needed = spec.resize_size * spec.jpeg_oversampling
+    short = min(header.width, header.height)
+    return next((s for s in (8, 4, 2) if short >= needed * s), 1)
+
+
+def _decode_jpeg(
+    data: bytes, image: Image.Image, header: ImageHeader, spec: PreprocessSpec | None
+) -> Image.Image:
+    scale = reduced_scale(header, spec) if spec is not None else 1
+    width, height = -(-header.width // scale), -(-header.height // scale)
+    if simplejpeg is not None and header.mode in ("RGB", "L"):
+        try:
+            pixels = simplejpeg.decode_jpeg(
+                data, colorspace="RGB", min_height=height, min_width=width, strict=True
+            )
+            return Image.fromarray(pixels)
+        except ValueError:
+            # Pillow is the arbiter of damaged files: what it decodes is scored.
+            pass
+    if scale > 1:
+        image.draft(None, (width, height))
+    return _to_rgb(image, header)
+
+
+def _to_rgb(image: Image.Image, header: ImageHeader) -> Image.Image:
+    image.load()
+    mode = image.mode
+    if mode == "RGB" and "transparency" not in image.info:
+        return image.copy() if image.readonly else image
+    if mode in _SIXTEEN_BIT_MODES or (mode == "I" and header.format == "PNG"):
+        wide = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if mode in ("I", "F", "LAB", "HSV"):
+        raise ImageRejected(
+            RejectionCode.UNSUPPORTED, f"{header.format} with {mode} pixels: save it as 8-bit RGB"
+        )
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        background = Image.new("RGB", rgba.size, _BACKGROUND)
+        background.paste(rgba, mask=rgba.getchannel("A"))
+        return background
+    return image.convert("RGB")
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return (text if text and " at 0x" not in text else type(error).__name__)[:80]

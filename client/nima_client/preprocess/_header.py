@@ -1,0 +1,128 @@
+"""Format and size of an encoded image, from its first bytes: nothing is decoded."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+
+from PIL import Image
+
+from nima_client.contract import RejectionCode
+from nima_client.preprocess._errors import ImageRejected
+from nima_client.preprocess._spec import DEFAULT_LIMITS, Limits
+
+SUPPORTED_FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+"""Pillow's names of the formats that are scored (AVIF where Pillow was built with it)."""
+
+_ORIENTATION_TAG = 0x0112
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What the header says.
+
+    Attributes:
+        format: one of :data:`SUPPORTED_FORMATS`.
+        width: stored width in pixels, before orientation.
+        height: stored height in pixels, before orientation.
+        mode: Pillow's mode of the stored pixels.
+        orientation: EXIF orientation 1..8; 1 when absent or absurd.
+    """
+
+    format: str
+    width: int
+    height: int
+    mode: str
+    orientation: int
+
+
+def sniff_format(data: bytes) -> str | None:
+    """Format by magic number, or None when it is none of :data:`SUPPORTED_FORMATS`."""
+    head = data[:16]
+    if head.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return "GIF"
+    if head.startswith(b"BM"):
+        return "BMP"
+    if head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return "TIFF"
+    if head[4:12] in (b"ftypavif", b"ftypavis") or (
+        head[4:8] == b"ftyp" and b"avif" in data[8:64]
+    ):
+        return "AVIF"
+    return None
+
+
+def open_lazily(data: bytes, limits: Limits) -> tuple[Image.Image, ImageHeader]:
+    """Open an image without decoding its pixels, after the checks of size and format.
+
+    Raises:
+        ImageRejected: as :func:`inspect_header` says.
+    """
+    if not data:
+        raise ImageRejected(RejectionCode.EMPTY, "no bytes")
+    if len(data) > limits.max_bytes:
+        raise ImageRejected(
+            RejectionCode.TOO_LARGE, f"{len(data)} bytes, the limit is {limits.max_bytes}"
+        )
+    name = sniff_format(data)
+    if name is None:
+        raise ImageRejected(
+            RejectionCode.UNSUPPORTED, f"not an image of {', '.join(SUPPORTED_FORMATS)}"
+        )
+    try:
+        with warnings.catch_warnings():
+            # Our own limit decides, not Pillow's warning (its hard error stays).
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=[name])
+    except Image.DecompressionBombError:
+        raise ImageRejected(
+            RejectionCode.TOO_LARGE, f"more pixels than the limit of {limits.max_pixels}"
+        ) from None
+    except KeyError:
+        raise ImageRejected(
+            RejectionCode.UNSUPPORTED, f"this installation of Pillow cannot decode {name}"
+        ) from None
+    except Exception:
+        # Pillow's plugins raise nearly anything on a corrupt header.
+        raise ImageRejected(RejectionCode.UNDECODABLE, f"broken {name} header") from None
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ImageRejected(RejectionCode.UNDECODABLE, f"{name} of {width}x{height} pixels")
+    if width * height > limits.max_pixels:
+        raise ImageRejected(
+            RejectionCode.TOO_LARGE,
+            f"{width}x{height} pixels, the limit is {limits.max_pixels} in all",
+        )
+    return image, ImageHeader(name, width, height, image.mode, _orientation(image))
+
+
+def inspect_header(data: bytes, limits: Limits = DEFAULT_LIMITS) -> ImageHeader:
+    """Read format, size and orientation, and hold them against the limits.
+
+    Args:
+        data: the encoded file.
+        limits: largest size in bytes and in pixels.
+
+    Raises:
+        ImageRejected: EMPTY without bytes, TOO_LARGE beyond a limit, UNSUPPORTED for what is not an
+            image of a known format, UNDECODABLE for a known format with a broken header.
+    """
+    image, header = open_lazily(data, limits)
+    image.close()
+    return header
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:
+        # A broken EXIF block is no reason to refuse a readable photo.
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1

@@ -1,0 +1,67 @@
+"""From an upright RGB image to what the network sees."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from nima_client.preprocess._decode import decode
+from nima_client.preprocess._spec import DEFAULT_LIMITS, Limits, PreprocessSpec
+
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def to_pixels(image: Image.Image, spec: PreprocessSpec) -> npt.NDArray[np.uint8]:
+    """Resize (antialiased) and crop.
+
+    Args:
+        image: RGB image of any size.
+        spec: the specification of the checkpoint.
+
+    Returns:
+        uint8 array [S, S, 3], RGB 0..255, with S = ``spec.crop_size``.
+    """
+    width, height = image.size
+    if spec.resize == "stretch":
+        size = (spec.resize_size, spec.resize_size)
+    elif width <= height:
+        size = (spec.resize_size, max(spec.resize_size, round(height * spec.resize_size / width)))
+    else:
+        size = (max(spec.resize_size, round(width * spec.resize_size / height)), spec.resize_size)
+    if size != image.size:
+        image = image.resize(size, _FILTERS[spec.interpolation])
+    if size != (spec.crop_size, spec.crop_size):
+        left, top = (size[0] - spec.crop_size) // 2, (size[1] - spec.crop_size) // 2
+        image = image.crop((left, top, left + spec.crop_size, top + spec.crop_size))
+    return np.asarray(image, dtype=np.uint8)
+
+
+def preprocess(
+    data: bytes, spec: PreprocessSpec, limits: Limits = DEFAULT_LIMITS
+) -> npt.NDArray[np.uint8]:
+    """Encoded bytes to the network's pixels: :func:`decode`, then :func:`to_pixels`.
+
+    Returns:
+        uint8 array [S, S, 3], RGB 0..255.
+
+    Raises:
+        ImageRejected: with the reason.
+    """
+    return to_pixels(decode(data, spec, limits), spec)
+
+
+def normalize(pixels: npt.NDArray[np.uint8], spec: PreprocessSpec) -> npt.NDArray[np.float32]:
+    """What the network's graph does first; for code that runs a network outside that graph.
+
+    Args:
+        pixels: uint8 [S, S, 3] or [B, S, S, 3], RGB 0..255.
+        spec: gives mean and std on the 0..1 scale.
+
+    Returns:
+        float32 array [B, 3, S, S] with (x / 255 - mean) / std.
+    """
+    batch = pixels if pixels.ndim == 4 else pixels[None]
+    scaled = batch.astype(np.float32) / np.float32(255)
+    centred = (scaled - np.asarray(spec.mean, np.float32)) / np.asarray(spec.std, np.float32)
+    return np.ascontiguousarray(centred.transpose(0, 3, 1, 2))
