@@ -6,6 +6,7 @@ brings its packages; when one is missing, the user reads which extra to install,
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import sys
@@ -54,79 +55,59 @@ def _missing(name: str, extra: str, module: str) -> str:
 
 def _exists(command: Command) -> bool:
     """Whether this installation holds the module of a command (found without importing it)."""
-    module, _, _ = command.target.partition(":")
     try:
-        return importlib.util.find_spec(module) is not None
+        return importlib.util.find_spec(command.target.partition(":")[0]) is not None
     except ModuleNotFoundError:
         return False
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Entry point of the ``nima`` script."""
-    try:
-        import click
-        import typer
-    except ModuleNotFoundError as error:
-        sys.exit(_missing("", "cli", error.name or "typer").replace("nima  needs", "nima needs"))
-
-    class LazyGroup(typer.core.TyperGroup):
-        """Resolves a subcommand by the table above, at the moment it is asked for."""
-
-        def list_commands(self, ctx: click.Context) -> list[str]:
-            return [name for name, command in COMMANDS.items() if _exists(command)]
-
-        def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-            entry = COMMANDS.get(cmd_name)
-            if entry is None or not _exists(entry):
-                return None
-            module, _, attribute = entry.target.partition(":")
-            try:
-                app = getattr(importlib.import_module(module), attribute)
-            except ModuleNotFoundError as error:
-                if (error.name or "").startswith("nima_"):
-                    raise
-                ctx.fail(_missing(cmd_name, entry.extra, error.name or module))
-            command = typer.main.get_command(app)
-            command.name = cmd_name
-            return command
-
-        def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-            rows = [(name, COMMANDS[name].help) for name in self.list_commands(ctx)]
-            with formatter.section("Commands"):
-                formatter.write_dl(rows)
-
-        def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-            # Plain click help: the rich one would import every subcommand to describe it.
-            click.Group.format_help(self, ctx, formatter)
-
-    from nima_client import __version__
-
-    group = LazyGroup(
-        name="nima",
-        help="Score photos with NIMA: predict how people would rate them from 1 to 10.",
-        params=[
-            click.Option(
-                ["--version"],
-                is_flag=True,
-                expose_value=False,
-                is_eager=True,
-                callback=lambda ctx, _param, value: (
-                    (click.echo(f"nima {__version__}"), ctx.exit()) if value else None
-                ),
-                help="Print the version and exit.",
-            )
-        ],
-        no_args_is_help=True,
+def _help() -> str:
+    rows = [(name, entry.help) for name, entry in COMMANDS.items() if _exists(entry)]
+    width = max(len(name) for name, _ in rows)
+    listing = "\n".join(f"  {name:<{width}}  {text}" for name, text in rows)
+    return (
+        "Usage: nima COMMAND [OPTIONS] [ARGS]...\n\n"
+        "NIMA on Triton: predict how people would rate photos from 1 to 10.\n\n"
+        f"Commands:\n{listing}\n\n"
+        "nima COMMAND --help tells more; nima --version prints the version."
     )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the ``nima`` script.
+
+    Args:
+        argv: arguments after the program's name; None takes those of the process.
+
+    Raises:
+        SystemExit: always, with the exit status of the command (2 for a wrong command line).
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help", "help"):
+        print(_help())
+        sys.exit(0 if arguments else 2)
+    if name == "--version":
+        from nima_client import __version__
+
+        print(f"nima {__version__}")
+        sys.exit(0)
+    entry = COMMANDS.get(name)
+    if entry is None or not _exists(entry):
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        print(f"nima: no command {name!r}.{hint} nima --help lists them.", file=sys.stderr)
+        sys.exit(2)
+    module, _, attribute = entry.target.partition(":")
     try:
-        group(args=argv, prog_name="nima")
+        app = getattr(importlib.import_module(module), attribute)
+        app(args=arguments[1:], prog_name=f"nima {name}")
     except ModuleNotFoundError as error:
-        # A heavy import inside the command itself.
-        name = (argv or sys.argv[1:] or [""])[0]
-        entry = COMMANDS.get(name)
-        if entry is None or (error.name or "").startswith("nima_"):
+        if (error.name or "nima_").startswith("nima_"):
             raise
-        sys.exit(_missing(name, entry.extra, error.name or "?"))
+        print(_missing(name, entry.extra, error.name or ""), file=sys.stderr)
+        sys.exit(2)
+    sys.exit(0)
 
 
 if __name__ == "__main__":
