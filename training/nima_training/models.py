@@ -1,0 +1,176 @@
+"""The networks: an ImageNet backbone with a dropout and a 10-logit head (Talebi & Milanfar, 2017).
+
+Every model maps normalised FP32 images ``[B, 3, H, W]`` to logits ``[B, 10]``; softmax and
+moments stay outside (:mod:`nima_training.distribution`). Backbones are torchvision's, under
+torchvision's own parameter names, so that a state dict means the same in both libraries;
+``mobilenet_v1``, which torchvision lacks, is in :mod:`nima_training.mobilenet_v1`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision import models as tv
+
+from nima_training.distribution import NUM_RATINGS
+from nima_training.mobilenet_v1 import MobileNetV1
+
+WEIGHTS_NONE = "none"
+WEIGHTS_IMAGENET = "imagenet"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """How to build one backbone and where its classifier sits.
+
+    ``features`` is the width that enters the head; ``head`` the dotted name of the module that the
+    dropout and 10-logit layer replace; ``input_size`` what it was pretrained on.
+    """
+
+    build: Callable[..., nn.Module]
+    features: int
+    head: str
+    weights: object | None = None
+    input_size: int = 224
+    kwargs: tuple[tuple[str, object], ...] = ()
+
+
+BACKBONES: dict[str, Backbone] = {
+    "mobilenet_v1": Backbone(MobileNetV1, 1024, "classifier"),
+    "mobilenet_v2": Backbone(
+        tv.mobilenet_v2, 1280, "classifier", tv.MobileNet_V2_Weights.IMAGENET1K_V2
+    ),
+    "mobilenet_v3_small": Backbone(
+        tv.mobilenet_v3_small, 1024, "classifier.3", tv.MobileNet_V3_Small_Weights.IMAGENET1K_V1
+    ),
+    "mobilenet_v3_large": Backbone(
+        tv.mobilenet_v3_large, 1280, "classifier.3", tv.MobileNet_V3_Large_Weights.IMAGENET1K_V2
+    ),
+    "vgg16": Backbone(tv.vgg16, 4096, "classifier.6", tv.VGG16_Weights.IMAGENET1K_V1),
+    "inception_v3": Backbone(
+        tv.inception_v3, 2048, "fc", tv.Inception_V3_Weights.IMAGENET1K_V1, 299
+    ),
+    "resnet50": Backbone(tv.resnet50, 2048, "fc", tv.ResNet50_Weights.IMAGENET1K_V2),
+    "densenet121": Backbone(
+        tv.densenet121, 1024, "classifier", tv.DenseNet121_Weights.IMAGENET1K_V1
+    ),
+    "efficientnet_v2_s": Backbone(
+        tv.efficientnet_v2_s, 1280, "classifier", tv.EfficientNet_V2_S_Weights.IMAGENET1K_V1
+    ),
+    "convnext_tiny": Backbone(
+        tv.convnext_tiny, 768, "classifier.2", tv.ConvNeXt_Tiny_Weights.IMAGENET1K_V1
+    ),
+    "swin_t": Backbone(tv.swin_t, 768, "head", tv.Swin_T_Weights.IMAGENET1K_V1),
+}
+
+
+class WeightsUnavailable(RuntimeError):
+    """The pretrained weights are neither on disk nor downloadable; the message says where to put them."""
+
+
+
+def create_model(
+    backbone: str, weights: str | Path = WEIGHTS_IMAGENET, dropout: float = 0.75
+) -> nn.Module:
+    """A NIMA network on ``backbone``.
+
+    Args:
+        backbone: a key of :data:`BACKBONES`.
+        weights: ``"imagenet"`` (torchvision's weights, from its cache or downloaded), ``"none"``
+            (random initialisation), or the path of a ``.pth``/``.safetensors`` state dict of the
+            plain torchvision backbone.
+        dropout: rate before the head; the paper uses 0.75.
+
+    Returns:
+        A module mapping FP32 ``[B, 3, H, W]`` to logits ``[B, 10]``.
+
+    Raises:
+        ValueError: unknown backbone, or weights that do not fit it.
+        WeightsUnavailable: ImageNet weights asked for but not to be had.
+    """
+    if backbone not in BACKBONES:
+        raise ValueError(f"unknown backbone {backbone!r}; known: {', '.join(sorted(BACKBONES))}")
+    spec = BACKBONES[backbone]
+    if backbone == "inception_v3":
+        # init_weights=True draws truncated normals for a minute; our head is initialised below.
+        model = spec.build(weights=None, init_weights=False, transform_input=False)
+        if isinstance(model, tv.Inception3):
+            model.aux_logits = False
+            model.AuxLogits = None
+    else:
+        model = spec.build(weights=None)
+    if str(weights) != WEIGHTS_NONE:
+        _load_backbone(model, _backbone_state(backbone, weights), spec.head)
+    head = _head(spec, dropout)
+    if spec.head in ("classifier", "fc", "head"):
+        setattr(model, spec.head, head)
+    else:
+        parent_name, _, index = spec.head.rpartition(".")
+        parent = model.get_submodule(parent_name)
+        assert isinstance(parent, nn.Sequential)
+        parent[int(index)] = head
+    return model
+
+
+def _head(spec: Backbone, dropout: float) -> nn.Sequential:
+    linear = nn.Linear(spec.features, NUM_RATINGS)
+    nn.init.normal_(linear.weight, std=0.01)
+    nn.init.zeros_(linear.bias)
+    return nn.Sequential(nn.Dropout(dropout), linear)
+
+
+def head_module(model: nn.Module, backbone: str) -> nn.Module:
+    """The dropout and 10-logit layer of a model made by :func:`create_model`."""
+    return model.get_submodule(BACKBONES[backbone].head)
+
+
+def set_dropout(model: nn.Module, backbone: str, rate: float) -> None:
+    """Change the dropout rate before the head."""
+    for module in head_module(model, backbone).modules():
+        if isinstance(module, nn.Dropout):
+            module.p = rate
+
+
+def _backbone_state(backbone: str, weights: str | Path) -> dict[str, Tensor]:
+    spec = BACKBONES[backbone]
+    if str(weights) != WEIGHTS_IMAGENET:
+        path = Path(weights)
+        if not path.is_file():
+            raise WeightsUnavailable(f"no weights file at {path}")
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    if spec.weights is None:
+        raise WeightsUnavailable(
+            f"{backbone} has no torchvision weights: pass --weights none or a state dict file"
+        )
+    url: str = spec.weights.url  # type: ignore[attr-defined]
+    try:
+        return spec.weights.get_state_dict(progress=True, check_hash=True)  # type: ignore[attr-defined, no-any-return]
+    except OSError as error:
+        place = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+        raise WeightsUnavailable(
+            f"ImageNet weights of {backbone} are not on this machine: "
+            f"fetch {url} and place it at {place}, or pass --weights none"
+        ) from error
+
+
+def _load_backbone(model: nn.Module, state: dict[str, Tensor], head: str) -> None:
+    """Load everything but the layer that the NIMA head replaces (and Inception's auxiliary one)."""
+
+    def kept(name: str) -> bool:
+        return not name.startswith((head + ".", "AuxLogits."))
+
+    own = {name for name in model.state_dict() if kept(name)}
+    state = {name: value for name, value in state.items() if kept(name)}
+    if missing := sorted(own - state.keys()):
+        raise ValueError(f"weights do not fit the backbone: {len(missing)} missing, e.g. {missing[0]}")
+    if extra := sorted(state.keys() - own):
+        raise ValueError(f"weights do not fit the backbone: {len(extra)} unknown, e.g. {extra[0]}")
+    model.load_state_dict(state, strict=False)
