@@ -1,0 +1,100 @@
+"""``nima serve``: the model behind a real tritonserver on this machine, kept alive."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Optional
+
+import typer
+
+from nima_client.contract import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def serve(
+    model_repository: Annotated[
+        Optional[Path],  # noqa: UP007, UP045 - typer reads it at run time on Python 3.10
+        typer.Option(help="Repository to serve; the project's own by default."),
+    ] = None,
+    grpc_port: Annotated[int, typer.Option(help="gRPC port; 0 takes a free one.")] = 8001,
+    http_port: Annotated[int, typer.Option(help="HTTP port; 0 takes a free one.")] = 8000,
+    metrics_port: Annotated[int, typer.Option(help="Metrics port; 0 takes a free one.")] = 8002,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; anything but loopback is open to others.")
+    ] = "127.0.0.1",
+    instances: Annotated[
+        int, typer.Option(min=0, help="Instances of each step; 0 takes one a core.")
+    ] = 0,
+    max_bytes: Annotated[
+        int, typer.Option(min=1, help="Largest encoded image in bytes.")
+    ] = DEFAULT_MAX_BYTES,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Largest image in pixels, checked before decoding.")
+    ] = DEFAULT_MAX_PIXELS,
+    log_file: Annotated[
+        Optional[Path],  # noqa: UP007, UP045
+        typer.Option(help="Keep tritonserver's log here."),
+    ] = None,
+) -> None:
+    """Serve the model with the embedded tritonserver until Ctrl-C or SIGTERM.
+
+    Prints one endpoint a line once a real inference has answered. A dead or hung server or Python
+    stub is restarted with backoff; what happens is told on standard error.
+    """
+    from nima_build.metadata import ArtefactError
+    from nima_build.server import EmbeddedServer, ServerError, ServerOptions, Supervisor
+    from nima_client.preprocess import Limits
+
+    def report(line: str) -> None:
+        print(f"nima serve: {line}", file=sys.stderr, flush=True)
+
+    server = EmbeddedServer(
+        ServerOptions(
+            model_repository=model_repository,
+            grpc_port=grpc_port,
+            http_port=http_port,
+            metrics_port=metrics_port,
+            host=host,
+            instances=instances or None,
+            limits=Limits(max_bytes, max_pixels),
+            log_file=log_file,
+        )
+    )
+    supervisor = Supervisor(server, report=report)
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        # While starting there is no loop to leave yet: unwind the start itself.
+        if starting:
+            raise KeyboardInterrupt
+        supervisor.stop()
+
+    starting = True
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        report("starting tritonserver …")
+        server.start()
+        starting = False
+        assert server.metadata is not None
+        print(f"grpc {server.grpc_url}")
+        print(f"http {server.http_url}")
+        print(f"metrics {server.metrics_url}", flush=True)
+        report(
+            f"serving {server.metadata.name} "
+            f"(checkpoint {server.metadata.checkpoint_sha256[:12]}); Ctrl-C stops"
+        )
+        supervisor.run()
+        report("stopping: requests in flight finish first")
+    except (ServerError, ArtefactError) as error:
+        report(str(error))
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        report("stopped while starting")
+        raise typer.Exit(130) from None
+    finally:
+        server.stop()

@@ -1,0 +1,176 @@
+"""The model repository: where it is, what its configs say, and a rendered copy for one profile.
+
+The tree's ``model_repository/`` is a valid repository as it stands: ``config.pbtxt`` is the profile
+``default`` and ``configs/<profile>.pbtxt`` are the others (``--model-config-name``). Two things
+write to it: ``nima export`` puts the network's facts behind a marker line of each config
+(:func:`write_parameters`), and ``nima serve`` renders a private copy (:func:`render`) with the
+instance counts and limits of the machine at hand.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nima_build.files import write_atomic
+from nima_build.metadata import METADATA_NAME, ArtefactError, ModelMetadata
+from nima_client.contract import MODEL_NAME, NETWORK_MODEL, PREPROCESS_MODEL, PROFILES
+from nima_client.preprocess import DEFAULT_LIMITS, Limits
+
+MODELS = (MODEL_NAME, PREPROCESS_MODEL, NETWORK_MODEL)
+MARKER = "# ---- written by `nima export`: do not edit below this line ----"
+ONNX_NAME = "model.onnx"
+
+
+def default_repository() -> Path:
+    """The repository of the source tree, or the one inside the installed wheel.
+
+    Raises:
+        ArtefactError: neither is there.
+    """
+    here = Path(__file__).resolve().parent
+    for candidate in (here.parents[1] / "model_repository", here / "_model_repository"):
+        if (candidate / MODEL_NAME / "config.pbtxt").is_file():
+            return candidate
+    raise ArtefactError("no model_repository beside this installation: pass --model-repository")
+
+
+def config_path(repository: Path, model: str, profile: str) -> Path:
+    """The config a profile uses for a model; ``config.pbtxt`` where it has none of its own."""
+    own = repository / model / "configs" / f"{profile}.pbtxt"
+    return own if own.is_file() else repository / model / "config.pbtxt"
+
+
+def read_config(path: Path) -> Any:
+    """Parse a config against Triton's model-config schema.
+
+    Returns:
+        ``inference.ModelConfig`` protobuf message.
+
+    Raises:
+        ArtefactError: the file is missing or violates the schema; the message names the line.
+    """
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
+    try:
+        return text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+    except FileNotFoundError:
+        raise ArtefactError(f"no model config at {path}") from None
+    except text_format.ParseError as error:
+        raise ArtefactError(f"{path}: {error}") from None
+
+
+def load_metadata(repository: Path) -> ModelMetadata:
+    """The facts of the network in a repository (``nima_network/1/model.json``)."""
+    return ModelMetadata.load(repository / NETWORK_MODEL / "1" / METADATA_NAME)
+
+
+def _parameter_block(parameters: Mapping[str, str]) -> str:
+    # JSON's string escapes are also those of protobuf's text format.
+    return "".join(
+        f"parameters {{ key: {json.dumps(key)} value {{ string_value: {json.dumps(value)} }} }}\n"
+        for key, value in parameters.items()
+    )
+
+
+def _facts(model: str, metadata: ModelMetadata) -> dict[str, str]:
+    if model == MODEL_NAME:
+        return metadata.served().to_parameters()
+    if model == PREPROCESS_MODEL:
+        return {"preprocessing": json.dumps(metadata.spec.to_dict(), sort_keys=True)}
+    return {}
+
+
+def _configs(repository: Path, model: str) -> Iterator[Path]:
+    yield repository / model / "config.pbtxt"
+    yield from sorted((repository / model / "configs").glob("*.pbtxt"))
+
+
+def write_parameters(repository: Path, metadata: ModelMetadata) -> list[Path]:
+    """Write the network's facts behind the marker line of every config; idempotent.
+
+    Returns:
+        The configs that carry facts.
+    """
+    written = []
+    for model in (MODEL_NAME, PREPROCESS_MODEL):
+        for path in _configs(repository, model):
+            if not path.is_file():
+                continue
+            text = path.read_text()
+            head, found, _ = text.partition(MARKER)
+            if not found:
+                continue
+            content = f"{head}{MARKER}\n{_parameter_block(_facts(model, metadata))}"
+            if content != text:
+                write_atomic(path, content.encode())
+            written.append(path)
+    return written
+
+
+@dataclass(frozen=True)
+class RenderOptions:
+    """What a rendered repository may change.
+
+    Attributes:
+        profile: one of :data:`nima_client.contract.PROFILES`.
+        instances: instance count by model; models not named keep their config's count.
+        limits: largest image in bytes and pixels.
+    """
+
+    profile: str = "embedded"
+    instances: Mapping[str, int] = field(default_factory=dict)
+    limits: Limits = DEFAULT_LIMITS
+
+    def __post_init__(self) -> None:
+        if self.profile not in PROFILES:
+            raise ValueError(f"no profile {self.profile!r}; there are {', '.join(PROFILES)}")
+        if any(count < 1 for count in self.instances.values()):
+            raise ValueError("an instance count must be at least 1")
+        if self.limits.max_bytes < 1 or self.limits.max_pixels < 1:
+            raise ValueError("image limits must be positive")
+
+
+def render(source: Path, destination: Path, options: RenderOptions) -> ModelMetadata:
+    """Write a repository for one profile: its configs as ``config.pbtxt``, files beside them.
+
+    Args:
+        source: a repository with every profile.
+        destination: a folder that may be written; models already there are replaced.
+        options: profile, instance counts and limits.
+
+    Returns:
+        The metadata of the network that the rendered repository serves.
+
+    Raises:
+        ArtefactError: the source lacks the network or holds a broken config.
+    """
+    from google.protobuf import text_format
+
+    metadata = load_metadata(source)
+    onnx = source / NETWORK_MODEL / "1" / ONNX_NAME
+    if not onnx.is_file():
+        raise ArtefactError(f"no {onnx}: run `nima export` first")
+    for model in MODELS:
+        config = read_config(config_path(source, model, options.profile))
+        for key, value in _facts(model, metadata).items():
+            config.parameters[key].string_value = value
+        if model == PREPROCESS_MODEL:
+            config.parameters["max_bytes"].string_value = str(options.limits.max_bytes)
+            config.parameters["max_pixels"].string_value = str(options.limits.max_pixels)
+        if model in options.instances and len(config.instance_group) > 0:
+            config.instance_group[0].count = options.instances[model]
+        target = destination / model
+        shutil.rmtree(target, ignore_errors=True)
+        (target / "1").mkdir(parents=True)
+        (target / "config.pbtxt").write_text(text_format.MessageToString(config))
+        version = source / model / "1"
+        for path in sorted(version.iterdir()) if version.is_dir() else ():
+            if path.is_file() and path.suffix != ".pyc":
+                shutil.copyfile(path, target / "1" / path.name)
+    return metadata

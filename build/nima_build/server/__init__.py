@@ -1,0 +1,19 @@
+"""The tritonserver inside the PyPI wheel nvidia-pytriton, run and kept alive on this machine.
+
+The wheel is used for its binaries only (tritonserver 2.51 and the Python backend's stubs): none of
+its Python code runs.
+"""
+
+from nima_build.server._embedded import EmbeddedServer, ServerError, ServerOptions
+from nima_build.server._probe import Probe, ProbeResult
+from nima_build.server._supervisor import RestartPolicy, Supervisor
+
+__all__ = [
+    "EmbeddedServer",
+    "Probe",
+    "ProbeResult",
+    "RestartPolicy",
+    "ServerError",
+    "ServerOptions",
+    "Supervisor",
+]

@@ -1,0 +1,325 @@
+"""One tritonserver process: rendered repository, free loopback ports, readiness, clean end."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from nima_build.metadata import ModelMetadata
+from nima_build.repository import RenderOptions, default_repository, render
+from nima_build.server._install import (
+    ServerError,
+    check_numpy,
+    lay_out_backends,
+    tritonserver_binary,
+)
+from nima_build.server._probe import Probe
+from nima_client.contract import NETWORK_MODEL, PREPROCESS_MODEL
+from nima_client.preprocess import DEFAULT_LIMITS, Limits
+
+_SHARED_MEMORY = Path("/dev/shm")
+_PR_SET_PDEATHSIG = 1
+_POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """How to run the server.
+
+    Attributes:
+        model_repository: folder with every profile; None takes the project's own.
+        grpc_port: gRPC port; 0 takes a free one, as for the other two.
+        http_port: HTTP port.
+        metrics_port: Prometheus port.
+        host: address to listen on. Loopback unless told otherwise.
+        instances: instances of each step; None takes one a core.
+        limits: largest image in bytes and pixels.
+        log_file: where tritonserver's log goes; None keeps it in the private folder, which is
+            removed at a clean end.
+        start_timeout: seconds until the first inference must have answered.
+        stop_timeout: seconds for requests in flight when the server is asked to end.
+        extra_arguments: passed on to tritonserver as they are.
+    """
+
+    model_repository: Path | None = None
+    grpc_port: int = 0
+    http_port: int = 0
+    metrics_port: int = 0
+    host: str = "127.0.0.1"
+    instances: int | None = None
+    limits: Limits = DEFAULT_LIMITS
+    log_file: Path | None = None
+    start_timeout: float = 60.0
+    stop_timeout: float = 10.0
+    extra_arguments: tuple[str, ...] = ()
+
+
+def available_cores() -> int:
+    """Cores this process may run on (affinity, not the machine's count)."""
+    return len(os.sched_getaffinity(0))
+
+
+def _free_ports(host: str, count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind((host, 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def _end_with_parent() -> None:
+    """In the child, before exec: no orphaned server when this process is killed."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+class EmbeddedServer:
+    """A real tritonserver of the ``embedded`` profile on this machine.
+
+    Use as a context manager: entering renders the repository, starts the process in a process
+    group of its own and returns once an inference has answered; leaving ends it. Start it from a
+    thread that lives as long as the server should: the kernel ends the server with that thread.
+
+    Args:
+        options: ports, limits, log.
+
+    Raises:
+        ServerError: it cannot be started; the message carries the end of the server's log.
+    """
+
+    def __init__(self, options: ServerOptions | None = None) -> None:
+        self.options = options or ServerOptions()
+        self.metadata: ModelMetadata | None = None
+        self._folder: Path | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._shm_prefix = f"nima_{uuid.uuid4().hex[:12]}_"
+        self._ports: list[int] = []
+        self._stubs: frozenset[int] = frozenset()
+
+    def __enter__(self) -> EmbeddedServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def grpc_url(self) -> str:
+        """``host:port`` for :class:`nima_client.NimaClient`."""
+        return self._address(0)
+
+    @property
+    def http_url(self) -> str:
+        """``host:port`` of the HTTP endpoint."""
+        return self._address(1)
+
+    @property
+    def metrics_url(self) -> str:
+        """``host:port`` of the Prometheus endpoint."""
+        return self._address(2)
+
+    def _address(self, index: int) -> str:
+        if not self._ports:
+            raise ServerError("the server has not been started")
+        return f"{self.options.host}:{self._ports[index]}"
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of tritonserver, None when it does not run."""
+        process = self._process
+        return process.pid if process is not None and process.poll() is None else None
+
+    @property
+    def log_path(self) -> Path:
+        """Where tritonserver's log goes."""
+        if self.options.log_file is not None:
+            return self.options.log_file
+        if self._folder is None:
+            raise ServerError("the server has not been started")
+        return self._folder / "tritonserver.log"
+
+    def stub_pids(self) -> frozenset[int]:
+        """Process ids of the Python backend's stubs, read from the process table."""
+        import psutil
+
+        if self.pid is None:
+            return frozenset()
+        try:
+            children = psutil.Process(self.pid).children(recursive=True)
+            return frozenset(
+                c.pid for c in children if c.status() != psutil.STATUS_ZOMBIE
+            )
+        except psutil.Error:
+            return frozenset()
+
+    def defect(self) -> str | None:
+        """What is visibly wrong with the processes: server or stub gone; None when all are there."""
+        if self._process is None:
+            return "the server has not been started"
+        code = self._process.poll()
+        if code is not None:
+            return f"tritonserver ended with status {code}"
+        missing = self._stubs - self.stub_pids()
+        return f"Python stub {min(missing)} is gone" if missing else None
+
+    def start(self) -> None:
+        """Render the repository, start the server and wait until an inference answers.
+
+        Raises:
+            ServerError: see the class.
+        """
+        check_numpy()
+        self._folder = Path(tempfile.mkdtemp(prefix="nima-serve-"))
+        try:
+            count = self.options.instances or available_cores()
+            self.metadata = render(
+                self.options.model_repository or default_repository(),
+                self._folder / "models",
+                RenderOptions(
+                    profile="embedded",
+                    instances={PREPROCESS_MODEL: count, NETWORK_MODEL: count},
+                    limits=self.options.limits,
+                ),
+            )
+            lay_out_backends(self._folder / "backends")
+            self._choose_ports()
+            self.launch()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _choose_ports(self) -> None:
+        options = self.options
+        wanted = [options.grpc_port, options.http_port, options.metrics_port]
+        free = iter(_free_ports(options.host, wanted.count(0)))
+        self._ports = [port or next(free) for port in wanted]
+
+    def launch(self) -> None:
+        """Start the process over the rendered repository, on the ports chosen once.
+
+        Raises:
+            ServerError: it ended, or no inference answered within ``start_timeout``.
+        """
+        if self._folder is None:
+            raise ServerError("call start() first")
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        environment = dict(os.environ)
+        # The stub finds its interpreter, and so this environment's packages, on PATH.
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment.pop("PYTHONHOME", None)
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
+            )
+        self._wait_ready()
+        self._stubs = self.stub_pids()
+
+    def _command(self) -> list[str]:
+        assert self._folder is not None
+        host, (grpc, http, metrics) = self.options.host, self._ports
+        return [
+            str(tritonserver_binary()),
+            f"--model-repository={self._folder / 'models'}",
+            f"--backend-directory={self._folder / 'backends'}",
+            "--disable-auto-complete-config",
+            f"--grpc-address={host}",
+            f"--grpc-port={grpc}",
+            f"--http-address={host}",
+            f"--http-port={http}",
+            f"--metrics-address={host}",
+            f"--metrics-port={metrics}",
+            "--allow-gpu-metrics=false",
+            "--log-format=ISO8601",
+            f"--exit-timeout-secs={max(1, round(self.options.stop_timeout))}",
+            # Names this server's shared memory, so that it alone is removed after a crash.
+            f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
+            *self.options.extra_arguments,
+        ]
+
+    def _wait_ready(self) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + self.options.start_timeout
+        probe = Probe(self.grpc_url, timeout=self.options.start_timeout)
+        try:
+            while time.monotonic() < deadline:
+                if self._process.poll() is not None:
+                    raise ServerError(
+                        f"tritonserver ended with status {self._process.returncode} while starting"
+                        f"\n{self.log_tail()}"
+                    )
+                if self._listens() and probe().alive:
+                    return
+                time.sleep(_POLL_SECONDS)
+        finally:
+            probe.close()
+        raise ServerError(
+            f"no inference answered within {self.options.start_timeout:g} s\n{self.log_tail()}"
+        )
+
+    def _listens(self) -> bool:
+        with socket.socket() as attempt:
+            attempt.settimeout(1.0)
+            return attempt.connect_ex((self.options.host, self._ports[0])) == 0
+
+    def log_tail(self, lines: int = 12) -> str:
+        """The last lines of tritonserver's log."""
+        try:
+            return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
+        except (OSError, ServerError):
+            return ""
+
+    def end_processes(self, grace: float) -> None:
+        """End tritonserver and its stubs, and remove the shared memory they leave.
+
+        Args:
+            grace: seconds between SIGTERM and SIGKILL; 0 kills at once.
+        """
+        process, self._process = self._process, None
+        if process is not None:
+            if process.poll() is None and grace > 0:
+                process.terminate()
+                try:
+                    process.wait(grace)
+                except subprocess.TimeoutExpired:
+                    pass
+            # The group is this server's own session; its stubs are in it and outlive a crash.
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            process.wait()
+        self._stubs = frozenset()
+        for left in _SHARED_MEMORY.glob(f"{self._shm_prefix}*"):
+            left.unlink(missing_ok=True)
+
+    def stop(self) -> None:
+        """Let requests in flight finish, end the server and remove its private folder."""
+        # Triton itself waits up to --exit-timeout-secs for requests in flight.
+        self.end_processes(grace=self.options.stop_timeout + 5.0)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None

@@ -1,0 +1,83 @@
+"""Liveness as an inference: the embedded server's own health stays green with a dead stub."""
+
+from __future__ import annotations
+
+import base64
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from nima_client.contract import INPUT_IMAGE, MODEL_NAME, OUTPUT_MEAN
+
+# A 16x16 grey JPEG: decoding it costs next to nothing and walks the whole path.
+_PROBE_JPEG = base64.b64decode(
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAgGBgcGBQgHBwcJCQgKDBQNDAsLDBkSEw8UHRofHh0aHBwgJC4nICIsIxwc"
+    "KDcpLDAxNDQ0Hyc5PTgyPC4zNDL/wAALCAAQABABAREA/8QAHwAAAQUBAQEBAQEAAAAAAAAAAAECAwQFBgcICQoL/8QA"
+    "tRAAAgEDAwIEAwUFBAQAAAF9AQIDAAQRBRIhMUEGE1FhByJxFDKBkaEII0KxwRVS0fAkM2JyggkKFhcYGRolJicoKSo0"
+    "NTY3ODk6Q0RFRkdISUpTVFVWV1hZWmNkZWZnaGlqc3R1dnd4eXqDhIWGh4iJipKTlJWWl5iZmqKjpKWmp6ipqrKztLW2"
+    "t7i5usLDxMXGx8jJytLT1NXW19jZ2uHi4+Tl5ufo6erx8vP09fb3+Pn6/9oACAEBAAA/ACiiiv/Z"
+)
+
+_QUEUE_FULL = "Exceeds maximum queue size"
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """Outcome of one probe.
+
+    Attributes:
+        alive: whether a finite mean rating came back in time.
+        seconds: how long it took.
+        reason: why it is not alive; empty when it is.
+    """
+
+    alive: bool
+    seconds: float
+    reason: str = ""
+
+
+class Probe:
+    """Scores one tiny photo over gRPC.
+
+    Args:
+        url: ``host:port`` of the gRPC endpoint.
+        timeout: seconds an answer may take.
+    """
+
+    def __init__(self, url: str, timeout: float = 10.0) -> None:
+        import numpy as np
+        import tritonclient.grpc as triton
+
+        self._url = url
+        self._timeout = timeout
+        self._triton = triton
+        image = triton.InferInput(INPUT_IMAGE, [1, 1], "BYTES")
+        image.set_data_from_numpy(np.array([[_PROBE_JPEG]], dtype=np.object_))
+        self._inputs = [image]
+        self._outputs = [triton.InferRequestedOutput(OUTPUT_MEAN)]
+        self._client: Any = None
+
+    def __call__(self) -> ProbeResult:
+        """Send the probe; never raises. A server too busy to queue it counts as alive."""
+        start = time.monotonic()
+        try:
+            if self._client is None:
+                self._client = self._triton.InferenceServerClient(self._url)
+            answer = self._client.infer(
+                MODEL_NAME, self._inputs, outputs=self._outputs, client_timeout=self._timeout
+            )
+            mean = float(answer.as_numpy(OUTPUT_MEAN)[0, 0])
+        except Exception as error:
+            # A new connection next time: gRPC's own reconnect backs off for up to 20 seconds.
+            self.close()
+            reason = " ".join(str(error).split())[:300]
+            return ProbeResult(_QUEUE_FULL in reason, time.monotonic() - start, reason)
+        if not 1.0 <= mean <= 10.0:
+            return ProbeResult(False, time.monotonic() - start, f"mean rating {mean}")
+        return ProbeResult(True, time.monotonic() - start)
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None

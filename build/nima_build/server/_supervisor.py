@@ -1,0 +1,104 @@
+"""Keeps an :class:`EmbeddedServer` answering: probes it, and restarts it with backoff."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nima_build.server._embedded import EmbeddedServer
+from nima_build.server._install import ServerError
+from nima_build.server._probe import Probe
+
+
+@dataclass(frozen=True)
+class RestartPolicy:
+    """When to probe and how patiently to restart.
+
+    Attributes:
+        check_seconds: between two looks at the process table (a dead server or stub).
+        probe_seconds: between two probe inferences (a server that hangs).
+        probe_timeout: seconds a probe may take; longer than the queue can hold a request.
+        failures: consecutive failed probes before a restart.
+        backoff_first: seconds before the first restart; doubles with each failed one.
+        backoff_limit: longest wait in seconds.
+        settled_seconds: a server up for so long has its backoff forgotten.
+    """
+
+    check_seconds: float = 0.25
+    probe_seconds: float = 5.0
+    probe_timeout: float = 30.0
+    failures: int = 2
+    backoff_first: float = 0.1
+    backoff_limit: float = 30.0
+    settled_seconds: float = 60.0
+
+
+class Supervisor:
+    """Runs until told to stop; call :meth:`run` from the thread that started the server.
+
+    Args:
+        server: a started server.
+        policy: intervals and backoff.
+        report: receives one line an event.
+    """
+
+    def __init__(
+        self,
+        server: EmbeddedServer,
+        policy: RestartPolicy | None = None,
+        report: Callable[[str], None] = print,
+    ) -> None:
+        self._server = server
+        self._policy = policy or RestartPolicy()
+        self._report = report
+        self._stop = threading.Event()
+        self._defect: str | None = None
+        self.restarts = 0
+
+    def stop(self) -> None:
+        """Make :meth:`run` return; safe from a signal handler or another thread."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Watch and restart until :meth:`stop`."""
+        prober = threading.Thread(target=self._probe_forever, name="nima-probe", daemon=True)
+        prober.start()
+        backoff, up_since = self._policy.backoff_first, time.monotonic()
+        while not self._stop.wait(self._policy.check_seconds):
+            defect = self._server.defect() or self._defect
+            if defect is None:
+                if time.monotonic() - up_since > self._policy.settled_seconds:
+                    backoff = self._policy.backoff_first
+                continue
+            self._report(f"{defect}; restarting in {backoff:g} s")
+            self._server.end_processes(grace=0)
+            if self._stop.wait(backoff):
+                return
+            backoff = min(backoff * 2, self._policy.backoff_limit)
+            began = time.monotonic()
+            try:
+                self._server.launch()
+            except ServerError as error:
+                self._report(f"restart failed: {error}")
+            else:
+                self.restarts += 1
+                self._report(f"answering again after {time.monotonic() - began:.1f} s")
+            up_since = time.monotonic()
+            self._defect = None
+
+    def _probe_forever(self) -> None:
+        """Probe from a thread of its own: a hung server must not hold up the process watch."""
+        probe = Probe(self._server.grpc_url, self._policy.probe_timeout)
+        failed, restarts = 0, self.restarts
+        while not self._stop.wait(self._policy.probe_seconds):
+            result = probe()
+            if result.alive or restarts != self.restarts:
+                failed, restarts = 0, self.restarts
+                continue
+            failed += 1
+            if failed >= self._policy.failures:
+                self._defect = f"{failed} probes failed, the last with: {result.reason}"
+                failed = 0
+        probe.close()

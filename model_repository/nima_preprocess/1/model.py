@@ -1,0 +1,55 @@
+"""Triton Python model ``nima_preprocess``: IMAGE (BYTES [B, 1]) to PIXELS (UINT8 [B, S, S, 3]).
+
+A request whose images cannot all be decoded fails as a whole with INVALID_ARGUMENT, naming every
+bad index; requests that were merged into the same batch are not touched by it.
+
+Parameters of the model config (strings): ``preprocessing`` (JSON of the specification),
+``max_bytes`` and ``max_pixels`` (limits of one image, checked before decoding).
+"""
+
+import io
+import json
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from nima_client.contract import INPUT_IMAGE, PIXELS, Rejection, format_rejections
+from nima_client.preprocess import ImageRejected, Limits, PreprocessSpec, preprocess
+from PIL import Image
+
+
+class TritonPythonModel:
+    """Decodes and resizes on the CPU."""
+
+    def initialize(self, args):
+        """Read the parameters and warm up the decoder."""
+        config = json.loads(args["model_config"])
+        parameters = {k: v["string_value"] for k, v in config["parameters"].items()}
+        self._spec = PreprocessSpec.from_dict(json.loads(parameters["preprocessing"]))
+        self._limits = Limits(int(parameters["max_bytes"]), int(parameters["max_pixels"]))
+        # This process is ours: our limit replaces Pillow's own.
+        Image.MAX_IMAGE_PIXELS = None
+        photo = io.BytesIO()
+        Image.new("RGB", (640, 480), (90, 120, 150)).save(photo, "JPEG")
+        preprocess(photo.getvalue(), self._spec, self._limits)
+
+    def execute(self, requests):
+        """One response per request, in order."""
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request):
+        images = pb_utils.get_input_tensor_by_name(request, INPUT_IMAGE).as_numpy().reshape(-1)
+        side = self._spec.crop_size
+        pixels = np.empty((len(images), side, side, 3), np.uint8)
+        rejections = []
+        for index, data in enumerate(images):
+            try:
+                pixels[index] = preprocess(data, self._spec, self._limits)
+            except ImageRejected as error:
+                rejections.append(Rejection(index, error.code, error.detail))
+        if rejections:
+            return pb_utils.InferenceResponse(
+                error=pb_utils.TritonError(
+                    format_rejections(rejections), pb_utils.TritonError.INVALID_ARG
+                )
+            )
+        return pb_utils.InferenceResponse([pb_utils.Tensor(PIXELS, pixels)])
