@@ -1,0 +1,62 @@
+# NIMA on Triton. `make help` lists what there is. Everything installs into .venv, once.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+# An interpreter the embedded tritonserver has a stub for; PYTHON=... overrides.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
+	$$p -c 'import sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
+	2>/dev/null && command -v $$p && break; done)
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+SERVE_READY := $(VENV)/.ready-serve
+TEST_READY := $(VENV)/.ready-test
+PACKAGES := client/nima_client training/nima_training build/nima_build
+PYTEST_ARGS ?=
+
+# Runs, not files:
+.PHONY: help demo serve test test-all lint format model clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "No Python 3.10, 3.11 or 3.12 with venv found: install one" \
+		"(Debian: apt-get install python3 python3-venv) or pass PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Making the environment $(VENV) with $(PYTHON) …"
+	@$(PYTHON) -m venv $(VENV)
+
+$(SERVE_READY): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing what serving needs into $(VENV) (about 200 MB; no torch) …"
+	@$(PIP_INSTALL) -e '.[demo]'
+	@touch $@
+
+$(TEST_READY): pyproject.toml constraints.txt | $(SERVE_READY)
+	@echo "Installing what training and the tests need into $(VENV) (about 6 GB with torch) …"
+	@$(PIP_INSTALL) -e '.[dev]'
+	@scripts/apt-packages.sh
+	@touch $@
+
+demo: $(SERVE_READY) ## Score photos with a real tritonserver: make demo [IMAGES=folder]
+	@$(BIN)/python examples/demo.py $(IMAGES)
+
+serve: $(SERVE_READY) ## Serve the bundled model on 127.0.0.1 until Ctrl-C
+	@$(BIN)/nima serve
+
+lint: $(TEST_READY) ## ruff and mypy
+	@echo "ruff …" && $(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@echo "mypy …" && $(BIN)/mypy $(PACKAGES)
+
+format: $(TEST_READY) ## Format the code and fix what ruff can fix
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+test: $(TEST_READY) lint ## Set up everything, lint, and run the whole suite
+	@echo "pytest (real tritonservers on free loopback ports) …"
+	@$(BIN)/python -m pytest -m 'not slow' $(PYTEST_ARGS)
+
+test-all: $(TEST_READY) lint ## The suite with the slow tests
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+clean: ## Remove the environment and every cache
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

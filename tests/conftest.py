@@ -1,0 +1,70 @@
+"""Fixtures of the whole suite: the shared material, photos in memory, a real tritonserver."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder of shared photos and published weights; skips where it is absent."""
+    path = Path(os.environ.get("NIMA_SHARED", REPOSITORY.parent / "shared"))
+    if not (path / "photos").is_dir():
+        pytest.skip(f"no shared material at {path} (set NIMA_SHARED)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared_photos(shared_dir: Path) -> Path:
+    """``photos/`` of the shared material, with train, bench and edge below."""
+    return shared_dir / "photos"
+
+
+@pytest.fixture(scope="session")
+def skimage_photos() -> list[Path]:
+    """Photographs that ship with scikit-image: in every environment of the tests."""
+    import skimage
+
+    folder = Path(skimage.__file__).parent / "data"
+    names = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "camera.png", "retina.jpg")
+    return [folder / name for name in names]
+
+
+@pytest.fixture(scope="session")
+def encode() -> Callable[..., bytes]:
+    """Make an image file in memory: ``encode("JPEG", (width, height), mode="RGB", seed=0, **save)``."""
+
+    def make(
+        kind: str = "JPEG",
+        size: tuple[int, int] = (320, 240),
+        mode: str = "RGB",
+        seed: int = 0,
+        **options: object,
+    ) -> bytes:
+        random = np.random.default_rng(seed)
+        # Smooth, so that lossy formats stay close to the original.
+        small = random.integers(0, 256, (6, 8, 3), np.uint8)
+        image = Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).convert(mode)
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **options)
+        return buffer.getvalue()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def triton() -> Iterator[object]:
+    """One real tritonserver with the bundled model, shared by every test that does no harm to it."""
+    from nima_build.server import EmbeddedServer
+
+    with EmbeddedServer() as server:
+        yield server
