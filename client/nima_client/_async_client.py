@@ -1,0 +1,329 @@
+"""The client for asyncio: the same calls, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator, Sized
+from typing import TYPE_CHECKING, Literal, Union, overload
+
+from nima_client._base import (
+    BaseClient,
+    OnError,
+    check_images,
+    check_on_error,
+    one_result,
+    raise_failures,
+    scores_of,
+    trace_headers,
+)
+from nima_client._contract_check import check_contract
+from nima_client._images import ImageInput, PrepareOptions, is_instant, prepare, source_of
+from nima_client._plan import Attempt, Plan
+from nima_client._transport import AsyncTransport, InferReply
+from nima_client.errors import ImageRejectedError, RequestError
+from nima_client.results import ImageFailure, ImageScore, ModelInfo
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+Images = Union[Iterable[ImageInput], AsyncIterable[ImageInput]]  # noqa: UP007  (3.10)
+
+
+class AsyncNimaClient(BaseClient):
+    """Scores images on a NIMA server, with asyncio.
+
+    Options: see :class:`~nima_client._base.BaseClient`. The calls mean what they mean on
+    :class:`~nima_client.NimaClient`. One client belongs to one event loop, whose tasks may all use
+    it at once; cancelling a task cancels its requests on the server.
+    Files are read and pixels encoded in a thread, so that the loop never waits for them.
+
+    Example:
+        >>> async with AsyncNimaClient("127.0.0.1:8001") as client:
+        ...     scores = await client.score(["beach.jpg", "blurred.jpg"])
+    """
+
+    _opened: AsyncTransport | None = None
+
+    # -- scoring -------------------------------------------------------------------------------
+
+    @overload
+    async def score(
+        self,
+        images: Images,
+        *,
+        on_error: Literal["raise"] = "raise",
+        timeout: float | None = None,
+    ) -> list[ImageScore]: ...
+
+    @overload
+    async def score(
+        self,
+        images: Images,
+        *,
+        on_error: Literal["return"],
+        timeout: float | None = None,
+    ) -> list[ImageScore | ImageFailure]: ...
+
+    async def score(
+        self,
+        images: Images,
+        *,
+        on_error: OnError = "raise",
+        timeout: float | None = None,
+    ) -> list[ImageScore] | list[ImageScore | ImageFailure]:
+        """Score images; see :meth:`NimaClient.score`. ``images`` may also be an async iterable."""
+        check_on_error(on_error)
+        results = [r async for r in self._run(images, timeout, ordered=True, drain=True)]
+        return results if on_error == "return" else raise_failures(results)
+
+    async def score_one(self, image: ImageInput, *, timeout: float | None = None) -> ImageScore:
+        """Score one image; see :meth:`NimaClient.score_one`."""
+        return one_result([r async for r in self._run([image], timeout, ordered=True, drain=True)])
+
+    @overload
+    def score_iter(
+        self,
+        images: Images,
+        *,
+        ordered: bool = True,
+        on_error: Literal["raise"] = "raise",
+        timeout: float | None = None,
+    ) -> AsyncIterator[ImageScore]: ...
+
+    @overload
+    def score_iter(
+        self,
+        images: Images,
+        *,
+        ordered: bool = True,
+        on_error: Literal["return"],
+        timeout: float | None = None,
+    ) -> AsyncIterator[ImageScore | ImageFailure]: ...
+
+    def score_iter(
+        self,
+        images: Images,
+        *,
+        ordered: bool = True,
+        on_error: OnError = "raise",
+        timeout: float | None = None,
+    ) -> AsyncIterator[ImageScore] | AsyncIterator[ImageScore | ImageFailure]:
+        """Score an endless stream in constant memory; see :meth:`NimaClient.score_iter`.
+
+        Results come out while an async iterable is waited for. When leaving the loop early, close
+        the iterator (``contextlib.aclosing``), so that requests under way are cancelled at once.
+        """
+        check_on_error(on_error)
+        check_images(images)
+        return self._stream(images, timeout, ordered, on_error)
+
+    async def model_info(self) -> ModelInfo:
+        """What the server serves; see :meth:`NimaClient.model_info`."""
+        return await self._contact(None)
+
+    async def close(self) -> None:
+        """Close the connection; calls under way end with an error."""
+        if self._opened is not None:
+            await self._opened.close_async()
+
+    async def __aenter__(self) -> AsyncNimaClient:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    # -- inside --------------------------------------------------------------------------------
+
+    async def _stream(
+        self, images: Images, timeout: float | None, ordered: bool, on_error: OnError
+    ) -> AsyncIterator[ImageScore]:
+        # Typed as the narrower of score_iter's two overloads.
+        run = self._run(images, timeout, ordered=ordered, drain=False)
+        try:
+            async for result in run:
+                if isinstance(result, ImageFailure) and on_error == "raise":
+                    assert result.error is not None
+                    raise result.error
+                yield result  # type: ignore[misc]
+        finally:
+            await run.aclose()
+
+    @property
+    def _transport(self) -> AsyncTransport:
+        if self._opened is None:
+            self._opened = self._given_transport or self._default_transport()
+        return self._opened
+
+    def _default_transport(self) -> AsyncTransport:
+        from nima_client._grpc_aio import AsyncGrpcTransport
+
+        return AsyncGrpcTransport(self._connection)
+
+    async def _describe(self, version: str, timeout: float) -> ModelInfo:
+        description = await self._transport.describe_async(self._model_name, version, timeout)
+        return self._remember(check_contract(description))
+
+    async def _contact(self, deadline: float | None) -> ModelInfo:
+        end = self._connect_end(deadline)
+        attempt = 1
+        while True:
+            try:
+                return await self._describe(self._model_version, max(0.001, end - time.monotonic()))
+            except RequestError as error:
+                await asyncio.sleep(self._connect_wait(error, attempt, end))
+                attempt += 1
+
+    async def _current(self, deadline: float | None) -> ModelInfo:
+        known = self._known
+        return next(iter(known.values())) if known else await self._contact(deadline)
+
+    async def _run(
+        self, images: Images, timeout: float | None, *, ordered: bool, drain: bool
+    ) -> AsyncGenerator[ImageScore | ImageFailure, None]:
+        """Drive one call; the twin of ``NimaClient._run``."""
+        check_images(images)
+        deadline = self._deadline(timeout)
+        source = _Source(images)
+        info = await self._current(deadline)
+        plan = self._plan(info, deadline, ordered=ordered)
+        trace = trace_headers()
+        under_way: dict[asyncio.Task[InferReply], Attempt] = {}
+        feeder: asyncio.Task[None] | None = None
+        try:
+            while True:
+                for task in [t for t in under_way if t.done()]:
+                    await self._answer(plan, under_way.pop(task), task)
+                if feeder is not None and feeder.done():
+                    feeder.result()
+                    feeder = None
+                for result in plan.take():
+                    yield result
+                if plan.finished:
+                    break
+                now = time.monotonic()
+                if plan.expire(now):
+                    for task in under_way:
+                        task.cancel()
+                    continue
+                attempt = plan.next_request(now)
+                if attempt is not None:
+                    request = self._request(attempt, plan, info, trace)
+                    task = asyncio.create_task(self._transport.infer_async(request))
+                    under_way[task] = attempt
+                    continue
+                if plan.wants_input and feeder is None:
+                    if source.add_instant(plan, self._prepare_options):
+                        continue
+                    feeder = asyncio.create_task(self._feed(plan, source))
+                wake = plan.wake_at()
+                wait = None if wake is None else max(0.0, wake - time.monotonic())
+                waited_for = {*under_way, *([feeder] if feeder else [])}
+                if waited_for:
+                    await asyncio.wait(
+                        waited_for, timeout=wait, return_when=asyncio.FIRST_COMPLETED
+                    )
+                else:
+                    await asyncio.sleep(wait or 0.0)
+        finally:
+            left = [*under_way, *([feeder] if feeder else [])]
+            for unfinished in left:
+                unfinished.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+        if plan.broken is not None:
+            if not drain:
+                raise plan.broken
+            async for index, image in source:
+                yield ImageFailure.from_error(index, plan.broken, source_of(image))
+
+    async def _feed(self, plan: Plan, source: _Source) -> None:
+        try:
+            index, image = await source.__anext__()
+        except StopAsyncIteration:
+            plan.end_of_input()
+            return
+        try:
+            plan.add(index, await asyncio.to_thread(prepare, image, self._prepare_options, index))
+        except ImageRejectedError as error:
+            plan.add_failure(index, error, source_of(image))
+        if source.exhausted:
+            plan.end_of_input()
+
+    async def _answer(self, plan: Plan, attempt: Attempt, task: asyncio.Task[InferReply]) -> None:
+        try:
+            reply = task.result()
+            info = self._known.get(reply.model_version)
+            if info is None:
+                info = await self._describe(reply.model_version, self._connect_timeout)
+            plan.succeeded(attempt, scores_of(attempt, reply, info), time.monotonic())
+        except RequestError as error:
+            self._failed(plan, attempt, error)
+        except asyncio.CancelledError:
+            # Cancelled by us at the deadline: its images have been answered for.
+            if not task.cancelled():
+                raise
+
+
+class _Source:
+    """Numbered images of an iterable or an async iterable."""
+
+    def __init__(self, images: Images) -> None:
+        self._next = 0
+        self._total = len(images) if isinstance(images, Sized) else None
+        self._peeked: list[ImageInput] = []
+        self._plain: Iterator[ImageInput] | None = None
+        self._waiting: AsyncIterator[ImageInput] | None = None
+        if isinstance(images, AsyncIterable):
+            self._waiting = images.__aiter__()
+        else:
+            self._plain = iter(images)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the last image is known to have been read."""
+        return self._next == self._total
+
+    def add_instant(self, plan: Plan, options: PrepareOptions) -> bool:
+        """Feed the plan without waiting, where that is possible; whether it was."""
+        if self._plain is None or self._peeked:
+            return False
+        try:
+            image = next(self._plain)
+        except StopIteration:
+            plan.end_of_input()
+            return True
+        if not is_instant(image) or options.max_side is not None:
+            self._peeked.append(image)
+            return False
+        index = self._next
+        self._next += 1
+        try:
+            plan.add(index, prepare(image, options, index))
+        except ImageRejectedError as error:
+            plan.add_failure(index, error, source_of(image))
+        if self.exhausted:
+            plan.end_of_input()
+        return True
+
+    def __aiter__(self) -> _Source:
+        return self
+
+    async def __anext__(self) -> tuple[int, ImageInput]:
+        if self._waiting is not None:
+            image = await self._waiting.__anext__()
+        elif self._peeked:
+            image = self._peeked.pop()
+        else:
+            assert self._plain is not None
+            try:
+                image = next(self._plain)
+            except StopIteration:
+                raise StopAsyncIteration from None
+        index = self._next
+        self._next += 1
+        return index, image

@@ -1,0 +1,268 @@
+"""What both clients share: options, planning, and turning replies into results."""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterable, Iterable, Mapping
+from typing import Any, Literal
+
+from nima_client import _defaults
+from nima_client._connection import TLS, Compression, Connection, normalise_url
+from nima_client._images import PrepareOptions, is_single_image
+from nima_client._plan import Attempt, Plan
+from nima_client._retry import RetryPolicy
+from nima_client._transport import InferReply, InferRequest
+from nima_client.contract import MODEL_NAME
+from nima_client.errors import RequestError, ScoringError, Stage
+from nima_client.preprocess import Limits
+from nima_client.results import ImageFailure, ImageScore, ModelInfo
+
+OnError = Literal["raise", "return"]
+
+
+class BaseClient:
+    """Options of :class:`NimaClient` and :class:`AsyncNimaClient`; every default in ``_defaults``.
+
+    Args:
+        url: ``host:port`` of Triton's gRPC endpoint; ``grpcs://host:port`` for TLS;
+            ``dns:///name:port`` for several servers behind one name, used in turn. None takes
+            ``$NIMA_URL``, else ``127.0.0.1:8001``.
+        request_size: images in one request, 1..32.
+        max_in_flight: requests that one call keeps under way at most.
+        timeout: seconds that a whole call may take unless it says otherwise; None for any.
+        request_timeout: seconds that one request may take; sent to the server as well.
+        connect_timeout: seconds for the first contact, retries included.
+        retry: retry policy; ``NO_RETRIES`` turns retries off.
+        tls: certificates; ``TLS()`` trusts the public authorities.
+        headers: metadata for every call, e.g. of a restricted protocol or an API gateway.
+        bearer_token: shorthand for the header ``authorization: Bearer …``.
+        keepalive_s: seconds between pings on an idle connection, at least 300 for Triton; None for
+            no pings.
+        compression: ``"gzip"``, ``"deflate"`` or None.
+        limits: largest image, in bytes and in pixels; refused here, before any upload.
+        max_side: photos whose longest side is larger, in pixels, are made smaller before upload.
+        model_name: Triton model to ask.
+        model_version: its version; empty lets the server choose.
+        transport: anything with the methods of the transport protocol, instead of gRPC; see
+            :mod:`nima_client.testing`.
+
+    Raises:
+        ValueError: an option out of range, or an address that is none.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        request_size: int = _defaults.REQUEST_SIZE,
+        max_in_flight: int = _defaults.MAX_IN_FLIGHT,
+        timeout: float | None = None,
+        request_timeout: float | None = _defaults.REQUEST_TIMEOUT_S,
+        connect_timeout: float = _defaults.CONNECT_TIMEOUT_S,
+        retry: RetryPolicy | None = None,
+        tls: TLS | None = None,
+        headers: Mapping[str, str] | None = None,
+        bearer_token: str | None = None,
+        keepalive_s: float | None = _defaults.KEEPALIVE_TIME_S,
+        compression: Compression | None = None,
+        limits: Limits | None = None,
+        max_side: int | None = _defaults.MAX_SIDE,
+        model_name: str = MODEL_NAME,
+        model_version: str = "",
+        transport: Any = None,
+    ) -> None:
+        for name, value in (("request_size", request_size), ("max_in_flight", max_in_flight)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        if max_side is not None and max_side < 1:
+            raise ValueError(f"max_side must be at least 1, not {max_side}")
+        target, scheme_tls = normalise_url(url if url is not None else _defaults.default_url())
+        all_headers = dict(headers or {})
+        if bearer_token is not None:
+            all_headers["authorization"] = f"Bearer {bearer_token}"
+        self._connection = Connection(
+            target=target,
+            tls=tls if tls is not None else (TLS() if scheme_tls else None),
+            headers=all_headers,
+            keepalive_s=keepalive_s,
+            compression=compression,
+        )
+        self._request_size = request_size
+        self._max_in_flight = max_in_flight
+        self._timeout = timeout
+        self._request_timeout = request_timeout
+        self._connect_timeout = connect_timeout
+        self._retry = retry or RetryPolicy()
+        self._prepare_options = PrepareOptions(limits or Limits(), max_side)
+        self._model_name = model_name
+        self._model_version = model_version
+        self._rng = random.Random()
+        self._lock = threading.Lock()
+        self._known: dict[str, ModelInfo] = {}
+        self._given_transport = transport
+
+    @property
+    def url(self) -> str:
+        """The gRPC target."""
+        return self._connection.target
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
+
+    # -- shared pieces of a call ---------------------------------------------------------------
+
+    def _plan(self, info: ModelInfo, deadline: float | None, *, ordered: bool) -> Plan:
+        size = min(self._request_size, info.max_batch_size)
+        return Plan(
+            # Ragged rows cannot share a UINT8 tensor.
+            request_size=1 if info.input_type == "UINT8" else size,
+            max_in_flight=self._max_in_flight,
+            retry=self._retry,
+            deadline=deadline,
+            ordered=ordered,
+            call_id=uuid.uuid4().hex[:12],
+            rng=self._rng,
+        )
+
+    def _deadline(self, timeout: float | None) -> float | None:
+        """Monotonic time at which a call ends; a call's own timeout goes before the client's."""
+        seconds = timeout if timeout is not None else self._timeout
+        return None if seconds is None else time.monotonic() + seconds
+
+    def _request(
+        self, attempt: Attempt, plan: Plan, info: ModelInfo, trace: tuple[tuple[str, str], ...]
+    ) -> InferRequest:
+        suffix = "" if attempt.number == 1 else f".{attempt.number}"
+        return InferRequest(
+            images=tuple(item.prepared.data for item in attempt.items),
+            request_id=attempt.request_id + suffix,
+            input_type=info.input_type,
+            timeout_s=plan.timeout_of(self._request_timeout, time.monotonic()),
+            headers=trace,
+            model_name=self._model_name,
+            model_version=self._model_version,
+        )
+
+    def _remember(self, info: ModelInfo) -> ModelInfo:
+        """Keep what a server said of the model, by the versions it has loaded."""
+        self._known = {**self._known, **dict.fromkeys(info.versions, info)}
+        return info
+
+    def _failed(self, plan: Plan, attempt: Attempt, error: RequestError) -> None:
+        if error.stage is Stage.TRANSPORT:
+            # The server may come back with other weights under the same version number.
+            self._known = {}
+        plan.failed(attempt, error, time.monotonic())
+
+    def _connect_end(self, deadline: float | None) -> float:
+        """Monotonic time at which the first contact is given up."""
+        end = time.monotonic() + min(self._connect_timeout, self._retry.budget_s)
+        return end if deadline is None else min(end, deadline)
+
+    def _connect_wait(self, error: RequestError, attempt: int, end: float) -> float:
+        """Seconds to wait before the next try of the first contact; raises when there is none."""
+        wait = self._retry.backoff(attempt, self._rng)
+        late = time.monotonic() + wait >= end
+        if not error.retryable or attempt >= self._retry.attempts or late:
+            raise error
+        return wait
+
+
+def scores_of(attempt: Attempt, reply: InferReply, info: ModelInfo) -> list[ImageScore]:
+    """One score for each image of a request."""
+    served = info.served
+    return [
+        ImageScore(
+            index=item.index,
+            mean=reply.means[row],
+            std=reply.stds[row],
+            distribution=reply.distributions[row],
+            percentile=served.percentile(reply.means[row]),
+            source=item.prepared.source,
+            model_name=reply.model_name,
+            model_version=reply.model_version,
+            checkpoint_name=served.checkpoint_name,
+            checkpoint_sha256=served.checkpoint_sha256,
+            request_id=reply.request_id,
+        )
+        for row, item in enumerate(attempt.items)
+    ]
+
+
+def check_images(images: object) -> None:
+    """Refuse one image where a sequence is meant, which Python would happily iterate over.
+
+    Raises:
+        TypeError: says how to pass one image.
+    """
+    if is_single_image(images):
+        raise TypeError(
+            f"this is one image ({type(images).__name__}): pass a list of images, "
+            "or call score_one()"
+        )
+    if not isinstance(images, (Iterable, AsyncIterable)):
+        raise TypeError(f"images must be a sequence of images, not {type(images).__name__}")
+
+
+def check_on_error(on_error: str) -> None:
+    """Refuse an unknown ``on_error``."""
+    if on_error not in ("raise", "return"):
+        raise ValueError(f"on_error must be 'raise' or 'return', not {on_error!r}")
+
+
+def raise_failures(results: Iterable[ImageScore | ImageFailure]) -> list[ImageScore]:
+    """All results as scores.
+
+    Raises:
+        ScoringError: at least one is a failure; carries both.
+    """
+    scores: list[ImageScore] = []
+    failures: list[ImageFailure] = []
+    for result in results:
+        if isinstance(result, ImageFailure):
+            failures.append(result)
+        else:
+            scores.append(result)
+    if not failures:
+        return scores
+    first = failures[0]
+    total = len(scores) + len(failures)
+    more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+    raise ScoringError(
+        f"{len(failures)} of {total} images have no score: {first.message}{more}",
+        {score.index: score for score in scores},
+        failures,
+    ) from first.error
+
+
+def one_result(results: list[ImageScore | ImageFailure]) -> ImageScore:
+    """The one score of a call with one image.
+
+    Raises:
+        RequestError: why there is none.
+    """
+    (result,) = results
+    if isinstance(result, ImageScore):
+        return result
+    assert result.error is not None
+    raise result.error
+
+
+def trace_headers() -> tuple[tuple[str, str], ...]:
+    """W3C trace context of the current OpenTelemetry span, where the application uses it.
+
+    OpenTelemetry is no dependency: when the application has not imported it, there is no span.
+    """
+    if "opentelemetry" not in sys.modules:
+        return ()
+    try:
+        from opentelemetry import propagate
+    except ImportError:
+        return ()
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    return tuple((key.lower(), value) for key, value in carrier.items())

@@ -1,0 +1,80 @@
+"""Every default of the client, with its reason. No other module holds one."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from nima_client.contract import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS
+
+URL_VARIABLE: Final = "NIMA_URL"
+"""Environment variable that names the server when a call does not."""
+
+URL: Final = "127.0.0.1:8001"
+"""Triton's usual gRPC address on this machine."""
+
+REQUEST_SIZE: Final = 1
+"""Images in a request. One, because the server's dynamic batcher groups requests by itself, and one
+bad image then costs no other image a second trip."""
+
+MAX_IN_FLIGHT: Final = 16
+"""Requests that one call keeps under way. Enough for the largest preferred batch of the bundled
+configurations; a fast GPU far away wants more."""
+
+REQUEST_TIMEOUT_S: Final = 30.0
+"""Longest wait for one request. Scoring takes milliseconds; what is left is a queue."""
+
+CONNECT_TIMEOUT_S: Final = 10.0
+"""Longest wait for the contract check at connect, retries included."""
+
+RETRY_ATTEMPTS: Final = 10
+"""Times one request is sent at most, so that a request that crashes its server ends."""
+
+RETRY_BUDGET_S: Final = 30.0
+"""How long a call goes on while nothing succeeds. A supervised server is back in ten seconds."""
+
+RETRY_INITIAL_BACKOFF_S: Final = 0.1
+RETRY_MAX_BACKOFF_S: Final = 5.0
+RETRY_MULTIPLIER: Final = 2.0
+"""Waits of 0.1, 0.2, 0.4 … 5 s before jitter."""
+
+RETRY_JITTER: Final = 0.5
+"""Share of each wait that is random, so that clients do not come back in step."""
+
+MAX_BYTES: Final = DEFAULT_MAX_BYTES
+MAX_PIXELS: Final = DEFAULT_MAX_PIXELS
+"""The server's own limits (nima_client.contract): what it would refuse is not uploaded."""
+
+MAX_SIDE: Final[int | None] = None
+"""Longest side above which a photo is made smaller before upload. Off: it changes the score by a
+little (docs/client.md has the measurement)."""
+
+DOWNSCALE_JPEG_QUALITY: Final = 95
+"""Quality of the JPEG (4:4:4) that replaces a photo larger than ``max_side``."""
+
+PNG_COMPRESS_LEVEL: Final = 1
+"""For arrays and PIL images, which travel as PNG: level 1 is the fastest that still filters."""
+
+COMPRESSION: Final[str | None] = None
+"""gRPC compression. Off: photos are compressed already, gzip took time and saved under one percent
+(docs/client.md)."""
+
+# The server's minimum interval is 300 s: one ping sooner earns a GOAWAY. 350 s leaves room for
+# clocks that drift; connections behind a balancer with a shorter idle timeout reconnect by retry.
+KEEPALIVE_TIME_S: Final = 350.0
+KEEPALIVE_TIMEOUT_S: Final = 20.0
+
+MAX_MESSAGE_BYTES: Final = 2**31 - 1
+"""gRPC's own maximum. Its default of 4 MiB would refuse photos; the limits above decide."""
+
+# gRPC waits up to 120 s before it tries a refused address again; our retries need it back sooner.
+RECONNECT_INITIAL_MS: Final = 100
+RECONNECT_MAX_MS: Final = 2000
+
+REORDER_WINDOW: Final = 1024
+"""Results that ``score_iter(ordered=True)`` holds at most while an earlier one is outstanding."""
+
+
+def default_url() -> str:
+    """Address of the server for calls that name none: ``$NIMA_URL``, else ``127.0.0.1:8001``."""
+    return os.environ.get(URL_VARIABLE) or URL

@@ -1,0 +1,150 @@
+"""The gRPC transport for threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from nima_client import _wire
+from nima_client._connection import Connection
+from nima_client._transport import InferReply, InferRequest, ModelDescription, PendingReply
+from nima_client.errors import RequestCancelled
+
+if TYPE_CHECKING:
+    import grpc
+
+
+class GrpcTransport:
+    """One channel, opened at first use, so that importing and constructing stay light.
+
+    Thread-safe. After ``os.fork`` a child that uses a transport of its parent opens a channel of
+    its own; the parent's stays untouched.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+        self._channel: grpc.Channel | None = None
+        self._stub: Any = None
+        self._pid = 0
+        self._closed = False
+
+    def describe(self, model_name: str, model_version: str, timeout_s: float) -> ModelDescription:
+        """Model metadata and config; see :class:`nima_client._transport.Transport`."""
+        import grpc
+        from tritonclient.grpc import service_pb2
+
+        stub = self._connect()
+        extra = {"timeout": timeout_s, "metadata": self._connection.metadata()}
+        key = {"name": model_name, "version": model_version}
+        try:
+            metadata = stub.ModelMetadata(service_pb2.ModelMetadataRequest(**key), **extra)
+            config = stub.ModelConfig(service_pb2.ModelConfigRequest(**key), **extra)
+        except grpc.RpcError as failure:
+            raise _wire.error_of(failure) from failure
+        return _wire.description(metadata, config)
+
+    def infer(self, request: InferRequest) -> InferReply:
+        """Send and wait."""
+        import grpc
+
+        stub = self._connect()
+        try:
+            response = stub.ModelInfer(_wire.infer_message(request), **self._call_options(request))
+        except grpc.RpcError as failure:
+            raise _wire.error_of(failure, request.request_id) from failure
+        except ValueError as error:  # the channel was closed by another thread
+            raise RequestCancelled(str(error), request_id=request.request_id) from error
+        return _wire.parse_reply(response, request)
+
+    def submit(self, request: InferRequest) -> PendingReply:
+        """Send, and return at once."""
+        stub = self._connect()
+        try:
+            call = stub.ModelInfer.future(
+                _wire.infer_message(request), **self._call_options(request)
+            )
+        except ValueError as error:
+            raise RequestCancelled(str(error), request_id=request.request_id) from error
+        return _Pending(call, request)
+
+    def close(self) -> None:
+        """Close the channel; requests under way are cancelled."""
+        with self._lock:
+            self._closed = True
+            if self._channel is not None and self._pid == os.getpid():
+                self._channel.close()
+            self._channel = self._stub = None
+
+    def _call_options(self, request: InferRequest) -> dict[str, Any]:
+        return {
+            "timeout": request.timeout_s,
+            "metadata": self._connection.metadata() + request.headers,
+            "compression": _compression(self._connection.compression),
+        }
+
+    def _connect(self) -> Any:
+        stub = self._stub
+        if stub is not None and self._pid == os.getpid():
+            return stub
+        with self._lock:
+            if self._closed:
+                raise RequestCancelled("the client is closed")
+            if self._stub is None or self._pid != os.getpid():
+                from tritonclient.grpc import service_pb2_grpc
+
+                self._channel = open_channel(self._connection)
+                self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+                self._pid = os.getpid()
+            return self._stub
+
+
+class _Pending:
+    """A request under way; see :class:`nima_client._transport.PendingReply`."""
+
+    def __init__(self, call: Any, request: InferRequest) -> None:
+        self._call = call
+        self._request = request
+
+    def add_done_callback(self, callback: Callable[[PendingReply], None]) -> None:
+        self._call.add_done_callback(lambda _: callback(self))
+
+    def result(self) -> InferReply:
+        import grpc
+
+        try:
+            response = self._call.result()
+        except grpc.RpcError as failure:
+            raise _wire.error_of(failure, self._request.request_id) from failure
+        except grpc.FutureCancelledError as error:
+            raise RequestCancelled(
+                "the request was cancelled", request_id=self._request.request_id
+            ) from error
+        return _wire.parse_reply(response, self._request)
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+
+def open_channel(connection: Connection, *, asynchronous: bool = False) -> Any:
+    """A ``grpc.Channel``, or a ``grpc.aio.Channel``, for a connection."""
+    import grpc
+
+    # grpc.aio's functions have the same names and arguments.
+    make: Any = grpc.aio if asynchronous else grpc
+    options = connection.channel_options()
+    if connection.tls is None:
+        return make.insecure_channel(connection.target, options=options)
+    root, key, chain = connection.tls.read()
+    credentials = grpc.ssl_channel_credentials(root, key, chain)
+    return make.secure_channel(connection.target, credentials, options=options)
+
+
+def _compression(name: str | None) -> Any:
+    import grpc
+
+    if name is None:
+        return None
+    return {"gzip": grpc.Compression.Gzip, "deflate": grpc.Compression.Deflate}[name]

@@ -1,0 +1,76 @@
+"""The gRPC transport for asyncio."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nima_client import _wire
+from nima_client._connection import Connection
+from nima_client._grpc import _compression, open_channel
+from nima_client._transport import InferReply, InferRequest, ModelDescription
+from nima_client.errors import RequestCancelled
+
+if TYPE_CHECKING:
+    import grpc.aio
+
+
+class AsyncGrpcTransport:
+    """One channel, opened at first use, inside the event loop that uses it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._channel: grpc.aio.Channel | None = None
+        self._stub: Any = None
+        self._closed = False
+
+    async def describe_async(
+        self, model_name: str, model_version: str, timeout_s: float
+    ) -> ModelDescription:
+        """Model metadata and config; see :class:`nima_client._transport.AsyncTransport`."""
+        import grpc
+        from tritonclient.grpc import service_pb2
+
+        stub = self._connect()
+        extra = {"timeout": timeout_s, "metadata": self._connection.metadata()}
+        key = {"name": model_name, "version": model_version}
+        try:
+            metadata = await stub.ModelMetadata(service_pb2.ModelMetadataRequest(**key), **extra)
+            config = await stub.ModelConfig(service_pb2.ModelConfigRequest(**key), **extra)
+        except grpc.RpcError as failure:
+            raise _wire.error_of(failure) from failure
+        return _wire.description(metadata, config)
+
+    async def infer_async(self, request: InferRequest) -> InferReply:
+        """Send and wait; cancelling the task cancels the request on the server."""
+        import grpc
+
+        stub = self._connect()
+        try:
+            response = await stub.ModelInfer(
+                _wire.infer_message(request),
+                timeout=request.timeout_s,
+                metadata=self._connection.metadata() + request.headers,
+                compression=_compression(self._connection.compression),
+            )
+        except grpc.RpcError as failure:
+            raise _wire.error_of(failure, request.request_id) from failure
+        except grpc.aio.UsageError as error:  # the channel was closed meanwhile
+            raise RequestCancelled(str(error), request_id=request.request_id) from error
+        return _wire.parse_reply(response, request)
+
+    async def close_async(self) -> None:
+        """Close the channel; requests under way are cancelled."""
+        self._closed = True
+        channel, self._channel, self._stub = self._channel, None, None
+        if channel is not None:
+            await channel.close()
+
+    def _connect(self) -> Any:
+        if self._closed:
+            raise RequestCancelled("the client is closed")
+        if self._stub is None:
+            from tritonclient.grpc import service_pb2_grpc
+
+            self._channel = open_channel(self._connection, asynchronous=True)
+            self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        return self._stub

@@ -1,0 +1,235 @@
+"""From what callers have (path, bytes, file, PIL, array) to the encoded bytes that travel.
+
+Lossless wherever the caller's pixels are known only to the caller: arrays and PIL images go as PNG.
+Files go as they are, untouched. Limits are checked on the header, before anything is uploaded.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Union
+
+from nima_client import _defaults
+from nima_client.contract import RejectionCode
+from nima_client.errors import ImageRejectedError
+from nima_client.preprocess import ImageRejected, Limits, inspect_header
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from PIL import Image
+
+ImageInput = Union[
+    str,
+    "os.PathLike[str]",
+    bytes,
+    bytearray,
+    memoryview,
+    BinaryIO,
+    "Image.Image",
+    "npt.NDArray[np.uint8]",
+]
+"""One image: a path, the bytes of an image file, a binary file object, a PIL image, or a uint8
+array of shape [H, W, 3] (RGB), [H, W] or [H, W, 1] (grey) or [H, W, 4] (RGBA, shown on white)."""
+
+_WHAT = (
+    "a path, bytes, a binary file object, a PIL image or a uint8 array [H, W, 3] (also [H, W], "
+    "[H, W, 1], [H, W, 4])"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareOptions:
+    """How images are made ready.
+
+    Attributes:
+        limits: largest size in bytes and in pixels.
+        max_side: longest side in pixels above which a photo is made smaller; None leaves all alone.
+    """
+
+    limits: Limits
+    max_side: int | None = _defaults.MAX_SIDE
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """One image, ready to travel.
+
+    Attributes:
+        data: the encoded file.
+        source: its name, when it came as a path.
+    """
+
+    data: bytes
+    source: str | None = None
+
+
+def source_of(image: object) -> str | None:
+    """Name of the file behind an input, where it has one."""
+    if isinstance(image, (str, os.PathLike)):
+        return os.fspath(image)
+    name = getattr(image, "name", None) if hasattr(image, "read") else None
+    return name if isinstance(name, str) else None
+
+
+def is_single_image(images: object) -> bool:
+    """Whether somebody passed one image where a sequence of images is meant."""
+    return (
+        isinstance(images, (str, bytes, bytearray, memoryview, os.PathLike))
+        or hasattr(images, "read")
+        or _is_pil(images)
+        or (_is_array(images) and getattr(images, "ndim", 0) < 4)
+    )
+
+
+def is_instant(image: object) -> bool:
+    """Whether an input is ready without reading, encoding or decoding (so an event loop may)."""
+    return isinstance(image, (bytes, bytearray, memoryview))
+
+
+def prepare(image: ImageInput, options: PrepareOptions, index: int = 0) -> Prepared:
+    """Make one image ready.
+
+    Args:
+        image: as :data:`ImageInput` says.
+        options: limits and downscaling.
+        index: position in the call's input, for the error.
+
+    Raises:
+        ImageRejectedError: the file cannot be read (code ``UNREADABLE``), or the server would
+            refuse the image (code of the contract).
+        TypeError: not an image of a supported kind; says which kinds are.
+    """
+    source = source_of(image)
+    try:
+        data = _encode(image, options.limits)
+        header = inspect_header(data, options.limits)
+        longest = max(header.width, header.height)
+        if options.max_side is not None and longest > options.max_side:
+            data = _downscale(data, options)
+    except ImageRejected as error:
+        raise rejected(error.code.value, error.detail, index, source) from None
+    except OSError as error:
+        raise rejected("UNREADABLE", error.strerror or str(error), index, source) from error
+    return Prepared(data, source)
+
+
+def rejected(
+    code: str, detail: str, index: int, source: str | None, request_id: str = ""
+) -> ImageRejectedError:
+    """The exception for one refused image, worded the same wherever it was refused."""
+    name = source if source is not None else f"image {index}"
+    return ImageRejectedError(
+        f"{name}: {code}: {detail}",
+        code=code,
+        index=index,
+        detail=detail,
+        source=source,
+        request_id=request_id,
+    )
+
+
+def _encode(image: Any, limits: Limits) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, (bytearray, memoryview)):
+        return bytes(image)
+    if isinstance(image, (str, os.PathLike)):
+        return _read(Path(image), limits)
+    if _is_pil(image):
+        return _encode_pil(image)
+    if _is_array(image):
+        return _encode_array(image)
+    if hasattr(image, "read"):
+        data = image.read()
+        if isinstance(data, str):
+            raise TypeError("the file object is in text mode: open it with mode 'rb'")
+        return bytes(data)
+    raise TypeError(f"an image is {_WHAT}; this is {type(image).__name__}")
+
+
+def _read(path: Path, limits: Limits) -> bytes:
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limits.max_bytes:
+            # Not read at all: a folder of photos also holds videos.
+            raise ImageRejected(
+                RejectionCode.TOO_LARGE, f"{size} bytes, the limit is {limits.max_bytes}"
+            )
+        return file.read()
+
+
+def _is_pil(image: object) -> bool:
+    # Looked up by name, so that a caller of bytes and paths does not pay for importing Pillow.
+    return any(c.__module__ == "PIL.Image" and c.__name__ == "Image" for c in type(image).__mro__)
+
+
+def _is_array(image: object) -> bool:
+    return hasattr(image, "__array_interface__") and hasattr(image, "dtype")
+
+
+def _encode_pil(image: Image.Image) -> bytes:
+    from PIL import ImageOps
+
+    # As a file would be shown: PNG carries no orientation that the server could apply.
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode in ("F", "I"):
+        raise TypeError(f"a PIL image of mode {upright.mode!r} has no fixed range: use RGB")
+    if upright.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+        alpha = upright.mode in ("PA", "RGBa", "La")
+        upright = upright.convert("RGBA" if alpha else "RGB")
+    if 0 in upright.size:
+        raise ImageRejected(RejectionCode.EMPTY, "a PIL image without pixels")
+    buffer = io.BytesIO()
+    upright.save(buffer, "PNG", compress_level=_defaults.PNG_COMPRESS_LEVEL)
+    return buffer.getvalue()
+
+
+def _encode_array(array: Any) -> bytes:
+    import numpy as np
+    from PIL import Image
+
+    pixels = np.asarray(array)
+    if pixels.dtype != np.uint8:
+        raise TypeError(
+            f"an array must be uint8 with values 0..255; this is {pixels.dtype}. "
+            "For floats in 0..1: (array * 255).round().astype('uint8')"
+        )
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    if pixels.ndim != 2 and not (pixels.ndim == 3 and pixels.shape[2] in (3, 4)):
+        raise TypeError(
+            f"an array must have the shape [H, W, 3], [H, W], [H, W, 1] or [H, W, 4]; "
+            f"this is {list(pixels.shape)}"
+            + (" (channels first: use array.transpose(1, 2, 0))" if _channels_first(pixels) else "")
+        )
+    if pixels.size == 0:
+        raise ImageRejected(RejectionCode.EMPTY, "an array without pixels")
+    return _encode_pil(Image.fromarray(np.ascontiguousarray(pixels)))
+
+
+def _channels_first(pixels: Any) -> bool:
+    return pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4)
+
+
+def _downscale(data: bytes, options: PrepareOptions) -> bytes:
+    """Re-encode a photo so that its longest side is ``max_side``, upright, as JPEG 4:4:4."""
+    from PIL import Image
+
+    from nima_client.preprocess import PreprocessSpec, decode
+
+    assert options.max_side is not None
+    # The project's own decoder: orientation, alpha and 16 bit as the server would treat them. Asked
+    # for max_side, its DCT scaling never goes below what is needed here.
+    spec = PreprocessSpec(resize_size=options.max_side, crop_size=options.max_side)
+    image = decode(data, spec, options.limits)
+    factor = options.max_side / max(image.size)
+    if factor < 1.0:
+        size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+        image = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=_defaults.DOWNSCALE_JPEG_QUALITY, subsampling=0)
+    return buffer.getvalue()

@@ -1,0 +1,355 @@
+"""The logic of one ``score`` call, without any input or output.
+
+A plan decides which images go into which request, how many requests are under way, what is sent
+again and when, and in which order results come out. It never sleeps, sends or reads a clock: a
+driver (for threads in ``_client``, for asyncio in ``_async_client``) does, and tells it the time.
+So both clients have the same semantics, and the tests drive a plan through any order of events.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections import deque
+from dataclasses import dataclass
+from typing import Union
+
+from nima_client import _defaults, errors
+from nima_client._images import Prepared, rejected
+from nima_client._retry import RetryPolicy
+from nima_client._transport import RejectedImages
+from nima_client.errors import RequestError, Stage
+from nima_client.results import ImageFailure, ImageScore
+
+Result = Union[ImageScore, ImageFailure]  # noqa: UP007  (evaluated on 3.10)
+
+# A request is closed early when it grows beyond this, so that many huge photos stay far below
+# gRPC's 2 GiB for one message.
+_MAX_REQUEST_BYTES = _defaults.MAX_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One accepted image."""
+
+    index: int
+    prepared: Prepared
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """One request to send.
+
+    Attributes:
+        items: its images, in row order.
+        request_id: id for the wire.
+        number: 1 for the first time, 2 for the first retry …
+        resend: carries the good images of a request that was refused for its bad ones.
+        first_sent: when it was sent for the first time.
+    """
+
+    items: tuple[Item, ...]
+    request_id: str
+    number: int = 1
+    resend: bool = False
+    first_sent: float | None = None
+
+
+class Plan:
+    """State of one call.
+
+    The driver loops over: :meth:`take` what is ready, stop when :attr:`finished`; :meth:`expire`;
+    send what :meth:`next_request` gives; feed images while :attr:`wants_input`; else wait for an
+    answer, or until :meth:`wake_at`.
+
+    Args:
+        request_size: images in a request.
+        max_in_flight: requests under way at most.
+        retry: retry policy.
+        deadline: time at which the call ends; None for never.
+        ordered: results come in input order, else as they complete.
+        call_id: prefix of the request ids.
+        rng: source of jitter.
+        reorder_window: results held back at most while an earlier one is outstanding.
+    """
+
+    def __init__(
+        self,
+        *,
+        request_size: int,
+        max_in_flight: int,
+        retry: RetryPolicy,
+        deadline: float | None = None,
+        ordered: bool = True,
+        call_id: str = "",
+        rng: random.Random | None = None,
+        reorder_window: int = _defaults.REORDER_WINDOW,
+    ) -> None:
+        self._request_size = request_size
+        self._max_in_flight = max_in_flight
+        self._retry = retry
+        self._deadline = deadline
+        self._ordered = ordered
+        self._call_id = call_id
+        self._rng = rng or random.Random()
+        self._reorder_window = max(reorder_window, request_size)
+        self._gathering: list[Item] = []
+        self._gathered_bytes = 0
+        self._ready: deque[Attempt] = deque()
+        self._waiting: list[tuple[float, int, Attempt]] = []
+        self._in_flight: set[Attempt] = set()
+        self._payloads = 0
+        self._ended = False
+        self._broken: RequestError | None = None
+        self._failing_since: float | None = None
+        self._last_success = float("-inf")
+        self._held: dict[int, Result] = {}
+        self._next_out = 0
+        self._out: deque[Result] = deque()
+        self._sequence = itertools.count(1)
+
+    # -- images in -----------------------------------------------------------------------------
+
+    @property
+    def wants_input(self) -> bool:
+        """Whether there is room for one more image."""
+        room = self._payloads < (self._max_in_flight + 1) * self._request_size
+        return (
+            room
+            and not self._ended
+            and self._broken is None
+            and len(self._held) < self._reorder_window
+        )
+
+    @property
+    def broken(self) -> RequestError | None:
+        """The error after which nothing more of this call can be scored, if there was one."""
+        return self._broken
+
+    def add(self, index: int, prepared: Prepared) -> None:
+        """Accept one image. Indices count from 0 without gaps."""
+        if self._broken is not None:
+            self._give_up(Item(index, prepared), self._broken)
+            return
+        self._payloads += 1
+        self._gathering.append(Item(index, prepared))
+        self._gathered_bytes += len(prepared.data)
+        if len(self._gathering) >= self._request_size or self._gathered_bytes >= _MAX_REQUEST_BYTES:
+            self.flush()
+
+    def add_failure(self, index: int, error: RequestError, source: str | None = None) -> None:
+        """Accept one image that failed before it could be sent."""
+        self._emit(ImageFailure.from_error(index, error, source))
+
+    def flush(self) -> None:
+        """Send what has been gathered, even if the request is not full."""
+        if self._gathering:
+            self._ready.append(self._attempt(tuple(self._gathering)))
+            self._gathering = []
+            self._gathered_bytes = 0
+
+    def end_of_input(self) -> None:
+        """No more images will come."""
+        self._ended = True
+        self.flush()
+
+    # -- requests out --------------------------------------------------------------------------
+
+    def next_request(self, now: float) -> Attempt | None:
+        """The request to send now, or None."""
+        if len(self._in_flight) >= self._max_in_flight:
+            return None
+        if self._waiting and self._waiting[0][0] <= now:
+            attempt = heapq.heappop(self._waiting)[2]
+        elif self._ready:
+            attempt = self._ready.popleft()
+        else:
+            return None
+        if attempt.first_sent is None:
+            attempt.first_sent = now
+        self._in_flight.add(attempt)
+        return attempt
+
+    @property
+    def alone(self) -> bool:
+        """Whether the one request under way is all that is left: a driver may block on it."""
+        return self._ended and len(self._in_flight) == 1 and not self._ready and not self._waiting
+
+    def timeout_of(self, request_timeout: float | None, now: float) -> float | None:
+        """Seconds that a request sent now may take; None for any."""
+        left = None if self._deadline is None else max(0.0, self._deadline - now)
+        known = [t for t in (request_timeout, left) if t is not None]
+        return min(known) if known else None
+
+    def wake_at(self) -> float | None:
+        """When the driver must look again even if no answer came; None for never."""
+        times = [] if self._deadline is None else [self._deadline]
+        if self._waiting and len(self._in_flight) < self._max_in_flight:
+            times.append(self._waiting[0][0])
+        return min(times) if times else None
+
+    # -- answers in ----------------------------------------------------------------------------
+
+    def succeeded(self, attempt: Attempt, scores: list[ImageScore], now: float) -> None:
+        """The answer to a request; one score for each of its items. Late answers are dropped."""
+        if attempt not in self._in_flight:
+            return
+        self._in_flight.discard(attempt)
+        self._alive(now)
+        self._payloads -= len(attempt.items)
+        for score in scores:
+            self._emit(score)
+
+    def failed(self, attempt: Attempt, error: RequestError, now: float) -> None:
+        """A request failed: refuse its bad images, send it again, or give its images up."""
+        if attempt not in self._in_flight:
+            return
+        self._in_flight.discard(attempt)
+        if isinstance(error, RejectedImages):
+            self._alive(now)
+            self._refuse(attempt, error)
+        elif error.retryable and self._may_retry(attempt, now):
+            attempt.number += 1
+            due = now + self._retry.backoff(attempt.number - 1, self._rng)
+            heapq.heappush(self._waiting, (due, next(self._sequence), attempt))
+        elif error.stage is Stage.MODEL and not error.retryable and self._split(attempt):
+            self._alive(now)
+        else:
+            for item in attempt.items:
+                self._payloads -= 1
+                self._give_up(item, error)
+            if self._is_fatal(attempt, error, now):
+                self._break(error)
+
+    def expire(self, now: float) -> bool:
+        """End the call if its deadline has passed; whether it did just now.
+
+        The driver then cancels every request under way.
+        """
+        if self._deadline is None or now < self._deadline or self._broken is not None:
+            return False
+        error = errors.DeadlineExceeded("the time allowed for the call ran out")
+        self._break(error)
+        for attempt in self._in_flight:
+            for item in attempt.items:
+                self._payloads -= 1
+                self._give_up(item, error, attempt.request_id)
+        self._in_flight.clear()
+        return True
+
+    # -- results out ---------------------------------------------------------------------------
+
+    def take(self) -> list[Result]:
+        """Results that are ready to be handed over, in the promised order."""
+        taken = list(self._out)
+        self._out.clear()
+        return taken
+
+    @property
+    def finished(self) -> bool:
+        """Whether every accepted image has come out and no more will come in."""
+        ended = self._ended or self._broken is not None
+        return ended and not self._payloads and not self._held and not self._out
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _attempt(self, items: tuple[Item, ...], *, resend: bool = False) -> Attempt:
+        return Attempt(items, f"{self._call_id}-{next(self._sequence)}", resend=resend)
+
+    def _alive(self, now: float) -> None:
+        self._last_success = now
+        self._failing_since = None
+
+    def _may_retry(self, attempt: Attempt, now: float) -> bool:
+        if self._failing_since is None:
+            self._failing_since = now
+        return (
+            self._broken is None
+            and attempt.number < self._retry.attempts
+            and now - self._failing_since < self._retry.budget_s
+        )
+
+    def _is_fatal(self, attempt: Attempt, error: RequestError, now: float) -> bool:
+        """Whether sending the rest of the call is pointless."""
+        if error.stage in (Stage.IMAGE, Stage.MODEL):
+            return False
+        if not error.retryable and not isinstance(error, errors.DeadlineExceeded):
+            return True
+        since = self._failing_since
+        if since is not None and now - since >= self._retry.budget_s:
+            return True
+        # Nobody else got through since this request went out for the first time.
+        silent = attempt.first_sent is None or self._last_success < attempt.first_sent
+        return error.stage is Stage.TRANSPORT and silent
+
+    def _refuse(self, attempt: Attempt, error: RejectedImages) -> None:
+        bad = {r.index: r for r in error.rejections if 0 <= r.index < len(attempt.items)}
+        good = []
+        for row, item in enumerate(attempt.items):
+            if row not in bad:
+                good.append(item)
+                continue
+            source = item.prepared.source
+            why = rejected(
+                bad[row].code.value, bad[row].detail, item.index, source, error.request_id
+            )
+            self._payloads -= 1
+            self._emit(ImageFailure.from_error(item.index, why, source))
+        if not good:
+            return
+        if attempt.resend or not bad:
+            confused = errors.ModelError(
+                "the server refused a request without naming what is wrong with these images",
+                request_id=error.request_id,
+                retryable=False,
+            )
+            for item in good:
+                self._payloads -= 1
+                self._give_up(item, confused)
+        else:
+            # To the front: their results may be holding others back.
+            self._ready.appendleft(self._attempt(tuple(good), resend=True))
+
+    def _split(self, attempt: Attempt) -> bool:
+        """Send each image of a refused request alone: the server did not say which one is bad."""
+        if len(attempt.items) < 2 or attempt.resend:
+            return False
+        for item in reversed(attempt.items):
+            self._ready.appendleft(self._attempt((item,), resend=True))
+        return True
+
+    def _give_up(self, item: Item, error: RequestError, request_id: str = "") -> None:
+        failure = ImageFailure.from_error(item.index, error, item.prepared.source)
+        if request_id:
+            failure = ImageFailure(
+                failure.index,
+                failure.code,
+                failure.message,
+                failure.stage,
+                failure.source,
+                request_id,
+                failure.error,
+            )
+        self._emit(failure)
+
+    def _break(self, error: RequestError) -> None:
+        self._broken = error
+        unsent = [item for attempt in self._ready for item in attempt.items]
+        unsent += [item for _, _, attempt in self._waiting for item in attempt.items]
+        unsent += self._gathering
+        self._ready.clear()
+        self._waiting.clear()
+        self._gathering = []
+        for item in unsent:
+            self._payloads -= 1
+            self._give_up(item, error)
+
+    def _emit(self, result: Result) -> None:
+        if not self._ordered:
+            self._out.append(result)
+            return
+        self._held[result.index] = result
+        while self._next_out in self._held:
+            self._out.append(self._held.pop(self._next_out))
+            self._next_out += 1

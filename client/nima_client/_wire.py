@@ -1,0 +1,107 @@
+"""Requests and replies as protobuf messages of the KServe v2 protocol, for both gRPC transports.
+
+The generated messages and stubs come from tritonclient; its ``InferenceServerClient`` is not used,
+because it hides status details, futures and metadata that the client needs.
+"""
+
+from __future__ import annotations
+
+import array
+import struct
+import sys
+from typing import TYPE_CHECKING, Any
+
+from nima_client import contract
+from nima_client._status import status_error
+from nima_client._transport import InferReply, InferRequest, ModelDescription, TensorInfo
+from nima_client.errors import ContractError, RequestError
+
+if TYPE_CHECKING:
+    import grpc
+
+_OUTPUTS = (contract.OUTPUT_DISTRIBUTION, contract.OUTPUT_MEAN, contract.OUTPUT_STD)
+
+
+def infer_message(request: InferRequest) -> Any:
+    """ModelInferRequest of one request."""
+    from tritonclient.grpc import service_pb2
+
+    message = service_pb2.ModelInferRequest(
+        model_name=request.model_name,
+        model_version=request.model_version,
+        id=request.request_id,
+    )
+    if request.timeout_s is not None:
+        # Triton's queue policies read this one, in microseconds; gRPC's own deadline ends the call.
+        message.parameters["timeout"].int64_param = max(1, int(request.timeout_s * 1e6))
+    tensor = message.inputs.add(name=contract.INPUT_IMAGE, datatype=request.input_type)
+    if request.input_type == "UINT8":
+        (image,) = request.images
+        tensor.shape.extend((1, len(image)))
+        message.raw_input_contents.append(image)
+    else:
+        tensor.shape.extend((len(request.images), 1))
+        parts = [p for image in request.images for p in (struct.pack("<I", len(image)), image)]
+        message.raw_input_contents.append(b"".join(parts))
+    for name in _OUTPUTS:
+        message.outputs.add(name=name)
+    return message
+
+
+def parse_reply(response: Any, request: InferRequest) -> InferReply:
+    """The answer out of a ModelInferResponse.
+
+    Raises:
+        ContractError: outputs are missing or of another shape.
+    """
+    rows = len(request.images)
+    raw = dict(zip((o.name for o in response.outputs), response.raw_output_contents, strict=False))
+    try:
+        flat = _floats(raw[contract.OUTPUT_DISTRIBUTION])
+        means = _floats(raw[contract.OUTPUT_MEAN])
+        stds = _floats(raw[contract.OUTPUT_STD])
+        bins = contract.NUM_RATINGS
+        if (len(flat), len(means), len(stds)) != (rows * bins, rows, rows):
+            raise ValueError(f"{len(means)} results for {rows} images")
+    except (KeyError, ValueError) as error:
+        raise ContractError(
+            f"the server's answer is not of this contract: {error}", request_id=request.request_id
+        ) from None
+    return InferReply(
+        distributions=tuple(tuple(flat[i : i + bins]) for i in range(0, rows * bins, bins)),
+        means=tuple(means),
+        stds=tuple(stds),
+        model_name=response.model_name,
+        model_version=response.model_version,
+        request_id=response.id or request.request_id,
+    )
+
+
+def _floats(raw: bytes) -> list[float]:
+    values = array.array("f", raw)
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values.tolist()
+
+
+def description(metadata: Any, config: Any) -> ModelDescription:
+    """A model's description out of ModelMetadataResponse and ModelConfigResponse."""
+    return ModelDescription(
+        name=metadata.name,
+        versions=tuple(metadata.versions),
+        inputs=_tensors(metadata.inputs),
+        outputs=_tensors(metadata.outputs),
+        parameters={k: v.string_value for k, v in config.config.parameters.items()},
+        max_batch_size=config.config.max_batch_size,
+    )
+
+
+def _tensors(tensors: Any) -> tuple[TensorInfo, ...]:
+    return tuple(TensorInfo(t.name, t.datatype, tuple(t.shape)) for t in tensors)
+
+
+def error_of(failure: grpc.RpcError, request_id: str = "") -> RequestError:
+    """The exception for a failed gRPC call."""
+    status = failure.code().name if hasattr(failure, "code") else "UNKNOWN"
+    details = failure.details() if hasattr(failure, "details") else str(failure)
+    return status_error(status, details or "", request_id)
