@@ -41,7 +41,7 @@ def skimage_photos() -> list[Path]:
 
 @pytest.fixture(scope="session")
 def encode() -> Callable[..., bytes]:
-    """Make an image file in memory: ``encode("JPEG", (width, height), mode="RGB", seed=0, **save)``."""
+    """Make an image file in memory: ``encode("JPEG", (width, height), seed=0, **save_options)``."""
 
     def make(
         kind: str = "JPEG",
@@ -63,7 +63,7 @@ def encode() -> Callable[..., bytes]:
 
 @pytest.fixture(scope="session")
 def triton() -> Iterator[object]:
-    """One real tritonserver with the bundled model, shared by every test that does no harm to it."""
+    """One real tritonserver with the bundled model, for every test that does no harm to it."""
     from nima_build.server import EmbeddedServer
 
     with EmbeddedServer() as server:

@@ -85,5 +85,7 @@ class ModelMetadata:
         except FileNotFoundError:
             raise ArtefactError(f"no {path}: run `nima export` first") from None
         except (ValueError, TypeError, KeyError) as error:
-            raise ArtefactError(f"{path} is unreadable ({error}): run `nima export` again") from None
+            raise ArtefactError(
+                f"{path} is unreadable ({error}): run `nima export` again"
+            ) from None
         return metadata

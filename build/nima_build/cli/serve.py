@@ -18,7 +18,7 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def serve(
     model_repository: Annotated[
-        Optional[Path],  # noqa: UP007, UP045 - typer reads it at run time on Python 3.10
+        Optional[Path],  # noqa: UP045 - typer reads it at run time on Python 3.10
         typer.Option(help="Repository to serve; the project's own by default."),
     ] = None,
     grpc_port: Annotated[int, typer.Option(help="gRPC port; 0 takes a free one.")] = 8001,
@@ -37,7 +37,7 @@ def serve(
         int, typer.Option(min=1, help="Largest image in pixels, checked before decoding.")
     ] = DEFAULT_MAX_PIXELS,
     log_file: Annotated[
-        Optional[Path],  # noqa: UP007, UP045
+        Optional[Path],  # noqa: UP045
         typer.Option(help="Keep tritonserver's log here."),
     ] = None,
 ) -> None:

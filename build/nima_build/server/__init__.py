@@ -4,7 +4,8 @@ The wheel is used for its binaries only (tritonserver 2.51 and the Python backen
 its Python code runs.
 """
 
-from nima_build.server._embedded import EmbeddedServer, ServerError, ServerOptions
+from nima_build.server._embedded import EmbeddedServer, ServerOptions
+from nima_build.server._install import ServerError
 from nima_build.server._probe import Probe, ProbeResult
 from nima_build.server._supervisor import RestartPolicy, Supervisor
 

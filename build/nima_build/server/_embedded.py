@@ -164,14 +164,12 @@ class EmbeddedServer:
             return frozenset()
         try:
             children = psutil.Process(self.pid).children(recursive=True)
-            return frozenset(
-                c.pid for c in children if c.status() != psutil.STATUS_ZOMBIE
-            )
+            return frozenset(c.pid for c in children if c.status() != psutil.STATUS_ZOMBIE)
         except psutil.Error:
             return frozenset()
 
     def defect(self) -> str | None:
-        """What is visibly wrong with the processes: server or stub gone; None when all are there."""
+        """What is visibly wrong with the processes (server or stub gone); None when all run."""
         if self._process is None:
             return "the server has not been started"
         code = self._process.poll()

@@ -25,7 +25,8 @@ def wheel_root() -> Path:
         if (root / "bin" / "tritonserver").is_file():
             return root
     raise ServerError(
-        "the embedded tritonserver is not installed: pip install 'nima-triton[serve]' (Linux x86-64)"
+        "the embedded tritonserver (Linux x86-64) is not installed: "
+        "pip install 'nima-triton[serve]'"
     )
 
 

@@ -37,11 +37,15 @@ COMMANDS: dict[str, Command] = {
     "export": Command("nima_build.cli.export:app", "build", "Checkpoint to ONNX."),
     "build": Command("nima_build.cli.build:app", "build", "ONNX to TensorRT engine."),
     "verify": Command("nima_build.cli.verify:app", "build", "Parity gate over every artefact."),
-    "prepare": Command("nima_training.cli.prepare:app", "train", "Ratings and photos to a manifest."),
+    "prepare": Command(
+        "nima_training.cli.prepare:app", "train", "Ratings and photos to a manifest."
+    ),
     "train": Command("nima_training.cli.train:app", "train", "Train a NIMA network."),
     "evaluate": Command("nima_training.cli.evaluate:app", "train", "Metrics and an HTML page."),
     "analyse": Command("nima_training.cli.analyse:app", "train", "Score against distortion."),
-    "import": Command("nima_training.cli.import_:app", "train", "Published weights to a checkpoint."),
+    "import": Command(
+        "nima_training.cli.import_:app", "train", "Published weights to a checkpoint."
+    ),
     "distill": Command("nima_training.cli.distill:app", "train", "Train a student on a teacher."),
 }
 

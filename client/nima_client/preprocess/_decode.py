@@ -69,31 +69,33 @@ def decode(
     return decoded.transpose(method) if method is not None else decoded
 
 
-def reduced_scale(header: ImageHeader, spec: PreprocessSpec) -> int:
+def reduced_scale(width: int, height: int, spec: PreprocessSpec) -> int:
     """Denominator 1, 2, 4 or 8 of the DCT scale at which a JPEG of this size may be decoded."""
     if spec.jpeg_oversampling == 0:
         return 1
     needed = spec.resize_size * spec.jpeg_oversampling
-    short = min(header.width, header.height)
-    return next((s for s in (8, 4, 2) if short >= needed * s), 1)
+    return next((s for s in (8, 4, 2) if min(width, height) >= needed * s), 1)
 
 
 def _decode_jpeg(
     data: bytes, image: Image.Image, header: ImageHeader, spec: PreprocessSpec | None
 ) -> Image.Image:
-    scale = reduced_scale(header, spec) if spec is not None else 1
-    width, height = -(-header.width // scale), -(-header.height // scale)
+    scale = reduced_scale(header.width, header.height, spec) if spec is not None else 1
     if simplejpeg is not None and header.mode in ("RGB", "L"):
         try:
             pixels = simplejpeg.decode_jpeg(
-                data, colorspace="RGB", min_height=height, min_width=width, strict=True
+                data,
+                colorspace="RGB",
+                min_height=-(-header.height // scale),
+                min_width=-(-header.width // scale),
             )
             return Image.fromarray(pixels)
         except ValueError:
             # Pillow is the arbiter of damaged files: what it decodes is scored.
             pass
     if scale > 1:
-        image.draft(None, (width, height))
+        # draft() takes the largest scale at which both sides still reach what is asked.
+        image.draft(None, (header.width // scale, header.height // scale))
     return _to_rgb(image, header)
 
 

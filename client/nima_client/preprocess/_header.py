@@ -27,7 +27,7 @@ class ImageHeader:
         width: stored width in pixels, before orientation.
         height: stored height in pixels, before orientation.
         mode: Pillow's mode of the stored pixels.
-        orientation: EXIF orientation 1..8; 1 when absent or absurd.
+        orientation: EXIF orientation 1..8 still to be applied; 1 when absent or absurd.
     """
 
     format: str
@@ -52,9 +52,7 @@ def sniff_format(data: bytes) -> str | None:
         return "BMP"
     if head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
         return "TIFF"
-    if head[4:12] in (b"ftypavif", b"ftypavis") or (
-        head[4:8] == b"ftyp" and b"avif" in data[8:64]
-    ):
+    if head[4:12] in (b"ftypavif", b"ftypavis") or (head[4:8] == b"ftyp" and b"avif" in data[8:64]):
         return "AVIF"
     return None
 
@@ -100,7 +98,9 @@ def open_lazily(data: bytes, limits: Limits) -> tuple[Image.Image, ImageHeader]:
             RejectionCode.TOO_LARGE,
             f"{width}x{height} pixels, the limit is {limits.max_pixels} in all",
         )
-    return image, ImageHeader(name, width, height, image.mode, _orientation(image))
+    # Pillow turns a TIFF upright by itself while loading it.
+    orientation = 1 if name == "TIFF" else _orientation(image)
+    return image, ImageHeader(name, width, height, image.mode, orientation)
 
 
 def inspect_header(data: bytes, limits: Limits = DEFAULT_LIMITS) -> ImageHeader:

@@ -43,7 +43,9 @@ class PreprocessSpec:
         if self.resize not in ("stretch", "shortest"):
             raise ValueError(f"resize must be 'stretch' or 'shortest', not {self.resize!r}")
         if self.interpolation not in ("bilinear", "bicubic"):
-            raise ValueError(f"interpolation must be 'bilinear' or 'bicubic', not {self.interpolation!r}")
+            raise ValueError(
+                f"interpolation must be 'bilinear' or 'bicubic', not {self.interpolation!r}"
+            )
         if not 1 <= self.crop_size <= self.resize_size:
             raise ValueError(
                 f"crop_size must lie in 1..resize_size ({self.resize_size}), not {self.crop_size}"

@@ -11,6 +11,7 @@ import os
 import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
+
 from nima_client.contract import OUTPUT_DISTRIBUTION, OUTPUT_MEAN, OUTPUT_STD, PIXELS
 
 _OUTPUTS = [OUTPUT_DISTRIBUTION, OUTPUT_MEAN, OUTPUT_STD]

@@ -12,9 +12,10 @@ import json
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from PIL import Image
+
 from nima_client.contract import INPUT_IMAGE, PIXELS, Rejection, format_rejections
 from nima_client.preprocess import ImageRejected, Limits, PreprocessSpec, preprocess
-from PIL import Image
 
 
 class TritonPythonModel:
