@@ -1,0 +1,79 @@
+"""``nima export``: checkpoint to ONNX."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_BUNDLED_CHECKPOINT = (
+    Path(__file__).resolve().parents[3] / "training" / "checkpoints" / "nima_mobilenet_v2"
+)
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[
+        Path | None,
+        typer.Argument(help="Checkpoint folder (model.safetensors and checkpoint.json)."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for model.onnx and model.json."),
+    ] = None,
+    bundled: Annotated[
+        bool,
+        typer.Option(
+            "--bundled",
+            help="Export this tree's own checkpoint (give no argument).",
+        ),
+    ] = False,
+    fp16: Annotated[
+        bool,
+        typer.Option("--fp16", help="Write model.fp16.onnx too (FP16 body, FP32 moments)."),
+    ] = False,
+    int8: Annotated[
+        Path | None,
+        typer.Option("--int8", help="Write model.int8.onnx too, calibrated on this photo folder."),
+    ] = None,
+) -> None:
+    """Export a checkpoint to ONNX and check the graph against PyTorch.
+
+    Writes model.onnx (PIXELS uint8 [B,S,S,3] to DISTRIBUTION, MEAN, STD) and model.json. Nothing
+    is replaced unless every check passed.
+    """
+    from nima_build.export import ExportError, export_checkpoint
+    from nima_build.metadata import ArtefactError
+    from nima_build.repository import default_repository, write_parameters
+    from nima_client.contract import NETWORK_MODEL
+
+    if bundled == (checkpoint is not None):
+        raise typer.BadParameter("give a checkpoint folder, or --bundled, and not both")
+    source = checkpoint if checkpoint is not None else _BUNDLED_CHECKPOINT
+    try:
+        repository = default_repository() if output is None else None
+        target = repository / NETWORK_MODEL / "1" if repository else output
+        assert target is not None
+        done = export_checkpoint(source, target)
+        typer.echo(
+            f"{done.onnx_path}: {done.onnx_path.stat().st_size / 1e6:.1f} MB, opset "
+            f"{done.metadata.opset}, agrees with PyTorch "
+            f"(mean ratings within {done.max_mean_difference:.1g})"
+        )
+        if repository:
+            for config in write_parameters(repository, done.metadata):
+                typer.echo(f"{config}: names this checkpoint")
+        if fp16:
+            from nima_build.half import write_fp16
+
+            typer.echo(f"{write_fp16(done.onnx_path)}: FP16 body, FP32 softmax and moments")
+        if int8 is not None:
+            from nima_build.int8 import write_int8
+
+            typer.echo(f"{write_int8(done.onnx_path, int8)}: int8 (static QDQ, per channel)")
+    except (ExportError, ArtefactError, OSError) as error:
+        typer.echo(f"nima export: {error}", err=True)
+        raise typer.Exit(1) from None

@@ -1,0 +1,261 @@
+"""Checkpoint to ONNX (needs torch): the FP32 graph that every other artefact is made from."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from nima_build.files import sha256_file, write_atomic
+from nima_build.metadata import METADATA_NAME, ModelMetadata
+from nima_build.repository import ONNX_NAME
+from nima_client.contract import (
+    NUM_RATINGS,
+    OUTPUT_DISTRIBUTION,
+    OUTPUT_MEAN,
+    OUTPUT_STD,
+    PIXELS,
+    RATINGS,
+)
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from nima_client.preprocess import PreprocessSpec
+
+OPSET = 18
+"""Understood by every ONNX Runtime since 1.14 and every TensorRT since 8.6."""
+OUTPUTS = (OUTPUT_DISTRIBUTION, OUTPUT_MEAN, OUTPUT_STD)
+MEAN_TOLERANCE = 1e-4
+"""Largest difference of a mean rating between PyTorch and an FP32 graph."""
+
+_CHECKED_BATCHES = (1, 3)
+
+
+class ExportError(RuntimeError):
+    """The checkpoint cannot be exported; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote.
+
+    Attributes:
+        onnx_path: the FP32 graph.
+        metadata: content of the ``model.json`` beside it.
+        max_mean_difference: largest difference of a mean rating from PyTorch in the check.
+    """
+
+    onnx_path: Path
+    metadata: ModelMetadata
+    max_mean_difference: float
+
+
+def export_checkpoint(checkpoint: Path, directory: Path) -> Exported:
+    """Export a checkpoint as ``model.onnx`` and ``model.json`` in ``directory``.
+
+    Both files are replaced only after the new graph passed onnx.checker and agreed with PyTorch.
+
+    Raises:
+        ExportError: unreadable checkpoint, wrong head, an operator ONNX lacks, or a graph that
+            disagrees with PyTorch.
+        OSError: the files could not be written.
+    """
+    from nima_training.checkpoint import git_commit, load_checkpoint
+
+    try:
+        loaded = load_checkpoint(checkpoint)
+    except Exception as error:  # safetensors, torch and our own reader each raise their own kinds
+        raise ExportError(f"cannot read the checkpoint {checkpoint}: {error}") from error
+    meta, spec = loaded.meta, loaded.spec
+    commit = git_commit() or ""
+    model = to_onnx(
+        loaded.model,
+        spec,
+        {
+            "checkpoint_name": meta["name"],
+            "checkpoint_sha256": meta["weights_sha256"],
+            "git_commit": commit,
+        },
+    )
+    content = model.SerializeToString()
+    difference = check_against_pytorch(content, loaded.model, spec)
+
+    path = directory / ONNX_NAME
+    write_atomic(path, content)
+    metadata = ModelMetadata(
+        name=meta["name"],
+        backbone=meta["backbone"],
+        checkpoint_sha256=meta["weights_sha256"],
+        onnx_sha256=sha256_file(path),
+        preprocessing=spec.to_dict(),
+        opset=OPSET,
+        reference_set=meta["reference"]["set"],
+        reference_quantiles=tuple(meta["reference"]["quantiles"]),
+        git_commit=commit,
+    )
+    # Last, since it names the graph by hash: a crash between the two is seen at the next load.
+    metadata.save(directory / METADATA_NAME)
+    return Exported(path, metadata, difference)
+
+
+def to_onnx(
+    network: nn.Module, spec: PreprocessSpec, properties: dict[str, str] | None = None
+) -> onnx.ModelProto:
+    """The scoring graph of a network as ONNX, checked by onnx.checker.
+
+    ``PIXELS`` UINT8 ``[batch, S, S, 3]`` to ``DISTRIBUTION``, ``MEAN`` and ``STD`` with a dynamic
+    batch. The preprocessing specification, the rating scale and ``properties`` become its
+    ``metadata_props``, each prefixed ``nima.``.
+
+    Raises:
+        ExportError: the network's head is not 10 logits, or ONNX lacks one of its operators.
+    """
+    import torch
+
+    from nima_build.graph import ScoringGraph
+
+    size = spec.crop_size
+    with torch.no_grad():
+        try:
+            logits = network.eval()(torch.zeros(2, 3, size, size))
+        except Exception as error:
+            raise ExportError(f"the network does not take {size}x{size} images: {error}") from error
+    if tuple(logits.shape) != (2, NUM_RATINGS):
+        raise ExportError(
+            f"the network's head gives {list(logits.shape[1:])} values, "
+            f"a NIMA network gives {NUM_RATINGS} logits"
+        )
+    buffer = io.BytesIO()
+    pixels = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    names = (PIXELS, *OUTPUTS)
+    try:
+        with warnings.catch_warnings():
+            # Tracing warns of every Python branch; check_against_pytorch judges the result.
+            warnings.simplefilter("ignore")
+            # The TorchScript exporter: a clean graph (GlobalAveragePool, not a gather over
+            # strides) in a second, where the dynamo one takes twelve and needs onnxscript.
+            torch.onnx.export(
+                ScoringGraph(network, spec),
+                (pixels,),
+                buffer,  # type: ignore[arg-type]
+                input_names=[PIXELS],
+                output_names=list(OUTPUTS),
+                opset_version=OPSET,
+                dynamic_axes={name: {0: "batch"} for name in names},
+                dynamo=False,
+            )
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ExportError(f"ONNX opset {OPSET} cannot express this network: {first}") from error
+    model = onnx.load_from_string(buffer.getvalue())
+    simplify_constants(model)
+    set_properties(
+        model,
+        {
+            "preprocessing": json.dumps(spec.to_dict(), sort_keys=True),
+            "preprocessing_id": spec.id,
+            "rating_scale": json.dumps(RATINGS),
+            **(properties or {}),
+        },
+    )
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def simplify_constants(model: onnx.ModelProto) -> None:
+    """Turn ``Constant`` nodes into shared initializers and drop ``Identity`` nodes.
+
+    The exporter writes the 0 and the 6 of every ReLU6 as nodes of their own and joins equal
+    weights through Identity; with initializers alone the later passes (FP16, int8) see every
+    constant in one place.
+    """
+    outputs = {output.name for output in model.graph.output}
+    renamed: dict[str, str] = {}
+    known: dict[bytes, str] = {}
+    kept = []
+    for node in model.graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = renamed.get(name, name)
+        if node.op_type == "Identity" and node.output[0] not in outputs:
+            renamed[node.output[0]] = node.input[0]
+        elif node.op_type == "Constant" and node.attribute[0].name == "value":
+            tensor = onnx.TensorProto()
+            tensor.CopyFrom(node.attribute[0].t)
+            tensor.name = ""
+            key = tensor.SerializeToString()
+            if key not in known:
+                known[key] = tensor.name = node.output[0]
+                model.graph.initializer.append(tensor)
+            renamed[node.output[0]] = known[key]
+        else:
+            kept.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+
+
+def set_properties(model: onnx.ModelProto, properties: dict[str, str]) -> None:
+    """Add string metadata to a graph under the prefix ``nima.``."""
+    for key, value in properties.items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = f"nima.{key}", value
+
+
+def read_properties(model: onnx.ModelProto) -> dict[str, str]:
+    """The metadata :func:`set_properties` wrote, without the prefix."""
+    return {
+        entry.key.removeprefix("nima."): entry.value
+        for entry in model.metadata_props
+        if entry.key.startswith("nima.")
+    }
+
+
+def cpu_session(model: bytes | str | Path) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session on the CPU with one thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    source = str(model) if isinstance(model, Path) else model
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def check_against_pytorch(content: bytes, network: nn.Module, spec: PreprocessSpec) -> float:
+    """Compare a graph with the unfolded network in PyTorch on random and on flat pixels.
+
+    Returns:
+        Largest difference of a mean rating.
+
+    Raises:
+        ExportError: above :data:`MEAN_TOLERANCE`, or an output is not finite.
+    """
+    import torch
+
+    from nima_build.graph import ScoringGraph
+
+    session = cpu_session(content)
+    reference = ScoringGraph(network, spec, fold=False)
+    random = np.random.default_rng(0)
+    largest = 0.0
+    for batch in _CHECKED_BATCHES:
+        shape = (batch, spec.crop_size, spec.crop_size, 3)
+        pixels = random.integers(0, 256, shape, dtype=np.uint8)
+        pixels[0] = 255
+        expected = [output.numpy() for output in reference(torch.from_numpy(pixels))]
+        actual = session.run(list(OUTPUTS), {PIXELS: pixels})
+        if not all(np.isfinite(output).all() for output in actual):
+            raise ExportError("the exported graph gives values that are not finite")
+        difference = float(np.abs(expected[1] - actual[1]).max())
+        if difference > MEAN_TOLERANCE or np.abs(expected[0] - actual[0]).max() > MEAN_TOLERANCE:
+            raise ExportError(
+                f"the exported graph disagrees with PyTorch: mean ratings differ by up to "
+                f"{difference:.2g} (allowed {MEAN_TOLERANCE:g})"
+            )
+        largest = max(largest, difference)
+    return largest

@@ -1,0 +1,66 @@
+"""The graph that is served: pixels in, rating distribution and its moments out (needs torch).
+
+One module holds the whole of what ``nima_network`` computes, so that every runtime (PyTorch in the
+parity gate, ONNX Runtime, TensorRT) gets the same definition of it.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+from torch.fx.experimental.optimization import fuse
+
+from nima_client.contract import RATINGS
+from nima_client.preprocess import PreprocessSpec
+
+
+class ScoringGraph(nn.Module):
+    """Cast, normalise, network, softmax and moments in one module.
+
+    Input: ``pixels`` uint8 ``[B, S, S, 3]``, RGB. Outputs, FP32: ``distribution`` ``[B, 10]``
+    (sums to 1), ``mean`` ``[B, 1]`` (1..10), ``std`` ``[B, 1]`` (0..4.5).
+
+    The Cast is the first operation because TensorRT parses a UINT8 input only then. The shift
+    ``pixels - 255 * mean`` stays apart from the scale: for a mean of 0.5 it is exact in FP16 too.
+
+    Args:
+        network: normalised FP32 NCHW images to logits ``[B, 10]``; copied, not changed.
+        spec: gives the normalisation.
+        fold: fold each BatchNorm into the convolution before it.
+    """
+
+    shift: torch.Tensor
+    scale: torch.Tensor
+    ratings: torch.Tensor
+
+    def __init__(self, network: nn.Module, spec: PreprocessSpec, *, fold: bool = True) -> None:
+        super().__init__()
+        network = copy.deepcopy(network).eval()
+        self.network = _fold_batch_norm(network) if fold else network
+        mean = torch.tensor(spec.mean, dtype=torch.float64).reshape(1, 3, 1, 1)
+        std = torch.tensor(spec.std, dtype=torch.float64).reshape(1, 3, 1, 1)
+        self.register_buffer("shift", (255.0 * mean).float())
+        self.register_buffer("scale", (1.0 / (255.0 * std)).float())
+        self.register_buffer("ratings", torch.tensor([RATINGS], dtype=torch.float32))
+        self.requires_grad_(False).eval()
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Score a batch; see the class for shapes."""
+        images = pixels.float().permute(0, 3, 1, 2)
+        logits = self.network((images - self.shift) * self.scale)
+        distribution = torch.softmax(logits, dim=1)
+        mean = (distribution * self.ratings).sum(dim=1, keepdim=True)
+        # E[(x - mean)^2] is a sum of non-negative terms; E[x^2] - mean^2 can fall below 0 and
+        # make the square root NaN.
+        variance = (distribution * (self.ratings - mean).square()).sum(dim=1, keepdim=True)
+        return distribution, mean, variance.sqrt()
+
+
+def _fold_batch_norm(network: nn.Module) -> nn.Module:
+    """The network with BatchNorm folded; one that torch.fx cannot trace is returned as it is."""
+    try:
+        return fuse(network)
+    except (torch.fx.proxy.TraceError, NotImplementedError, TypeError):
+        return network

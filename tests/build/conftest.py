@@ -1,0 +1,76 @@
+"""A checkpoint with random weights whose scores nevertheless differ, and its export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the build tests need the extras train and build")
+pytest.importorskip("onnx", reason="the build tests need the extra build")
+
+
+def lively_network(backbone: str = "mobilenet_v2") -> torch.nn.Module:
+    """A network with random weights that tells images apart, with logits a few units apart.
+
+    Its BatchNorm statistics are taken from images: with the initial ones the signal dies out
+    within a few layers and any two graphs would agree.
+    """
+    from nima_training.models import BACKBONES, create_model
+
+    torch.manual_seed(0)
+    model = create_model(backbone, weights="none", dropout=0.0)
+    size = BACKBONES[backbone].input_size
+    level = torch.rand(8, 3, 1, 1)
+    images = (level + torch.rand(8, 1, 1, 1) * torch.rand(8, 3, size, size)) * 2 - 1
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+            torch.nn.init.normal_(module.bias, std=0.2)
+    head = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
+    torch.nn.init.normal_(head.weight, std=1.0)
+    with torch.no_grad():
+        model.train()(images)
+        model.eval()
+        head.weight.div_(model(images).std(dim=0).mean())
+    return model
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A MobileNet v2 checkpoint directory."""
+    from nima_client.preprocess import PreprocessSpec
+    from nima_training.checkpoint import save_checkpoint
+
+    return save_checkpoint(
+        tmp_path_factory.mktemp("checkpoint"),
+        lively_network(),
+        {
+            "name": "random_mobilenet_v2",
+            "backbone": "mobilenet_v2",
+            "dropout": 0.0,
+            "preprocessing": PreprocessSpec().to_dict(),
+            "reference": {"set": "none", "quantiles": [float(q) for q in np.linspace(1, 10, 101)]},
+        },
+    )
+
+
+@pytest.fixture(scope="session")
+def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the ``model.onnx`` and ``model.json`` of that checkpoint."""
+    from nima_build.export import export_checkpoint
+
+    folder = tmp_path_factory.mktemp("exported")
+    export_checkpoint(checkpoint, folder)
+    return folder
+
+
+@pytest.fixture
+def pixels() -> np.ndarray:
+    """Five images uint8 ``[5, 224, 224, 3]``: noise, flat ones and a gradient."""
+    random = np.random.default_rng(1)
+    batch = random.integers(0, 256, (5, 224, 224, 3), dtype=np.uint8)
+    batch[1], batch[2] = 0, 255
+    batch[3] = np.linspace(0, 255, 224, dtype=np.uint8)[:, None, None]
+    return batch

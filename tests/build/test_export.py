@@ -1,0 +1,203 @@
+"""Checkpoint to ONNX: the graph's contract, its agreement with PyTorch, and refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from nima_build.cli.export import app
+from nima_build.export import ExportError, cpu_session, export_checkpoint, read_properties, to_onnx
+from nima_build.files import sha256_file
+from nima_build.half import to_fp16
+from nima_build.metadata import ModelMetadata
+from nima_client.preprocess import PreprocessSpec, normalize
+from nima_training import distribution as moments
+from nima_training.checkpoint import load_checkpoint
+
+OUTPUTS = ["DISTRIBUTION", "MEAN", "STD"]
+ROOT = Path(__file__).parents[2]
+BUNDLED = ROOT / "training" / "checkpoints" / "nima_mobilenet_v2"
+
+
+def pytorch_scores(checkpoint: Path, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Distribution, mean and std by way of training's own code."""
+    loaded = load_checkpoint(checkpoint)
+    with torch.no_grad():
+        logits = loaded.model(torch.from_numpy(normalize(pixels, loaded.spec)))
+    p = moments.probabilities(logits)
+    return p.numpy(), moments.mean(p).numpy()[:, None], moments.std(p).numpy()[:, None]
+
+
+def test_graph_has_the_contract_of_the_network_step(exported: Path) -> None:
+    model = onnx.load(exported / "model.onnx")
+
+    def shape(value: onnx.ValueInfoProto) -> list[int | str]:
+        return [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+
+    (entry,) = model.graph.input
+    assert entry.name == "PIXELS"
+    assert entry.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert shape(entry) == ["batch", 224, 224, 3]
+    assert {output.name: shape(output) for output in model.graph.output} == {
+        "DISTRIBUTION": ["batch", 10],
+        "MEAN": ["batch", 1],
+        "STD": ["batch", 1],
+    }
+    readers = [node.op_type for node in model.graph.node if "PIXELS" in node.input]
+    assert readers == ["Cast"], "TensorRT takes a UINT8 input only when a Cast is its one reader"
+    operators = {node.op_type for node in model.graph.node}
+    assert not operators & {"BatchNormalization", "Constant", "Identity"}
+
+
+def test_metadata_names_the_checkpoint_in_the_graph_and_beside_it(
+    exported: Path, checkpoint: Path
+) -> None:
+    weights = sha256_file(checkpoint / "model.safetensors")
+    properties = read_properties(onnx.load(exported / "model.onnx"))
+    assert properties["checkpoint_sha256"] == weights
+    assert json.loads(properties["preprocessing"]) == PreprocessSpec().to_dict()
+    assert json.loads(properties["rating_scale"]) == list(range(1, 11))
+    assert "git_commit" in properties
+    metadata = ModelMetadata.load(exported / "model.json")
+    assert metadata.checkpoint_sha256 == weights
+    assert metadata.onnx_sha256 == sha256_file(exported / "model.onnx")
+    assert metadata.spec == PreprocessSpec()
+    assert len(metadata.reference_quantiles) == 101
+
+
+def test_graph_agrees_with_training_code(
+    exported: Path, checkpoint: Path, pixels: np.ndarray
+) -> None:
+    expected = pytorch_scores(checkpoint, pixels)
+    actual = cpu_session(exported / "model.onnx").run(OUTPUTS, {"PIXELS": pixels})
+    assert np.ptp(expected[1]) > 0.05, "the images must score differently, or this shows nothing"
+    for name, want, got in zip(OUTPUTS, expected, actual, strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-4, err_msg=name)
+    np.testing.assert_allclose(actual[0].sum(axis=1), 1.0, atol=1e-5)
+
+
+def test_std_is_zero_not_nan_when_all_raters_agree() -> None:
+    class Certain(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            logits = torch.full((10,), -1000.0)
+            logits[6] = 1000.0
+            return logits + 0.0 * images.mean(dim=(1, 2, 3)).unsqueeze(1)
+
+    model = to_onnx(Certain(), PreprocessSpec())
+    pixels = np.zeros((2, 224, 224, 3), np.uint8)
+    for graph in (model, to_fp16(model)):
+        _, mean, std = cpu_session(graph.SerializeToString()).run(OUTPUTS, {"PIXELS": pixels})
+        assert mean.tolist() == [[7.0], [7.0]]
+        assert std.tolist() == [[0.0], [0.0]]
+
+
+def test_fp16_graph_keeps_softmax_and_moments_in_fp32(exported: Path, pixels: np.ndarray) -> None:
+    half = to_fp16(onnx.load(exported / "model.onnx"))
+    inferred = onnx.shape_inference.infer_shapes(half, strict_mode=True)
+    types = {v.name: v.type.tensor_type.elem_type for v in inferred.graph.value_info}
+    types |= {v.name: v.type.tensor_type.elem_type for v in inferred.graph.output}
+    for node in inferred.graph.node:
+        if node.op_type in ("Conv", "Gemm"):
+            assert types[node.output[0]] == onnx.TensorProto.FLOAT16, node.name
+    operators = [node.op_type for node in inferred.graph.node]
+    tail = inferred.graph.node[operators.index("Softmax") :]
+    assert {types[name] for node in tail for name in node.output} == {onnx.TensorProto.FLOAT}
+
+    full = cpu_session(exported / "model.onnx").run(OUTPUTS, {"PIXELS": pixels})
+    rounded = cpu_session(half.SerializeToString()).run(OUTPUTS, {"PIXELS": pixels})
+    # Random weights amplify rounding; `nima verify` holds the trained model to 0.01.
+    assert np.abs(full[1] - rounded[1]).max() < 0.1
+    assert np.abs(full[0] - rounded[0]).max() > 0, "equal to the bit: nothing ran in FP16"
+
+
+def test_wrong_head_is_refused() -> None:
+    class FiveClasses(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.mean(dim=(2, 3)).repeat(1, 2)[:, :5]
+
+    with pytest.raises(ExportError, match=r"head gives \[5\]"):
+        to_onnx(FiveClasses(), PreprocessSpec())
+
+
+def test_unsupported_operator_is_refused() -> None:
+    class Eigen(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            square = images.mean(dim=1)[:, :10, :10]
+            return torch.linalg.eigvalsh(square + square.transpose(1, 2))
+
+    with pytest.raises(ExportError, match="cannot express"):
+        to_onnx(Eigen(), PreprocessSpec())
+
+
+def test_unreadable_checkpoint_leaves_the_previous_export(
+    checkpoint: Path, exported: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "out"
+    shutil.copytree(exported, target)
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    damaged = tmp_path / "damaged"
+    shutil.copytree(checkpoint, damaged)
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ExportError, match="cannot read the checkpoint"):
+        export_checkpoint(damaged, target)
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+
+    result = CliRunner().invoke(app, [str(damaged), "-o", str(target)])
+    assert result.exit_code == 1
+    assert result.output.startswith("nima export: cannot read the checkpoint")
+    assert result.output.count("\n") == 1
+
+
+def test_full_disk_leaves_the_previous_export(
+    checkpoint: Path, exported: Path, tmp_path: Path
+) -> None:
+    """A file size limit stands in for a full disk: the write really fails half-way."""
+    import signal
+    import subprocess
+    import sys
+
+    target = tmp_path / "out"
+    shutil.copytree(exported, target)
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    code = (
+        "import resource, signal, sys; from pathlib import Path\n"
+        "from nima_build.export import export_checkpoint\n"
+        f"signal.signal({int(signal.SIGXFSZ)}, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
+        "try: export_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+        "except OSError as error: print('refused:', error.strerror); sys.exit(7)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(checkpoint), str(target)],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 7, done.stderr
+    assert "File too large" in done.stdout
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+
+
+def test_committed_graph_belongs_to_the_committed_checkpoint(pixels: np.ndarray) -> None:
+    network = ROOT / "model_repository" / "nima_network" / "1"
+    if not BUNDLED.is_dir():
+        pytest.skip("no bundled checkpoint in this tree")
+    metadata = ModelMetadata.load(network / "model.json")
+    weights = BUNDLED / "model.safetensors"
+    again = "the export is stale: run `make model`"
+    assert metadata.checkpoint_sha256 == sha256_file(weights), again
+    assert metadata.onnx_sha256 == sha256_file(network / "model.onnx"), again
+    properties = read_properties(onnx.load(network / "model.onnx"))
+    assert properties["checkpoint_sha256"] == metadata.checkpoint_sha256, again
+    expected = pytorch_scores(BUNDLED, pixels)
+    actual = cpu_session(network / "model.onnx").run(OUTPUTS, {"PIXELS": pixels})
+    for want, got in zip(expected, actual, strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-4)
+    total = sum(path.stat().st_size for folder in (BUNDLED, network) for path in folder.iterdir())
+    assert total <= 25e6, "checkpoint and ONNX together may take 25 MB"
