@@ -39,6 +39,22 @@ class Backbone:
     kwargs: tuple[tuple[str, object], ...] = ()
 
 
+class VGG16Pooled(nn.Module):
+    """VGG16's convolutions, global average pooling and one linear layer (IQA-PyTorch's NIMA)."""
+
+    def __init__(self, weights: None = None) -> None:
+        super().__init__()
+        if weights is not None:
+            raise ValueError("vgg16_gap is built empty; create_model loads the weights")
+        self.features = tv.vgg16(weights=None).features
+        self.classifier: nn.Module = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of a batch."""
+        logits: Tensor = self.classifier(self.features(x).mean(dim=(2, 3)))
+        return logits
+
+
 BACKBONES: dict[str, Backbone] = {
     "mobilenet_v1": Backbone(MobileNetV1, 1024, "classifier"),
     "mobilenet_v2": Backbone(
@@ -51,6 +67,7 @@ BACKBONES: dict[str, Backbone] = {
         tv.mobilenet_v3_large, 1280, "classifier.3", tv.MobileNet_V3_Large_Weights.IMAGENET1K_V2
     ),
     "vgg16": Backbone(tv.vgg16, 4096, "classifier.6", tv.VGG16_Weights.IMAGENET1K_V1),
+    "vgg16_gap": Backbone(VGG16Pooled, 512, "classifier", tv.VGG16_Weights.IMAGENET1K_V1),
     "inception_v3": Backbone(
         tv.inception_v3, 2048, "fc", tv.Inception_V3_Weights.IMAGENET1K_V1, 299
     ),

@@ -1,0 +1,65 @@
+"""``nima distill``: train a student network on a teacher's rating distributions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def distill(
+    photos: Annotated[Path, typer.Argument(help="Folder of photos; they need no ratings.")],
+    teacher: Annotated[Path, typer.Option(help="TFLite NIMA that labels the views.")],
+    out: Annotated[Path, typer.Option(help="Checkpoint directory to write.")],
+    work_dir: Annotated[
+        Path, typer.Option(help="Scratch for views, labels and resumable state; several GB.")
+    ],
+    init: Annotated[
+        Optional[Path],  # noqa: UP007, UP045
+        typer.Option(help="ImageNet MobileNetV2 TFLite to start from; none starts at random."),
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name stored in the checkpoint.")] = "nima_mobilenet_v2",
+    views: Annotated[int, typer.Option(min=64, help="Augmented views to make and label.")] = 24_000,
+    head_epochs: Annotated[float, typer.Option(help="Epochs over cached features.")] = 10,
+    head_minutes: Annotated[Optional[float], typer.Option(help="Time limit of it.")] = None,  # noqa: UP007, UP045
+    full_epochs: Annotated[float, typer.Option(help="Epochs of the whole network.")] = 3,
+    full_minutes: Annotated[Optional[float], typer.Option(help="Time limit of it.")] = None,  # noqa: UP007, UP045
+    seed: Annotated[int, typer.Option(help="Seed of the split, the views and the order.")] = 20,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that make and label views.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the training step.")] = 2,
+) -> None:
+    """Distil a teacher into a MobileNetV2 student; resumes where a killed run stopped."""
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from nima_training.distill.config import DistillConfig, StageConfig
+    from nima_training.distill.recipe import distill as run
+
+    defaults = DistillConfig(photos, teacher, init, work_dir, out)
+
+    def stage(base: StageConfig, epochs: float, minutes: float | None) -> StageConfig:
+        return replace(base, epochs=epochs, max_minutes=minutes)
+
+    console = Console()
+    config = replace(
+        defaults,
+        name=name,
+        views=views,
+        seed=seed,
+        workers=workers,
+        threads=threads,
+        head_stage=stage(defaults.head_stage, head_epochs, head_minutes),
+        full_stage=stage(defaults.full_stage, full_epochs, full_minutes),
+    )
+    metrics = run(config, console)
+    for part, values in metrics.items():
+        console.print(
+            f"held-out {part}: {values['views']:.0f} views, spearman {values['spearman_mean']:.4f}, "
+            f"MAE {values['mae_mean']:.4f}, EMD r=2 {values['emd_r2']:.4f}"
+        )
+    console.print(f"checkpoint written to {out}")

@@ -1,0 +1,62 @@
+"""How closely a student follows its teacher, set by set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from nima_client.preprocess import PreprocessSpec
+from scipy import stats
+from torch import Tensor, nn
+
+from nima_training import distribution
+from nima_training.distill.teacher import TFLiteTeacher
+from nima_training.distill.views import test_views
+from nima_training.inference import predict
+from nima_training.losses import emd
+
+
+class HeldOut:
+    """Held-out views with teacher labels, by set name."""
+
+    def __init__(
+        self, photos: Sequence[Path], teacher: TFLiteTeacher, spec: PreprocessSpec, seed: int
+    ) -> None:
+        named = [
+            view for number, path in enumerate(photos) for view in test_views(path, number, spec, seed)
+        ]
+        self.spec = spec
+        self.sets = np.array([name for name, _ in named])
+        self.pixels = np.stack([pixels for _, pixels in named])
+        self.labels = torch.from_numpy(teacher(self.pixels))
+
+    def measure(self, model: nn.Module) -> dict[str, dict[str, float]]:
+        """:func:`agreement` of each set and of all together."""
+        predicted = predict(model, self.pixels, self.spec)
+        result = {}
+        for name in [*dict.fromkeys(self.sets.tolist()), "all"]:
+            rows = torch.from_numpy((self.sets == name) | (name == "all"))
+            result[name] = agreement(predicted[rows], self.labels[rows])
+        return result
+
+
+def agreement(predicted: Tensor, target: Tensor) -> dict[str, float]:
+    """Agreement of distributions ``[N, 10]``: correlations and errors of the mean and std, and EMD."""
+    mean, target_mean = distribution.mean(predicted).numpy(), distribution.mean(target).numpy()
+    std, target_std = distribution.std(predicted).numpy(), distribution.std(target).numpy()
+    error = np.abs(mean - target_mean)
+    values = {
+        "views": float(len(mean)),
+        "spearman_mean": float(stats.spearmanr(mean, target_mean).statistic),
+        "pearson_mean": float(stats.pearsonr(mean, target_mean).statistic),
+        "mae_mean": float(error.mean()),
+        "p95_error_mean": float(np.percentile(error, 95)),
+        "max_error_mean": float(error.max()),
+        "spearman_std": float(stats.spearmanr(std, target_std).statistic),
+        "mae_std": float(np.abs(std - target_std).mean()),
+        "emd_r1": float(emd(predicted, target, 1).mean()),
+        "emd_r2": float(emd(predicted, target, 2).mean()),
+    }
+    return {name: round(value, 5) for name, value in values.items()}

@@ -1,0 +1,62 @@
+"""Everything that decides a distillation run, with the defaults that made the bundled checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SPLIT_FRACTIONS = {"train": 0.80, "selection": 0.08, "test": 0.12}
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """How views of a photo are drawn (:mod:`nima_training.distill.views`)."""
+
+    whole: float = 0.35
+    """Share of views that show the whole photo, as serving does."""
+    min_area: float = 0.25
+    max_aspect_change: float = 1.6
+    distortions: tuple[float, ...] = (0.35, 0.40, 0.25)
+    """Probability of 0, 1, 2 … distortions in a row."""
+    mixed: float = 0.12
+    """Share of views that blend or splice two photos; the teacher labels the result."""
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One training stage. The learning rate warms up, then falls along a cosine to zero."""
+
+    epochs: float
+    learning_rate: float
+    head_learning_rate: float
+    batch_size: int = 64
+    max_minutes: float | None = None
+    """The cosine ends at whichever comes first, the epochs or these minutes of training."""
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """A run of ``nima distill``."""
+
+    photos: Path
+    teacher: Path
+    init: Path | None
+    work_dir: Path
+    out: Path
+    name: str = "nima_mobilenet_v2"
+    backbone: str = "mobilenet_v2"
+    frozen_blocks: int = 7
+    """Blocks of ``model.features`` that the first stage leaves frozen and caches the output of."""
+    full_frozen_blocks: int = 3
+    """Blocks that stay frozen in the second stage too: the costly ones at 112 x 112 pixels."""
+    views: int = 24_000
+    view: ViewConfig = field(default_factory=ViewConfig)
+    head_stage: StageConfig = StageConfig(10, 1e-3, 2e-3)
+    full_stage: StageConfig = StageConfig(3, 3e-4, 6e-4, batch_size=32)
+    dropout: float = 0.2
+    weight_decay: float = 1e-5
+    mean_weight: float = 0.5
+    ema_decay: float = 0.998
+    seed: int = 20
+    workers: int = 2
+    threads: int = 2

@@ -1,0 +1,40 @@
+"""The photos of a run and their three-way split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nima_training.distill.config import SPLIT_FRACTIONS
+from nima_training.distill.views import open_photo
+from nima_training.split import difference_hash, group_near_duplicates, split_by_group
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+
+
+def list_photos(folder: Path) -> list[Path]:
+    """The photos directly in ``folder``, sorted by name.
+
+    Raises:
+        ValueError: it is not a folder, or holds none.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder of photos")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise ValueError(f"no photos ({', '.join(sorted(SUFFIXES))}) in {folder}")
+    return paths
+
+
+def split_photos(folder: Path, seed: int) -> dict[str, list[Path]]:
+    """``train``, ``selection`` and ``test`` photos of ``folder``; look-alikes stay together.
+
+    Raises:
+        ValueError: the folder holds no photos.
+    """
+    paths = list_photos(folder)
+    groups = group_near_duplicates([difference_hash(open_photo(path)) for path in paths])
+    parts = split_by_group([path.name for path in paths], groups, SPLIT_FRACTIONS, seed)
+    return {
+        part: [path for path, own in zip(paths, parts, strict=True) if own == part]
+        for part in SPLIT_FRACTIONS
+    }

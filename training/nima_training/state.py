@@ -1,0 +1,27 @@
+"""Resumable state of a run: tensors, numbers and nested containers, loadable without code execution."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nima_training.checkpoint import write_atomically
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write ``state`` atomically: a kill at any moment leaves the old or the new file, whole."""
+
+    def write(temporary: Path) -> None:
+        torch.save(state, temporary)
+
+    write_atomically(path, write)
+
+
+def load_state(path: Path) -> dict[str, Any] | None:
+    """Read :func:`save_state` back (``weights_only``, on the CPU); None if there is no file."""
+    if not path.exists():
+        return None
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
