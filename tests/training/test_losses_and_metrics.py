@@ -1,0 +1,121 @@
+"""EMD and metrics against hand-computed values and scipy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from nima_training import distribution, metrics
+from nima_training.losses import DistillationLoss, EMDLoss, emd
+
+RATINGS = np.arange(1, 11)
+
+
+def one_hot(rating: int) -> torch.Tensor:
+    return torch.eye(10)[rating - 1]
+
+
+def random_distributions(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).dirichlet(np.ones(10), count)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "r", "expected"),
+    [
+        (1, 10, 1, 9 / 10),  # nine of the ten CDF bins differ by 1
+        (1, 10, 2, (9 / 10) ** 0.5),
+        (4, 6, 1, 2 / 10),
+        (4, 6, 2, (2 / 10) ** 0.5),
+        (5, 5, 1, 0.0),
+    ],
+)
+def test_emd_by_hand(first: int, second: int, r: float, expected: float) -> None:
+    assert emd(one_hot(first), one_hot(second), r).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_emd_of_halves_by_hand() -> None:
+    # CDFs differ by 0.5 in bins 1..4 and by 0 elsewhere.
+    p = 0.5 * one_hot(1) + 0.5 * one_hot(8)
+    q = 0.5 * one_hot(5) + 0.5 * one_hot(8)
+    assert emd(p, q, 1).item() == pytest.approx(4 * 0.5 / 10)
+    assert emd(p, q, 2).item() == pytest.approx((4 * 0.25 / 10) ** 0.5)
+
+
+def test_emd_r1_is_scipys_wasserstein_distance_over_ten() -> None:
+    p, q = random_distributions(50), random_distributions(50, 1)
+    ours = emd(torch.from_numpy(p), torch.from_numpy(q), 1).numpy()
+    scipys = [stats.wasserstein_distance(RATINGS, RATINGS, a, b) for a, b in zip(p, q, strict=True)]
+    np.testing.assert_allclose(ours, np.array(scipys) / 10, atol=1e-12)
+    np.testing.assert_allclose(metrics.emd(p, q, 1), ours, atol=1e-12)
+    r2 = emd(torch.from_numpy(p), torch.from_numpy(q), 2).numpy()
+    np.testing.assert_allclose(metrics.emd(p, q, 2), r2, atol=1e-6)
+    assert (r2 >= ours - 1e-9).all()  # a power mean grows with its exponent
+
+
+def test_emd_gradient_is_finite_at_a_perfect_prediction() -> None:
+    logits = torch.zeros(2, 10, requires_grad=True)
+    EMDLoss()(logits, torch.full((2, 10), 0.1)).backward()
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_distillation_loss_is_zero_only_at_the_teacher() -> None:
+    target = torch.from_numpy(random_distributions(4)).float()
+    loss = DistillationLoss()
+    assert loss(target.log(), target).item() == pytest.approx(0, abs=1e-6)
+    assert loss(torch.zeros(4, 10), target).item() > 0.01
+
+
+def test_emd_refuses_bad_arguments() -> None:
+    with pytest.raises(ValueError, match="r >= 1"):
+        emd(one_hot(1), one_hot(2), 0.5)
+    with pytest.raises(ValueError, match="shapes differ"):
+        emd(torch.zeros(2, 10), torch.zeros(3, 10))
+
+
+def test_moments_by_hand() -> None:
+    p = 0.5 * one_hot(3) + 0.5 * one_hot(7)
+    assert distribution.mean(p).item() == pytest.approx(5)
+    assert distribution.std(p).item() == pytest.approx(2)
+    mean, std = metrics.moments(p.numpy()[None])
+    assert (mean[0], std[0]) == (pytest.approx(5), pytest.approx(2))
+
+
+def test_metrics_equal_scipy_and_numpy() -> None:
+    p, q = random_distributions(80, 2), random_distributions(80, 3)
+    q = 0.6 * p + 0.4 * q
+    result = metrics.evaluate(p, q)
+    mean, true_mean = p @ RATINGS, q @ RATINGS
+    assert result["pearson_mean"]["value"] == pytest.approx(np.corrcoef(mean, true_mean)[0, 1])
+    assert result["spearman_mean"]["value"] == pytest.approx(
+        np.corrcoef(stats.rankdata(mean), stats.rankdata(true_mean))[0, 1]
+    )
+    assert result["kendall_mean"]["value"] == pytest.approx(
+        stats.kendalltau(mean, true_mean).statistic
+    )
+    assert result["accuracy"]["value"] == np.mean((mean > 5) == (true_mean > 5))
+
+
+def test_bootstrap_interval_covers_the_value_and_shrinks_with_the_set() -> None:
+    p, q = random_distributions(400, 4), random_distributions(400, 5)
+    q = 0.7 * p + 0.3 * q
+    small = metrics.evaluate(p[:40], q[:40], bootstrap=200)["emd_r2"]
+    large = metrics.evaluate(p, q, bootstrap=200)["emd_r2"]
+    for interval in (small, large):
+        assert interval["low"] < interval["value"] < interval["high"]
+    assert large["high"] - large["low"] < small["high"] - small["low"]
+    assert metrics.evaluate(p, q, bootstrap=20) == metrics.evaluate(p, q, bootstrap=20)
+
+
+def test_undefined_correlation_is_none_not_nan() -> None:
+    constant = np.full((5, 10), 0.1)
+    assert metrics.evaluate(constant, random_distributions(5))["pearson_mean"]["value"] is None
+
+
+def test_metrics_refuse_nan() -> None:
+    bad = random_distributions(3)
+    bad[1, 2] = np.nan
+    with pytest.raises(ValueError, match="finite"):
+        metrics.evaluate(bad, random_distributions(3))
