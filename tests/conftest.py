@@ -68,3 +68,18 @@ def triton() -> Iterator[object]:
 
     with EmbeddedServer() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def infer() -> Callable[[str, list[bytes]], dict[str, np.ndarray]]:
+    """Score through bare tritonclient, without the SDK: ``infer(url, [file bytes, …])``."""
+    import tritonclient.grpc as triton_grpc
+
+    def call(url: str, images: list[bytes]) -> dict[str, np.ndarray]:
+        tensor = triton_grpc.InferInput("IMAGE", [len(images), 1], "BYTES")
+        tensor.set_data_from_numpy(np.array(images, dtype=np.object_).reshape(-1, 1))
+        with triton_grpc.InferenceServerClient(url) as client:
+            answer = client.infer("nima", [tensor], client_timeout=30)
+        return {name: answer.as_numpy(name) for name in ("DISTRIBUTION", "MEAN", "STD")}
+
+    return call

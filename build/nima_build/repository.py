@@ -10,6 +10,7 @@ instance counts and limits of the machine at hand.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,11 +28,13 @@ ONNX_NAME = "model.onnx"
 
 
 def default_repository() -> Path:
-    """The repository of the source tree, or the one inside the installed wheel.
+    """The repository at ``$NIMA_MODEL_REPOSITORY``, of the source tree, or inside the wheel.
 
     Raises:
-        ArtefactError: neither is there.
+        ArtefactError: none is there.
     """
+    if chosen := os.environ.get("NIMA_MODEL_REPOSITORY"):
+        return Path(chosen)
     here = Path(__file__).resolve().parent
     for candidate in (here.parents[1] / "model_repository", here / "_model_repository"):
         if (candidate / MODEL_NAME / "config.pbtxt").is_file():

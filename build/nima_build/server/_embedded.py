@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import signal
 import socket
@@ -31,6 +32,9 @@ from nima_client.preprocess import DEFAULT_LIMITS, Limits
 _SHARED_MEMORY = Path("/dev/shm")
 _PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.05
+# Severity E in tritonserver's own lines (without CUDA, two of them are always there), Python
+# tracebacks of the models, and the last word of a server that gives up.
+_LOG_ERROR = re.compile(r"Z E \d+ (?!.*(?:CudaDriver|CUDA driver))|Error: |^error: ")
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,19 @@ def _free_ports(host: str, count: int) -> list[int]:
     finally:
         for one in sockets:
             one.close()
+
+
+def _require_free(host: str, ports: list[int]) -> None:
+    """Refuse taken ports: tritonserver would share a gRPC port with whoever has it."""
+    for port in ports:
+        with socket.socket() as attempt:
+            attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                attempt.bind((host, port))
+            except OSError as error:
+                raise ServerError(
+                    f"cannot listen on {host}:{port} ({error.strerror}): choose another port"
+                ) from None
 
 
 def _end_with_parent() -> None:
@@ -218,6 +235,7 @@ class EmbeddedServer:
         """
         if self._folder is None:
             raise ServerError("call start() first")
+        _require_free(self.options.host, self._ports)
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         environment = dict(os.environ)
         # The stub finds its interpreter, and so this environment's packages, on PATH.
@@ -267,7 +285,7 @@ class EmbeddedServer:
                 if self._process.poll() is not None:
                     raise ServerError(
                         f"tritonserver ended with status {self._process.returncode} while starting"
-                        f"\n{self.log_tail()}"
+                        f"\n{self.log_errors()}"
                     )
                 if self._listens() and probe().alive:
                     return
@@ -275,7 +293,7 @@ class EmbeddedServer:
         finally:
             probe.close()
         raise ServerError(
-            f"no inference answered within {self.options.start_timeout:g} s\n{self.log_tail()}"
+            f"no inference answered within {self.options.start_timeout:g} s\n{self.log_errors()}"
         )
 
     def _listens(self) -> bool:
@@ -283,12 +301,14 @@ class EmbeddedServer:
             attempt.settimeout(1.0)
             return attempt.connect_ex((self.options.host, self._ports[0])) == 0
 
-    def log_tail(self, lines: int = 12) -> str:
-        """The last lines of tritonserver's log."""
+    def log_errors(self, lines: int = 12) -> str:
+        """The last errors in tritonserver's log; its last lines where it holds none."""
         try:
-            return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
+            log = self.log_path.read_text(errors="replace").splitlines()
         except (OSError, ServerError):
             return ""
+        errors = [line for line in log if _LOG_ERROR.search(line)]
+        return "\n".join(line[:400] for line in (errors or log)[-lines:])
 
     def end_processes(self, grace: float) -> None:
         """End tritonserver and its stubs, and remove the shared memory they leave.

@@ -31,7 +31,7 @@ class TritonPythonModel:
         Image.MAX_IMAGE_PIXELS = None
         photo = io.BytesIO()
         Image.new("RGB", (640, 480), (90, 120, 150)).save(photo, "JPEG")
-        preprocess(photo.getvalue(), self._spec, self._limits)
+        preprocess(photo.getvalue(), self._spec)
 
     def execute(self, requests):
         """One response per request, in order."""
