@@ -1,0 +1,127 @@
+"""Scores as a table on a terminal."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from nima_client.contract import NUM_RATINGS
+from nima_client.library.rows import Row
+
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+_ASCII_BLOCKS = " .:-=+*#@"
+# From the lowest percentile to the highest, as a photo's rank in the reference set.
+_COLOURS = (
+    (10.0, "red"),
+    (35.0, "yellow"),
+    (65.0, "white"),
+    (90.0, "green"),
+    (101.0, "bold green"),
+)
+
+
+def histogram(distribution: Sequence[float], *, blocks: str = _BLOCKS) -> str:
+    """Ten characters whose heights are the probabilities of the ratings 1..10.
+
+    The highest bin fills its cell; a rating with any noticeable share (over 0.5 %) shows.
+    """
+    peak = max(distribution) or 1.0
+    steps = len(blocks) - 1
+    heights = [round(p / peak * steps) for p in distribution]
+    return "".join(
+        blocks[max(height, 1 if p > 0.005 else 0)]
+        for height, p in zip(heights, distribution, strict=True)
+    )
+
+
+def common_folder(names: Sequence[str]) -> str:
+    """The folder that all names share, with its slash; empty where there is none."""
+    if len(names) < 2:
+        return ""
+    shared = names[0].split("/")[:-1]
+    for name in names[1:]:
+        parts = name.split("/")[:-1]
+        pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(shared, parts))
+        shared = [part for part, _ in pairs]
+    return "".join(part + "/" for part in shared)
+
+
+def score_table(rows: Sequence[Row], *, title: str | None = None, unicode: bool = True) -> Table:
+    """A table of scores: file, mean, std, percentile and the histogram of the ratings.
+
+    Args:
+        rows: what to show, in order.
+        title: a line above.
+        unicode: whether the terminal can show block characters.
+    """
+    folder = common_folder([row.file for row in rows])
+    table = Table(
+        box=box.ROUNDED if unicode else box.ASCII,
+        title=title,
+        title_style="bold",
+        header_style="bold",
+        border_style="dim",
+        caption=f"files in {folder}" if len(folder) > 1 else None,
+        caption_style="dim",
+    )
+    table.add_column("file", overflow="ellipsis", no_wrap=True, min_width=12)
+    table.add_column("mean", justify="right", no_wrap=True)
+    table.add_column("std", justify="right", no_wrap=True)
+    percentiles = any(row.percentile is not None for row in rows)
+    if percentiles:
+        table.add_column("pct", justify="right", no_wrap=True)
+    table.add_column("ratings 1…10" if unicode else "ratings 1-10", no_wrap=True)
+    blocks = _BLOCKS if unicode else _ASCII_BLOCKS
+    for row in rows:
+        style = _colour(row.percentile)
+        cells = [
+            Text(_printable(row.file[len(folder) :])),
+            Text(f"{row.mean:.2f}", style=style),
+            Text(f"{row.std:.2f}", style="dim"),
+        ]
+        if percentiles:
+            rank = "–" if row.percentile is None else f"{row.percentile:.0f}"
+            cells.append(Text(rank if unicode else rank.replace("–", "-"), style=style))
+        bars = histogram(row.distribution, blocks=blocks)
+        cells.append(Text(bars, style="cyan"))
+        table.add_row(*cells)
+    return table
+
+
+def print_scores(rows: Sequence[Row], console: Console, *, title: str | None = None) -> None:
+    """Print the table, and below it what its columns mean.
+
+    Args:
+        rows: what to show, in order; with none, one line says so.
+        console: where to.
+        title: a line above.
+    """
+    if not rows:
+        console.print("No photo to show.")
+        return
+    unicode = (console.encoding or "").lower().startswith("utf")
+    if not console.is_terminal:
+        # A pipe or a log has no width; cutting names there would lose them.
+        longest = max(len(_printable(row.file)) for row in rows)
+        console = Console(file=console.file, width=max(console.width, longest + NUM_RATINGS + 50))
+    console.print(score_table(rows, title=title, unicode=unicode))
+    legend = "mean: 1 (worst) to 10 (best)"
+    if any(row.percentile is not None for row in rows):
+        legend += "; pct: share of the reference photos that score lower, in %"
+    console.print(Text(legend, style="dim"))
+
+
+def _printable(name: str) -> str:
+    # A file name may hold anything, also what would command a terminal.
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
+
+
+def _colour(percentile: float | None) -> str:
+    if percentile is None:
+        return "bold"
+    return next(colour for limit, colour in _COLOURS if percentile < limit)

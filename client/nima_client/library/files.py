@@ -1,0 +1,164 @@
+"""Scores in files: JSON, JSON Lines, CSV and Parquet, written whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from nima_client.contract import NUM_RATINGS
+from nima_client.library.rows import PROBABILITIES, FailedRow, Row
+
+FORMATS = ("json", "jsonl", "csv", "parquet")
+_BY_SUFFIX = {".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
+_BY_SUFFIX |= {".parquet": "parquet", ".pq": "parquet"}
+_PARQUET_ROWS = 8192
+CSV_COLUMNS = (
+    "file", "mean", "std", "percentile", *PROBABILITIES,
+    "model_version", "checkpoint", "checkpoint_sha256",
+)  # fmt: skip
+
+
+def format_of(path: Path) -> str | None:
+    """The format that a file's ending names, or None."""
+    return _BY_SUFFIX.get(path.suffix.lower())
+
+
+@contextmanager
+def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """A file that takes its place only when it has been written whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+        with os.fdopen(descriptor, mode, **text) as file:  # type: ignore[call-overload]
+            yield file
+        # As open() would have made it; mkstemp's 0600 would shut colleagues out.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def write_rows(rows: Iterable[Row], path: Path, form: str) -> None:
+    """Write a file of scores.
+
+    Args:
+        rows: the scores; read once, in a stream.
+        path: the file; replaced only when the new one is complete.
+        form: one of :data:`FORMATS`.
+
+    Raises:
+        ModuleNotFoundError: Parquet without pyarrow.
+    """
+    if form == "parquet":
+        _write_parquet(rows, path)
+        return
+    with atomic_file(path) as file:
+        write_text(rows, file, form)
+
+
+def write_text(rows: Iterable[Row], file: IO[str], form: str) -> None:
+    """Write scores to an open text file in one of the text formats, each row as it comes."""
+    if form == "jsonl":
+        for row in rows:
+            file.write(json.dumps(row.to_dict()) + "\n")
+            file.flush()
+    elif form == "json":
+        file.write("[")
+        for number, row in enumerate(rows):
+            file.write((",\n " if number else "\n ") + json.dumps(row.to_dict()))
+        file.write("\n]\n")
+    elif form == "csv":
+        writer = csv.DictWriter(file, CSV_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow(row.to_flat())
+            file.flush()
+    else:
+        raise ValueError(f"unknown text format {form!r}")
+
+
+def write_failures(failures: Iterable[FailedRow], path: Path) -> None:
+    """Write the photos without a score as JSON Lines; an empty file says that there are none."""
+    with atomic_file(path) as file:
+        for failure in failures:
+            file.write(json.dumps(failure.to_dict()) + "\n")
+
+
+def parquet_schema() -> Any:
+    """Arrow schema of a file of scores."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field("file", pa.string(), nullable=False),
+            pa.field("mean", pa.float64(), nullable=False),
+            pa.field("std", pa.float64(), nullable=False),
+            pa.field("percentile", pa.float64()),
+            pa.field("distribution", pa.list_(pa.float64(), NUM_RATINGS), nullable=False),
+            pa.field("model_version", pa.string()),
+            pa.field("checkpoint", pa.string()),
+            pa.field("checkpoint_sha256", pa.string()),
+        ]
+    )
+
+
+def _write_parquet(rows: Iterable[Row], path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = parquet_schema()
+    stream = iter(rows)
+    with atomic_file(path, "wb") as file, pq.ParquetWriter(file, schema) as writer:
+        while group := [row.to_dict() for row in itertools.islice(stream, _PARQUET_ROWS)]:
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read a file of scores in any of the formats.
+
+    Raises:
+        ValueError: not a file of scores; says which line or column.
+        OSError: it cannot be read.
+    """
+    form = format_of(path)
+    if form is None:
+        raise ValueError(f"{path}: cannot tell the format: name it {', '.join(_BY_SUFFIX)}")
+    rows: list[Row] = []
+    try:
+        for fields in _records(path, form):
+            rows.append(Row.from_dict(fields))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: record {len(rows) + 1}: {error}") from error
+    return rows
+
+
+def _records(path: Path, form: str) -> Iterator[dict[str, Any]]:
+    if form == "parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches():
+                    yield from batch.to_pylist()
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"not a Parquet file: {error}") from error
+        return
+    with path.open(encoding="utf-8", newline="") as text:
+        if form == "csv":
+            yield from csv.DictReader(text)
+        elif form == "json":
+            yield from json.load(text)
+        else:
+            yield from (json.loads(line) for line in text if line.strip())

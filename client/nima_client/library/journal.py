@@ -1,0 +1,157 @@
+"""The journal of a run: what has been scored so far, so that a killed run can go on.
+
+One line of JSON for each photo, in the order of the run, appended as results come. A kill can at
+worst cut the last line short; that line is dropped, and its photo scored again. The finished run
+is written from the journal in one piece, so that a run killed and resumed gives the same file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from nima_client.library.rows import FailedRow, Row
+from nima_client.library.run import Outcome
+
+_FORMAT = 1
+
+
+class JournalError(ValueError):
+    """A journal that cannot be continued; the message says why and what to do."""
+
+
+class Journal:
+    """An append-only file beside the output.
+
+    Args:
+        path: the journal.
+
+    Attributes:
+        done: names of the photos that it holds.
+        failed: how many of them have no score.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.done: set[str] = set()
+        self.failed = 0
+        self._file: IO[bytes] | None = None
+
+    @classmethod
+    def beside(cls, output: Path) -> Journal:
+        """The journal of the run that writes ``output``."""
+        return cls(output.with_name(output.name + ".journal"))
+
+    def open(self, checkpoint_sha256: str, *, resume: bool) -> None:
+        """Start a journal, or continue one.
+
+        Args:
+            checkpoint_sha256: weights of the server; one file never mixes two.
+            resume: continue what is there; else there must be nothing.
+
+        Raises:
+            JournalError: a journal is there and ``resume`` is false, or it is of other weights.
+        """
+        exists = self.path.exists()
+        if exists and not resume:
+            raise JournalError(
+                f"{self.path} is left from a run that did not end: add --resume to go on with it, "
+                "or delete it to start again"
+            )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if exists:
+            self._recover(checkpoint_sha256)
+        self._file = self.path.open("ab")
+        if self._file.tell() == 0:
+            self._append({"journal": _FORMAT, "checkpoint_sha256": checkpoint_sha256})
+
+    def add(self, outcome: Outcome) -> None:
+        """Append one result. It outlives this process as soon as this returns."""
+        kind = "score" if isinstance(outcome, Row) else "failure"
+        self._append({kind: outcome.to_dict()})
+        self.done.add(outcome.file)
+        self.failed += kind == "failure"
+
+    def rows(self) -> Iterator[Row]:
+        """The scores, in order."""
+        return (outcome for outcome in self._outcomes() if isinstance(outcome, Row))
+
+    def failures(self) -> Iterator[FailedRow]:
+        """The failures, in order."""
+        return (outcome for outcome in self._outcomes() if isinstance(outcome, FailedRow))
+
+    def close(self) -> None:
+        """Close the file; it stays."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def remove(self) -> None:
+        """Delete the journal of a finished run."""
+        self.close()
+        self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        assert self._file is not None
+        self._file.write(json.dumps(entry).encode() + b"\n")
+        self._file.flush()
+
+    def _recover(self, checkpoint_sha256: str) -> None:
+        whole = 0
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file):
+                if not line.endswith(b"\n"):
+                    break
+                if number == 0:
+                    self._check_header(line, checkpoint_sha256)
+                else:
+                    outcome = self._parse(line, number + 1)
+                    self.done.add(outcome.file)
+                    self.failed += isinstance(outcome, FailedRow)
+                whole += len(line)
+        os.truncate(self.path, whole)
+
+    def _check_header(self, line: bytes, checkpoint_sha256: str) -> None:
+        try:
+            header = json.loads(line)
+            known = header["journal"] == _FORMAT
+            theirs = header["checkpoint_sha256"]
+        except (ValueError, KeyError, TypeError):
+            known, theirs = False, ""
+        if not known:
+            raise JournalError(f"{self.path} is not a journal of this program: delete or rename it")
+        if theirs != checkpoint_sha256:
+            raise JournalError(
+                f"{self.path} holds scores of the weights {theirs[:12]}…, the server has "
+                f"{checkpoint_sha256[:12]}…: one file cannot mix them; delete it to start again"
+            )
+
+    def _parse(self, line: bytes, number: int) -> Outcome:
+        try:
+            entry = json.loads(line)
+            if "score" in entry:
+                return Row.from_dict(entry["score"])
+            return FailedRow(**entry["failure"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise JournalError(f"{self.path}: line {number} is damaged: {error}") from error
+
+    def _outcomes(self) -> Iterator[Outcome]:
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if number > 1:
+                    yield self._parse(line, number)

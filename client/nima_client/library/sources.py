@@ -1,0 +1,158 @@
+"""Where photos come from: files, folders, patterns and tar shards."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+)
+"""Files of a folder or an archive with these endings count as photos; case does not matter."""
+
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+
+
+class SourceError(ValueError):
+    """A path that names nothing to score; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """One photo to score.
+
+    Attributes:
+        name: how results call it; unique in a run. Bytes of a path that are not UTF-8 are escaped.
+        path: its file; None for a member of an archive.
+        data: its bytes; None for a file, which is read when its turn comes.
+    """
+
+    name: str
+    path: Path | None = None
+    data: bytes | None = None
+
+    @property
+    def image(self) -> Path | bytes:
+        """What the client's ``score`` takes."""
+        if self.data is not None:
+            return self.data
+        assert self.path is not None
+        return self.path
+
+
+def display_name(path: str | os.PathLike[str]) -> str:
+    """A path as text that every format can hold."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What one run has to score.
+
+    Attributes:
+        files: photo files, in order, without duplicates.
+        archives: tar shards, in order; their members come after the files.
+    """
+
+    files: tuple[Path, ...]
+    archives: tuple[Path, ...] = ()
+
+    @property
+    def known_total(self) -> int | None:
+        """Number of photos, or None while it is not known (archives are read only once)."""
+        return None if self.archives else len(self.files)
+
+    def __iter__(self) -> Iterator[Photo]:
+        for path in self.files:
+            yield Photo(display_name(path), path=path)
+        for archive in self.archives:
+            yield from read_tar(archive)
+
+
+def find_photos(paths: Iterable[str | os.PathLike[str]], *, recursive: bool = True) -> Sources:
+    """Everything that the arguments of a command name.
+
+    Args:
+        paths: files (scored whatever their ending), folders (photos by ending; hidden files and
+            folders are passed over, links to folders are not followed), tar archives, or patterns
+            with ``*``, ``?``, ``[…]`` and ``**``.
+        recursive: look into the folders of folders.
+
+    Returns:
+        The photos in the order of the arguments, each folder sorted by name (2.jpg before 10.jpg).
+
+    Raises:
+        SourceError: a path that does not exist, or a pattern that matches nothing.
+    """
+    files: dict[str, Path] = {}
+    archives: dict[str, Path] = {}
+    for argument in paths:
+        for path in _expand(os.fspath(argument)):
+            if path.is_dir():
+                found: Iterable[Path] = _walk(path, recursive)
+            else:
+                found = (path,)
+            for file in found:
+                target = archives if file.name.lower().endswith(TAR_SUFFIXES) else files
+                target.setdefault(os.path.normpath(file), file)
+    return Sources(tuple(files.values()), tuple(archives.values()))
+
+
+def read_tar(archive: Path) -> Iterator[Photo]:
+    """The photos of a tar archive in stored order (WebDataset shards are such), as a stream.
+
+    Raises:
+        SourceError: the archive is damaged, or is none.
+    """
+    try:
+        with tarfile.open(archive, "r|*") as tar:
+            for member in tar:
+                if not member.isfile() or not _is_photo(member.name):
+                    continue
+                file = tar.extractfile(member)
+                if file is not None:
+                    yield Photo(display_name(f"{archive}/{member.name}"), data=file.read())
+    except (tarfile.TarError, EOFError) as error:
+        raise SourceError(f"{archive}: not a readable tar archive: {error}") from error
+
+
+def _expand(argument: str) -> list[Path]:
+    path = Path(argument)
+    # A file may really be called "photo[1].jpg".
+    if path.exists() or path.is_symlink():
+        return [path]
+    if glob.has_magic(argument):
+        matches = sorted(glob.glob(os.path.expanduser(argument), recursive=True))
+        if not matches:
+            raise SourceError(f"nothing matches {argument!r}")
+        return [m for m in map(Path, matches) if m.is_dir() or _is_photo(m.name) or _is_tar(m)]
+    raise SourceError(f"{argument}: no such file or folder")
+
+
+def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
+    for here, folders, names in os.walk(folder):
+        folders[:] = (f for f in folders if recursive and not f.startswith("."))
+        folders.sort(key=_natural)
+        for name in sorted(names, key=_natural):
+            if _is_photo(name) or _is_tar(Path(name)):
+                yield Path(here, name)
+
+
+def _natural(name: str) -> tuple[tuple[tuple[int, str], ...], str]:
+    """Sort key that counts the digits in a name as numbers."""
+    parts = re.split(r"([0-9]+)", name)
+    return tuple((int(p), "") if p.isdecimal() else (-1, p.casefold()) for p in parts), name
+
+
+def _is_photo(name: str) -> bool:
+    base = os.path.basename(name)
+    return not base.startswith(".") and os.path.splitext(base)[1].lower() in IMAGE_SUFFIXES
+
+
+def _is_tar(path: Path) -> bool:
+    return not path.name.startswith(".") and path.name.lower().endswith(TAR_SUFFIXES)
