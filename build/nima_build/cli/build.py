@@ -1,0 +1,126 @@
+"""``nima build``: ONNX to a TensorRT engine."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nima_client.contract import MAX_BATCH_SIZE
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+class _Target(str, Enum):
+    tensorrt = "tensorrt"
+    tensorrt_rtx = "tensorrt-rtx"
+
+
+class _Precision(str, Enum):
+    fp16 = "fp16"
+    fp32 = "fp32"
+
+
+@app.command()
+def build(
+    target: Annotated[
+        _Target,
+        typer.Option(help="tensorrt serves in Triton; tensorrt-rtx compiles without a GPU."),
+    ] = _Target.tensorrt,
+    onnx: Annotated[
+        Path | None, typer.Option(help="model.onnx of `nima export`; the bundled one by default.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Engine file; model.plan beside the ONNX.")
+    ] = None,
+    precision: Annotated[_Precision, typer.Option(help="Of the network's body.")] = _Precision.fp16,
+    min_batch: Annotated[int, typer.Option(min=1, help="Smallest batch.")] = 1,
+    opt_batch: Annotated[int, typer.Option(min=1, help="Batch to tune for.")] = 8,
+    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch.")] = MAX_BATCH_SIZE,
+    workspace_mib: Annotated[int, typer.Option(min=1, help="Memory for tactics, in MiB.")] = 2048,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Runs on later TensorRT versions too.")
+    ] = False,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="Runs on every GPU from Ampere on.")
+    ] = False,
+    compute_capability: Annotated[
+        str | None, typer.Option(help="For tensorrt-rtx without a GPU, e.g. 8.9.")
+    ] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="Measured tactics; model.timing.cache beside the engine.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Rebuild an unchanged engine.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only say whether the engine there fits this machine.")
+    ] = False,
+) -> None:
+    """Build the engine of the model, or say in one line why it cannot be built here.
+
+    An engine that already fits the model, the options, the GPU and the TensorRT is kept. Beside it
+    lies model.plan.json, which says what it was built from and for.
+    """
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    from nima_build.engine import EngineError, build_engine, load_runtime
+    from nima_build.engine_manifest import PLAN_NAME, EngineOptions, check_engine
+    from nima_build.files import sha256_file
+    from nima_build.gpu import find_gpus
+    from nima_build.metadata import ArtefactError
+    from nima_build.repository import ONNX_NAME, default_repository
+    from nima_client.contract import NETWORK_MODEL
+
+    try:
+        source = onnx or default_repository() / NETWORK_MODEL / "1" / ONNX_NAME
+        if not source.is_file():
+            raise ArtefactError(f"no {source}: run `nima export` first")
+        plan = output or source.with_name(PLAN_NAME)
+        if check:
+            manifest = check_engine(
+                plan,
+                onnx_sha256=sha256_file(source),
+                runtime_version=load_runtime(target.value).__version__,
+                compute_capabilities=[gpu.compute_capability for gpu in find_gpus()],
+            )
+            typer.echo(f"{plan}: fits (TensorRT {manifest.runtime_version})")
+            return
+        options = EngineOptions(
+            precision=precision.value,
+            min_batch=min_batch,
+            opt_batch=opt_batch,
+            max_batch=max_batch,
+            workspace_mib=workspace_mib,
+            version_compatible=version_compatible,
+            hardware_compatible=hardware_compatible,
+        )
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
+            tasks: dict[str, TaskID] = {}
+
+            def progress(phase: str, done: int, total: int) -> None:
+                if phase not in tasks:
+                    tasks[phase] = bars.add_task(phase, total=total)
+                bars.update(tasks[phase], completed=done, total=total)
+
+            manifest, built = build_engine(
+                source,
+                plan,
+                options,
+                target=target.value,
+                compute_capability=compute_capability,
+                timing_cache=timing_cache or plan.with_name("model.timing.cache"),
+                progress=progress,
+                force=force,
+            )
+    except (EngineError, ArtefactError, ValueError, OSError) as error:
+        typer.echo(f"nima build: {error}", err=True)
+        raise typer.Exit(1) from None
+    typer.echo(
+        f"{plan}: {'built' if built else 'up to date'}, {plan.stat().st_size / 1e6:.1f} MB, "
+        f"{manifest.options.precision}, batch {manifest.options.min_batch} to "
+        f"{manifest.options.max_batch}, TensorRT {manifest.runtime_version}, "
+        f"compute capability {manifest.compute_capability}"
+    )

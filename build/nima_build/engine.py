@@ -1,0 +1,263 @@
+"""ONNX to a TensorRT engine, with TensorRT 10 or 11, or with TensorRT for RTX.
+
+TensorRT for RTX has the same builder and needs no GPU to compile, so tests and CI send every graph
+through this very code; its engines are for RTX cards and are not what Triton serves.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+
+from nima_build.engine_manifest import EngineManifest, EngineOptions, check_engine
+from nima_build.files import sha256_file, write_atomic
+from nima_build.gpu import Gpu, find_gpus
+from nima_build.half import to_fp16
+from nima_build.metadata import ArtefactError
+from nima_client.contract import PIXELS
+
+Target = Literal["tensorrt", "tensorrt-rtx"]
+Progress = Callable[[str, int, int], None]
+"""Called with a phase's name, the steps done and the steps there are."""
+
+_MODULES = {
+    "tensorrt": ("tensorrt",),
+    # The wheels on PyPI carry the module under its second name.
+    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+}
+_INSTALL = {
+    "tensorrt": "pip install 'nima-triton[tensorrt]', or run inside the tritonserver image",
+    "tensorrt-rtx": "pip install 'nima-triton[tensorrt-rtx]'",
+}
+
+
+class EngineError(RuntimeError):
+    """No engine can be built here, or TensorRT refuses the graph; the message says which."""
+
+
+def load_runtime(target: Target) -> Any:
+    """The TensorRT module of a target.
+
+    Raises:
+        EngineError: it is not installed.
+    """
+    for name in _MODULES[target]:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name:
+                raise
+    raise EngineError(f"TensorRT is not installed ({_INSTALL[target]})")
+
+
+def build_engine(
+    onnx_path: Path,
+    plan: Path,
+    options: EngineOptions = EngineOptions(),  # noqa: B008 - frozen
+    *,
+    target: Target = "tensorrt",
+    compute_capability: str | None = None,
+    timing_cache: Path | None = None,
+    progress: Progress | None = None,
+    force: bool = False,
+) -> tuple[EngineManifest, bool]:
+    """Build an engine and its manifest, unless the very same one is already there.
+
+    Args:
+        onnx_path: FP32 ``model.onnx`` of `nima export`; an FP16 engine is made from its FP16
+            version, which is derived here.
+        plan: the engine file to write; its manifest goes beside it.
+        options: precision, batch sizes, memory, compatibility.
+        target: ``tensorrt`` needs the GPU that will serve; ``tensorrt-rtx`` compiles without one.
+        compute_capability: for ``tensorrt-rtx`` without a GPU, e.g. ``8.9``.
+        timing_cache: file of measured tactics, read and updated (TensorRT only); makes a rebuild
+            quick.
+        progress: told of every finished step.
+        force: rebuild even when nothing changed.
+
+    Returns:
+        The manifest, and whether the engine was built now.
+
+    Raises:
+        EngineError: no TensorRT, no GPU, or a graph it refuses.
+        OSError: a file could not be read or written.
+    """
+    trt = load_runtime(target)
+    gpu = next(iter(find_gpus()), None)
+    wanted = EngineManifest(
+        runtime=target.replace("-", "_"),
+        runtime_version=trt.__version__,
+        compute_capability=_capability(target, gpu, compute_capability),
+        onnx_sha256=sha256_file(onnx_path),
+        options=options,
+        gpu=gpu.name if gpu else "",
+        driver=gpu.driver if gpu else "",
+    )
+    if not force:
+        try:
+            found = check_engine(plan)
+        except ArtefactError:
+            pass
+        else:
+            if found.key == wanted.key:
+                return found, False
+    model = onnx.load(onnx_path)
+    if options.precision == "fp16":
+        model = to_fp16(model)
+    content = compile_graph(
+        trt,
+        model.SerializeToString(),
+        options,
+        compute_capability=wanted.compute_capability if target == "tensorrt-rtx" else None,
+        timing_cache=timing_cache if target == "tensorrt" else None,
+        progress=progress,
+    )
+    write_atomic(plan, content)
+    manifest = replace(wanted, engine_sha256=sha256_file(plan))
+    manifest.save(plan)
+    return manifest, True
+
+
+def _capability(target: Target, gpu: Gpu | None, asked: str | None) -> str:
+    if target == "tensorrt":
+        if gpu is None:
+            raise EngineError(
+                "no NVIDIA GPU found (nvidia-smi): an engine is built on the kind of GPU it serves"
+            )
+        if asked not in (None, gpu.compute_capability):
+            raise EngineError(
+                f"TensorRT builds for the GPU at hand ({gpu.compute_capability}), not for {asked}"
+            )
+        return gpu.compute_capability
+    if asked is None and gpu is None:
+        raise EngineError("no NVIDIA GPU found: name one with --compute-capability, e.g. 8.9")
+    return asked or (gpu.compute_capability if gpu else "")
+
+
+def compile_graph(
+    trt: Any,
+    graph: bytes,
+    options: EngineOptions,
+    *,
+    compute_capability: str | None = None,
+    timing_cache: Path | None = None,
+    progress: Progress | None = None,
+) -> bytes:
+    """Compile an ONNX graph with a strongly typed network and one optimisation profile.
+
+    Args:
+        trt: module of :func:`load_runtime`.
+        graph: serialised ONNX model whose types are final: FP16 stays FP16.
+        options: batch sizes, memory, compatibility.
+        compute_capability: target to compile for without a GPU (TensorRT for RTX only).
+        timing_cache: file read before and written after.
+        progress: told of every finished step.
+
+    Returns:
+        The serialised engine.
+
+    Raises:
+        EngineError: TensorRT refuses the graph or finds no implementation.
+    """
+    logger = _logger(trt)
+    builder = trt.Builder(logger)
+    # Required by TensorRT 11, where the flag is ignored; asked for in 10 so that both obey the
+    # types in the graph.
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(1 << int(flag) if flag is not None else 0)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(graph):
+        raise EngineError(_parser_message(parser))
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if compute_capability is not None:
+        _target_capability(trt, config, compute_capability)
+    image = tuple(network.get_input(0).shape)[1:]
+    profile = builder.create_optimization_profile()
+    batches = (options.min_batch, options.opt_batch, options.max_batch)
+    profile.set_shape(PIXELS, *((batch, *image) for batch in batches))
+    config.add_optimization_profile(profile)
+    cache = None
+    if timing_cache is not None:
+        blob = timing_cache.read_bytes() if timing_cache.is_file() else b""
+        cache = config.create_timing_cache(blob)
+        # False: a cache of another GPU or version is not used, and replaced below.
+        if not config.set_timing_cache(cache, False):
+            cache = config.create_timing_cache(b"")
+            config.set_timing_cache(cache, False)
+    monitor = _monitor(trt, progress) if progress else None
+    if monitor is not None:
+        config.progress_monitor = monitor
+    serialized = builder.build_serialized_network(network, config)
+    if serialized is None:
+        reasons = "; ".join(logger.errors) or "no reason given"
+        raise EngineError(f"TensorRT {trt.__version__} could not build the engine: {reasons}")
+    if cache is not None and timing_cache is not None:
+        write_atomic(timing_cache, bytes(memoryview(config.get_timing_cache().serialize())))
+    return bytes(memoryview(serialized))
+
+
+def _target_capability(trt: Any, config: Any, capability: str) -> None:
+    name = "SM" + capability.replace(".", "")
+    known = trt.ComputeCapability.__members__
+    if name not in known:
+        choices = ", ".join(sorted(entry for entry in known if entry.startswith("SM")))
+        raise EngineError(f"no compute capability {capability}: this TensorRT knows {choices}")
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(known[name], 0)
+
+
+def _parser_message(parser: Any) -> str:
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    if not errors:
+        return "TensorRT cannot parse the graph, and gives no reason"
+    first = errors[0]
+    where = f" (node {first.node_name()}, {first.node_operator()})" if first.node_name() else ""
+    return f"TensorRT cannot parse the graph: {first.desc()}{where}"
+
+
+def _logger(trt: Any) -> Any:
+    class Collector(trt.ILogger):  # type: ignore[misc]
+        """Keeps TensorRT's errors for the exception instead of printing them."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.errors.append(" ".join(message.split()))
+
+    return Collector()
+
+
+def _monitor(trt: Any, progress: Progress) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        """Passes TensorRT's phases on; called from its own threads."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.steps[phase_name] = num_steps
+            progress(phase_name, 0, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            progress(phase_name, step + 1, self.steps.get(phase_name, step + 1))
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            steps = self.steps.pop(phase_name, 0)
+            progress(phase_name, steps, steps)
+
+    return Monitor()
