@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
 	$$p -c 'import sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
 	2>/dev/null && command -v $$p && break; done)
-PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP_INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 SERVE_READY := $(VENV)/.ready-serve
 TEST_READY := $(VENV)/.ready-test
 PACKAGES := client/nima_client training/nima_training build/nima_build
@@ -27,7 +27,7 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV)
 
 $(SERVE_READY): pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing what serving needs into $(VENV) (about 200 MB; no torch) …"
+	@echo "Installing what serving needs into $(VENV) (about 700 MB on disk; no torch) …"
 	@$(PIP_INSTALL) -e '.[demo]'
 	@touch $@
 

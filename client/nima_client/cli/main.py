@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(0)
     entry = COMMANDS.get(name)
     if entry is None or not _exists(entry):
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        close = difflib.get_close_matches(name, [n for n in COMMANDS if _exists(COMMANDS[n])], n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         print(f"nima: no command {name!r}.{hint} nima --help lists them.", file=sys.stderr)
         sys.exit(2)

@@ -1,0 +1,56 @@
+"""Imports go one way, and no file that runs inside Triton needs torch."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def offenders(folder: str, pattern: str, forbidden: set[str]) -> dict[str, set[str]]:
+    found = {}
+    for path in sorted((ROOT / folder).glob(pattern)):
+        if hits := imported(path) & forbidden:
+            found[str(path.relative_to(ROOT))] = hits
+    return found
+
+
+@pytest.mark.parametrize(
+    ("folder", "pattern", "forbidden"),
+    [
+        ("client", "nima_client/**/*.py", {"nima_build", "nima_training", "torch"}),
+        ("training", "nima_training/**/*.py", {"nima_build"}),
+        ("model_repository", "*/1/*.py", {"nima_build", "nima_training", "torch"}),
+        ("build", "nima_build/server/*.py", {"nima_training", "torch"}),
+    ],
+)
+def test_imports_go_one_way(folder, pattern, forbidden):
+    assert offenders(folder, pattern, forbidden) == {}
+
+
+def test_nothing_is_pickled():
+    for folder in ("client", "training", "build", "model_repository"):
+        assert offenders(folder, "**/*.py", {"pickle", "cloudpickle", "joblib", "dill"}) == {}
+
+
+def test_files_can_be_read_in_a_sitting():
+    long = {}
+    for folder in ("client", "training", "build", "model_repository", "benchmarks", "examples"):
+        for path in (ROOT / folder).glob("**/*.py"):
+            lines = len(path.read_text().splitlines())
+            if lines > 400:
+                long[str(path.relative_to(ROOT))] = lines
+    assert long == {}
