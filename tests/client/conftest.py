@@ -35,3 +35,35 @@ def server() -> Iterator[object]:
 
     with KServeServer() as running:
         yield running
+
+
+@pytest.fixture(params=["sync", "async"])
+def caller(request: pytest.FixtureRequest) -> Iterator[Callable[..., object]]:
+    """Makes a client, threads or asyncio, behind one blocking interface; closes it at the end."""
+    from callers import CALLERS
+
+    made: list[object] = []
+
+    def make(*args: object, **options: object) -> object:
+        client = CALLERS[request.param](*args, **options)
+        made.append(client)
+        return client
+
+    yield make
+    for client in made:
+        client.close()  # type: ignore[attr-defined]
+
+
+@pytest.fixture(params=["fake", "inprocess", "triton"])
+def backend(request: pytest.FixtureRequest) -> Iterator[dict[str, object]]:
+    """Options that connect a client to the fake, to the server in this process, or to Triton."""
+    if request.param == "triton":
+        yield {"url": request.getfixturevalue("triton").grpc_url}
+    elif request.param == "inprocess":
+        yield {"url": request.getfixturevalue("server").url}
+    else:
+        from refusing import refusing_answer
+
+        from nima_client.testing import FakeTransport
+
+        yield {"transport": FakeTransport(refusing_answer, workers=4)}
