@@ -1,0 +1,111 @@
+"""How should the embedded profile schedule? Throughput and tail of three choices, interleaved.
+
+    python benchmarks/scheduling.py [--photos FOLDER] [--concurrency 8] [--rounds 3]
+
+Each round starts one server a choice, loads it, and stops it, so that all choices see the same
+machine. Ratios to the shipped choice are what counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import tempfile
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import skimage
+import tritonclient.grpc as triton_grpc
+from google.protobuf import text_format
+
+from nima_build.repository import config_path, default_repository, read_config
+from nima_build.server import EmbeddedServer, ServerOptions
+
+# preferred batch sizes, queue delay in microseconds
+CHOICES = {
+    "one image at a time (shipped)": ([1], 0),
+    "merge what waits": ([], 0),
+    "merge, 2 ms delay": ([], 2000),
+}
+
+
+def repository_with(choice: tuple[list[int], int], folder: Path) -> Path:
+    """A copy of the project's repository whose embedded profile schedules as told."""
+    target = folder / "models"
+    shutil.copytree(default_repository(), target, ignore=shutil.ignore_patterns("__pycache__"))
+    path = config_path(target, "nima_preprocess", "embedded")
+    config = read_config(path)
+    del config.dynamic_batching.preferred_batch_size[:]
+    config.dynamic_batching.preferred_batch_size.extend(choice[0])
+    config.dynamic_batching.max_queue_delay_microseconds = choice[1]
+    path.write_text(text_format.MessageToString(config))
+    return target
+
+
+def load(url: str, photos: list[bytes], concurrency: int, requests: int) -> tuple[float, float]:
+    """Images per second and p99 latency in ms of single-image requests in a closed loop."""
+    inputs = []
+    for photo in photos:
+        tensor = triton_grpc.InferInput("IMAGE", [1, 1], "BYTES")
+        tensor.set_data_from_numpy(np.array([[photo]], dtype=np.object_))
+        inputs.append([tensor])
+    window, finished = threading.Semaphore(concurrency), threading.Semaphore(0)
+    latencies: list[float] = []
+
+    def done(begin: float, result: object, error: Exception | None) -> None:
+        if error is not None:
+            raise error
+        latencies.append(time.perf_counter() - begin)
+        window.release()
+        finished.release()
+
+    with triton_grpc.InferenceServerClient(url) as client:
+        start = time.perf_counter()
+        for index in range(requests):
+            window.acquire()
+            callback = partial(done, time.perf_counter())
+            client.async_infer("nima", inputs[index % len(inputs)], callback)
+        for _ in range(requests):
+            if not finished.acquire(timeout=60):
+                raise TimeoutError("the server stopped answering")
+        seconds = time.perf_counter() - start
+    return requests / seconds, float(np.percentile(latencies, 99)) * 1e3
+
+
+def main() -> None:
+    """Run the comparison and print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--photos", type=Path, default=Path(skimage.__file__).parent / "data")
+    parser.add_argument("--concurrency", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=300)
+    options = parser.parse_args()
+    photos = [p.read_bytes() for p in sorted(options.photos.glob("*.jp*g"))]
+    if not photos:
+        parser.error(f"no JPEG files in {options.photos}")
+    results: dict[str, list[tuple[float, float]]] = {name: [] for name in CHOICES}
+    for _ in range(options.rounds):
+        for name, choice in CHOICES.items():
+            with tempfile.TemporaryDirectory() as folder:
+                repository = repository_with(choice, Path(folder))
+                with EmbeddedServer(ServerOptions(model_repository=repository)) as server:
+                    load(server.grpc_url, photos, options.concurrency, 40)
+                    results[name].append(
+                        load(server.grpc_url, photos, options.concurrency, options.requests)
+                    )
+    shipped = results[next(iter(CHOICES))]
+    print("| scheduling | images/s | p99 ms | images/s ratio | p99 ratio |\n|---|---|---|---|---|")
+    for name, rows in results.items():
+        speed = statistics.median(r[0] for r in rows)
+        tail = statistics.median(r[1] for r in rows)
+        speed_ratio = statistics.median(a[0] / b[0] for a, b in zip(rows, shipped))
+        tail_ratio = statistics.median(a[1] / b[1] for a, b in zip(rows, shipped))
+        print(f"| {name} | {speed:.0f} | {tail:.0f} | {speed_ratio:.2f} | {tail_ratio:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
