@@ -9,6 +9,7 @@ conditioned as a trained one's are, which fine-tuning needs.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -107,3 +108,50 @@ def calibrate_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> None:
         norm.running_var.copy_(variance)
         norm.weight.copy_(gain * (variance + norm.eps).sqrt())
         norm.bias.copy_(shift + gain * mean)
+
+
+class FoldedConvNorm(nn.Module):
+    """A convolution and its batch norm, statistics fixed, as one convolution.
+
+    The norm is multiplied into the weights on every call, so gradients reach the parameters of
+    both, while the activations are touched once: on a CPU this nearly halves the cost of a step.
+    """
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.conv, self.norm = conv, norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``norm(conv(x))`` with the running statistics."""
+        conv, norm = self.conv, self.norm
+        assert norm.running_mean is not None and norm.running_var is not None
+        gain = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        bias = norm.bias - norm.running_mean * gain
+        if conv.bias is not None:
+            bias = bias + conv.bias * gain
+        weight = conv.weight * gain.view(-1, 1, 1, 1)
+        return nn.functional.conv2d(
+            x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups  # type: ignore[arg-type]
+        )
+
+
+def with_folded_norms(module: nn.Module) -> nn.Module:
+    """The same network, sharing every parameter, in which each conv and norm in a row are one.
+
+    Only for fixed statistics (eval mode): training statistics are not computed.
+    """
+    clone = copy.copy(module)
+    clone._modules = {}
+    fused = False
+    children = list(module.named_children())
+    for index, (name, child) in enumerate(children):
+        following = children[index + 1][1] if index + 1 < len(children) else None
+        if fused:
+            clone._modules[name] = nn.Identity()
+            fused = False
+        elif isinstance(child, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
+            clone._modules[name] = FoldedConvNorm(child, following)
+            fused = True
+        else:
+            clone._modules[name] = with_folded_norms(child)
+    return clone

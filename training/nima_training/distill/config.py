@@ -46,13 +46,13 @@ class DistillConfig:
     name: str = "nima_mobilenet_v2"
     backbone: str = "mobilenet_v2"
     frozen_blocks: int = 7
-    """Blocks of ``model.features`` that the first stage leaves frozen and caches the output of."""
+    """Blocks of ``model.features`` that the first stage leaves frozen."""
     full_frozen_blocks: int = 3
     """Blocks that stay frozen in the second stage too: the costly ones at 112 x 112 pixels."""
     views: int = 24_000
     view: ViewConfig = field(default_factory=ViewConfig)
-    head_stage: StageConfig = StageConfig(10, 1e-3, 2e-3)
-    full_stage: StageConfig = StageConfig(3, 3e-4, 6e-4, batch_size=32)
+    late_stage: StageConfig = StageConfig(1.5, 1e-3, 2e-3, batch_size=32)
+    full_stage: StageConfig = StageConfig(4, 5e-4, 1e-3, batch_size=32)
     dropout: float = 0.2
     weight_decay: float = 1e-5
     mean_weight: float = 0.5

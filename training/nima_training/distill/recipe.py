@@ -12,18 +12,17 @@ import numpy as np
 import torch
 from nima_client.preprocess import PreprocessSpec, preprocess
 from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 from nima_training import distribution
 from nima_training.checkpoint import reference_quantiles, save_checkpoint, sha256_file, write_json
 from nima_training.distill.agreement import HeldOut
-from nima_training.distill.config import DistillConfig
+from nima_training.distill.config import DistillConfig, StageConfig
 from nima_training.distill.photos import split_photos
 from nima_training.distill.pool import Pool, build_pool
 from nima_training.distill.stages import Stage, train_stage
 from nima_training.distill.teacher import TFLiteTeacher
-from nima_training.folded import calibrate_batch_norm, load_folded
+from nima_training.folded import calibrate_batch_norm, load_folded, with_folded_norms
 from nima_training.inference import network_input, predict
 from nima_training.losses import DistillationLoss
 from nima_training.models import create_model, head_module
@@ -31,7 +30,6 @@ from nima_training.tflite import read_tflite
 
 SPEC = PreprocessSpec()
 CALIBRATION_PHOTOS = 256
-FEATURE_CHUNK = 64
 
 
 def build_student(config: DistillConfig, pool: Pool) -> nn.Module:
@@ -47,31 +45,8 @@ def build_student(config: DistillConfig, pool: Pool) -> nn.Module:
     return model.to(device)
 
 
-def cached_features(stem: nn.Module, pool: Pool, file: Path) -> np.ndarray:
-    """Outputs of the frozen ``stem`` for the whole pool: FP16 memory map ``[N, C, H, W]``."""
-    device = next(stem.parameters()).device
-    with torch.inference_mode():
-        shape = stem(network_input(pool.pixels[:1], SPEC).to(device)).shape[1:]
-    done_file = file.with_suffix(".done")
-    done = int(done_file.read_text()) if done_file.exists() and file.exists() else 0
-    mode = "r+" if done else "w+"
-    # Stored channels last, as the network computes.
-    rows = (len(pool), shape[1], shape[2], shape[0])
-    store = np.lib.format.open_memmap(file, mode, np.float16, rows)
-    stem.eval()
-    for start in track(range(done, len(pool), FEATURE_CHUNK), "features"):
-        stop = min(len(pool), start + FEATURE_CHUNK)
-        with torch.inference_mode():
-            output = stem(network_input(pool.pixels[start:stop], SPEC).to(device))
-        store[start:stop] = output.permute(0, 2, 3, 1).half().cpu().numpy()
-        if stop % (FEATURE_CHUNK * 32) == 0 or stop == len(pool):
-            store.flush()
-            done_file.write_text(str(stop))
-    return store
-
-
-class _Tail(nn.Module):
-    """The trainable rest of a torchvision MobileNet behind a frozen stem."""
+class Tail(nn.Module):
+    """The trainable rest of a torchvision MobileNet behind its first ``start`` blocks."""
 
     def __init__(self, model: nn.Module, start: int) -> None:
         super().__init__()
@@ -79,6 +54,7 @@ class _Tail(nn.Module):
         self.classifier = model.classifier
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits from the output of the first blocks."""
         return self.classifier(self.features(x).mean((2, 3)))  # type: ignore[no-any-return]
 
 
@@ -115,47 +91,30 @@ def distill(config: DistillConfig, console: Console) -> dict[str, Any]:
             f"EMD r=2 {result['emd_r2']:.4f}"
         )
 
-    def run(stage: Stage) -> None:
-        best = train_stage(
-            stage, config.work_dir / f"stage-{stage.name}.pt", loss, config.weight_decay,
-            config.ema_decay, config.seed, console,
-        )  # fmt: skip
-        stage.part.load_state_dict(best)
-
-    head = head_module(model, config.backbone)
-    if config.head_stage.epochs > 0:
-        stem = model.features[: config.frozen_blocks]  # type: ignore[index]
-        tail = _Tail(model, config.frozen_blocks)
-        features = cached_features(stem, pool, config.work_dir / "features.npy")
-
-        def fetch_features(rows: np.ndarray) -> Tensor:
-            return torch.from_numpy(features[rows]).float().permute(0, 3, 1, 2)
-
-        run(
-            Stage(
-                "head", tail, head, fetch_features, labels,
-                lambda state: measured(tail, state), config.head_stage,
-            )
-        )  # fmt: skip
-        if config.full_stage.epochs > 0:
-            write_checkpoint(config, model, photos, teacher, config.work_dir / "checkpoint-head")
-
-    if config.full_stage.epochs > 0:
-
-        start = model.features[: config.full_frozen_blocks].requires_grad_(False)  # type: ignore[index]
-        rest = _Tail(model, config.full_frozen_blocks)
+    def run(name: str, frozen: int, stage: StageConfig) -> None:
+        """Train the blocks from ``frozen`` on; those before it are computed without gradients."""
+        start = with_folded_norms(model.features[:frozen])  # type: ignore[index]
+        tail = Tail(model, frozen)
         device = next(model.parameters()).device
 
-        def fetch_pixels(rows: np.ndarray) -> Tensor:
+        def fetch(rows: np.ndarray) -> Tensor:
             with torch.no_grad():
-                return start.eval()(network_input(pool.pixels[rows], SPEC).to(device))  # type: ignore[no-any-return]
+                return start(network_input(pool.pixels[rows], SPEC).to(device))  # type: ignore[no-any-return]
 
-        run(
+        best = train_stage(
             Stage(
-                "full", rest, head, fetch_pixels, labels,
-                lambda state: measured(rest, state), config.full_stage,
-            )
+                name, tail, with_folded_norms(tail), head_module(model, config.backbone), fetch,
+                labels, lambda state: measured(tail, state), stage,
+            ),
+            config.work_dir / f"stage-{name}.pt", loss, config.weight_decay, config.ema_decay,
+            config.seed, console,
         )  # fmt: skip
+        tail.load_state_dict(best)
+
+    run("late", config.frozen_blocks, config.late_stage)
+    if config.full_stage.epochs > 0:
+        write_checkpoint(config, model, photos, teacher, config.work_dir / "checkpoint-late")
+        run("full", config.full_frozen_blocks, config.full_stage)
     return write_checkpoint(config, model, photos, teacher, config.out)
 
 

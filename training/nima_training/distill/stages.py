@@ -26,12 +26,13 @@ WARMUP = 0.03
 class Stage:
     """What a stage trains and on what.
 
-    ``part`` is trained; ``fetch`` gives its inputs for sorted row numbers; ``measure`` maps the
+    ``part`` is trained, ``fast`` computes it (the same parameters, norms folded); ``fetch`` gives its inputs for sorted row numbers; ``measure`` maps the
     averaged weights to the selection error, lower is better, and a line to print.
     """
 
     name: str
     part: nn.Module
+    fast: nn.Module
     head: nn.Module
     fetch: Callable[[np.ndarray], Tensor]
     labels: np.ndarray
@@ -109,6 +110,7 @@ def train_stage(
         )  # fmt: skip
 
     freeze_norm_statistics(part)
+    stage.fast.train()
     last_save = clock = time.monotonic()
     running = torch.zeros(())
     seen_steps = 0
@@ -121,7 +123,7 @@ def train_stage(
         for group in optimiser.param_groups:
             group["lr"] = group["base_lr"] * learning_rate_factor(progress)
         labels = torch.from_numpy(stage.labels[rows]).to(device)
-        value = loss(part(stage.fetch(rows).to(device)), labels)
+        value = loss(stage.fast(stage.fetch(rows).to(device)), labels)
         if not torch.isfinite(value):
             raise FloatingPointError(f"{stage.name}: loss is {value.item()} on pool rows {rows.tolist()}")
         optimiser.zero_grad(set_to_none=True)
