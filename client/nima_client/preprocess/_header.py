@@ -11,6 +11,7 @@ from PIL import Image
 from nima_client.contract import RejectionCode
 from nima_client.preprocess._errors import ImageRejected
 from nima_client.preprocess._spec import DEFAULT_LIMITS, Limits
+from nima_client.preprocess._structure import check_structure
 
 SUPPORTED_FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Pillow's names of the formats that are scored (AVIF where Pillow was built with it)."""
@@ -74,6 +75,7 @@ def open_lazily(data: bytes, limits: Limits) -> tuple[Image.Image, ImageHeader]:
         raise ImageRejected(
             RejectionCode.UNSUPPORTED, f"not an image of {', '.join(SUPPORTED_FORMATS)}"
         )
+    check_structure(data, name, limits)
     try:
         with warnings.catch_warnings():
             # Our own limit decides, not Pillow's warning (its hard error stays).

@@ -35,7 +35,18 @@ class TritonPythonModel:
 
     def execute(self, requests):
         """One response per request, in order."""
-        return [self._answer(request) for request in requests]
+        return [self._guarded(request) for request in requests]
+
+    def _guarded(self, request):
+        """Whatever goes wrong (no memory, say) is this request's failure, no neighbour's."""
+        try:
+            return self._answer(request)
+        except Exception as error:
+            return pb_utils.InferenceResponse(
+                error=pb_utils.TritonError(
+                    f"preprocessing failed: {type(error).__name__}", pb_utils.TritonError.INTERNAL
+                )
+            )
 
     def _answer(self, request):
         images = pb_utils.get_input_tensor_by_name(request, INPUT_IMAGE).as_numpy().reshape(-1)
