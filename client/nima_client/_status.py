@@ -67,6 +67,14 @@ _RULES: tuple[tuple[str, str, Maker, str], ...] = (
     # While Triton drains, or loads, its model disappears for a moment.
     ("UNAVAILABLE", _NOT_LOADED, errors.ServerStopping, "the model is not loaded"),
     ("NOT_FOUND", _NOT_LOADED, errors.ServerStopping, "the model is not loaded"),
+    (
+        "CANCELLED",
+        r"locally cancelled|channel closed",
+        errors.RequestCancelled,
+        "the request was cancelled here",
+    ),
+    # Nobody here asked for it: a server that stops cancels what it has no time to finish.
+    ("CANCELLED", r"", errors.ServerStopping, "the server cancelled the request"),
     ("NOT_FOUND", r"unknown model", errors.ContractError, "this server has no such model"),
     ("INVALID_ARGUMENT", r"unknown model", errors.ContractError, "this server has no such model"),
     (
@@ -80,7 +88,6 @@ _RULES: tuple[tuple[str, str, Maker, str], ...] = (
 _BY_STATUS: dict[str, tuple[Maker, str]] = {
     "UNAVAILABLE": (errors.ConnectError, "the server is not available"),
     "DEADLINE_EXCEEDED": (errors.DeadlineExceeded, "the time allowed for the request ran out"),
-    "CANCELLED": (errors.RequestCancelled, "the request was cancelled"),
     "UNAUTHENTICATED": (errors.AuthenticationError, "the server wants credentials"),
     "PERMISSION_DENIED": (errors.AuthenticationError, "the credentials do not allow this"),
     "RESOURCE_EXHAUSTED": (errors.OverloadError, "the server has no resources left"),

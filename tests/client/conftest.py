@@ -51,7 +51,7 @@ def caller(request: pytest.FixtureRequest) -> Iterator[Callable[..., object]]:
 
     yield make
     for client in made:
-        client.close()  # type: ignore[attr-defined]
+        client.end()  # type: ignore[attr-defined]
 
 
 @pytest.fixture(params=["fake", "inprocess", "triton"])

@@ -34,6 +34,9 @@ class SyncCaller:
     def close(self) -> None:
         self.client.close()
 
+    def end(self) -> None:
+        self.close()
+
 
 class AsyncCaller:
     """AsyncNimaClient, driven by an event loop of its own."""
@@ -66,6 +69,9 @@ class AsyncCaller:
 
     def close(self) -> None:
         self.loop.run_until_complete(self.client.close())
+
+    def end(self) -> None:
+        self.close()
         self.loop.run_until_complete(self.loop.shutdown_default_executor())
         self.loop.close()
 
