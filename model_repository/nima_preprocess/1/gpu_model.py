@@ -1,0 +1,69 @@
+"""Triton Python model ``nima_preprocess`` of the profile ``default``: IMAGE to PIXELS on the GPU.
+
+Same contract and parameters as ``model.py``. All requests that Triton merged are decoded as one
+batch; each is answered, or refused, by itself.
+"""
+
+import io
+import json
+
+import triton_python_backend_utils as pb_utils
+from gpu_pixels import on_gpu
+from PIL import Image
+
+from nima_client.contract import INPUT_IMAGE, PIXELS, Rejection, format_rejections
+from nima_client.preprocess import ImageRejected, Limits, PreprocessSpec
+
+
+class TritonPythonModel:
+    """Decodes and resizes on the GPU Triton put this instance on."""
+
+    def initialize(self, args):
+        """Read the parameters and run every part once."""
+        config = json.loads(args["model_config"])
+        parameters = {k: v["string_value"] for k, v in config["parameters"].items()}
+        spec = PreprocessSpec.from_dict(json.loads(parameters["preprocessing"]))
+        limits = Limits(int(parameters["max_bytes"]), int(parameters["max_pixels"]))
+        # This process is ours: our limit replaces Pillow's own.
+        Image.MAX_IMAGE_PIXELS = None
+        self._pixels = on_gpu(spec, limits, int(args["model_instance_device_id"]))
+        photos = []
+        for name in ("JPEG", "PNG"):
+            photo = io.BytesIO()
+            Image.new("RGB", (640, 480), (90, 120, 150)).save(photo, name)
+            photos.append(photo.getvalue())
+        self._pixels.stack(self._pixels(photos))
+
+    def execute(self, requests):
+        """One response per request, in order."""
+        files = [
+            list(pb_utils.get_input_tensor_by_name(request, INPUT_IMAGE).as_numpy().reshape(-1))
+            for request in requests
+        ]
+        try:
+            results = iter(self._pixels([data for request in files for data in request]))
+            return [self._answer([next(results) for _ in request]) for request in files]
+        except Exception as error:
+            # Out of memory, a lost device: no request of the batch can be answered.
+            failure = f"preprocessing failed: {type(error).__name__}: {error}"
+            return [
+                pb_utils.InferenceResponse(
+                    error=pb_utils.TritonError(failure, pb_utils.TritonError.INTERNAL)
+                )
+                for _ in requests
+            ]
+
+    def _answer(self, results):
+        rejections = [
+            Rejection(index, result.code, result.detail)
+            for index, result in enumerate(results)
+            if isinstance(result, ImageRejected)
+        ]
+        if rejections:
+            return pb_utils.InferenceResponse(
+                error=pb_utils.TritonError(
+                    format_rejections(rejections), pb_utils.TritonError.INVALID_ARG
+                )
+            )
+        pixels = pb_utils.Tensor.from_dlpack(PIXELS, self._pixels.stack(results))
+        return pb_utils.InferenceResponse([pixels])

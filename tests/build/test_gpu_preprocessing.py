@@ -1,0 +1,171 @@
+"""The CPU-only half of the GPU preprocessing, compared with nima_client.preprocess.
+
+nvImageCodec really decodes here, by its CPU decoders. CV-CUDA needs a GPU to import: Pillow stands
+in for its resize, so what is shown is which files go which way, and what nvImageCodec makes of
+them. The resize itself has not been run here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nima_client.contract import RejectionCode
+from nima_client.preprocess import (
+    ImageRejected,
+    Limits,
+    PreprocessSpec,
+    preprocess,
+    to_pixels,
+)
+
+pytest.importorskip(
+    "nvidia.nvimgcodec", reason="needs nvidia-nvimgcodec-cu12 (extra gpu-preprocessing)"
+)
+VERSION = Path(__file__).parents[2] / "model_repository" / "nima_preprocess" / "1"
+FULL = PreprocessSpec(jpeg_oversampling=0)
+
+
+@pytest.fixture(scope="module")
+def gpu_pixels() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gpu_pixels", VERSION / "gpu_pixels.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_pixels"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class PillowOperations:
+    """In the place of CV-CUDA."""
+
+    stream_handle = 0
+
+    def __init__(self, spec: PreprocessSpec) -> None:
+        self.spec = spec
+        self.resized = 0
+        self.uploaded = 0
+
+    def resize(self, image: Any) -> np.ndarray:
+        self.resized += 1
+        return to_pixels(Image.fromarray(np.asarray(image.cpu())), self.spec)
+
+    def upload(self, pixels: np.ndarray) -> np.ndarray:
+        self.uploaded += 1
+        return pixels
+
+
+def encoded(image: Image.Image, name: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, name, **options)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    from skimage import data
+
+    return Image.fromarray(data.astronaut())
+
+
+def test_jpeg_goes_to_nvimagecodec_and_equals_the_reference(
+    gpu_pixels: ModuleType, photo: Image.Image
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files = [
+        encoded(photo, "JPEG", quality=90),
+        encoded(photo.resize((301, 97)), "JPEG", quality=60, subsampling=2, progressive=True),
+        encoded(photo.convert("L"), "JPEG"),
+        encoded(photo.resize((400, 200)), "JPEG", exif=exif),
+    ]
+    operations = PillowOperations(FULL)
+    pixels = gpu_pixels.GpuPixels(FULL, Limits(), gpu_pixels.JpegDecoder(None), operations)(files)
+    assert (operations.resized, operations.uploaded) == (4, 0)
+    for data, got in zip(files, pixels, strict=True):
+        want = preprocess(data, FULL).astype(int)
+        assert np.abs(want - got).max() <= 1
+
+
+def test_everything_else_takes_the_reference_path(
+    gpu_pixels: ModuleType, photo: Image.Image
+) -> None:
+    transparent = photo.convert("RGBA")
+    transparent.putalpha(90)
+    deep = Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
+    files = [
+        encoded(photo, "PNG"),
+        encoded(transparent, "PNG"),
+        encoded(deep, "PNG"),
+        encoded(photo, "WEBP"),
+        encoded(photo.convert("CMYK"), "JPEG"),
+        encoded(photo.convert("P"), "GIF"),
+    ]
+    operations = PillowOperations(FULL)
+    pixels = gpu_pixels.GpuPixels(FULL, Limits(), gpu_pixels.JpegDecoder(None), operations)(files)
+    assert (operations.resized, operations.uploaded) == (0, 6)
+    for data, got in zip(files, pixels, strict=True):
+        np.testing.assert_array_equal(got, preprocess(data, FULL))
+
+
+def test_bad_files_are_refused_one_by_one(gpu_pixels: ModuleType, photo: Image.Image) -> None:
+    good = encoded(photo, "JPEG")
+    large = encoded(Image.new("RGB", (1200, 1000)), "PNG")
+    files = [good, b"", good[:3000], b"plain text", large, good]
+    operations = PillowOperations(FULL)
+    limits = Limits(max_pixels=1_000_000)
+    results = gpu_pixels.GpuPixels(FULL, limits, gpu_pixels.JpegDecoder(None), operations)(files)
+    assert [getattr(result, "code", None) for result in results] == [
+        None,
+        RejectionCode.EMPTY,
+        RejectionCode.UNDECODABLE,
+        RejectionCode.UNSUPPORTED,
+        RejectionCode.TOO_LARGE,
+        None,
+    ]
+    np.testing.assert_array_equal(results[0], results[5])
+
+
+def test_bench_and_edge_photos_equal_the_reference(
+    gpu_pixels: ModuleType, shared_photos: Path
+) -> None:
+    """Thresholds, in 1/255: full decode 0 for RGB and grey; after the resize at most 1."""
+    operations = PillowOperations(FULL)
+    pixels = gpu_pixels.GpuPixels(FULL, Limits(), gpu_pixels.JpegDecoder(None), operations)
+    paths = sorted((shared_photos / "bench").glob("*.jpg"))[:12]
+    paths += sorted((shared_photos / "edge").glob("*.jpg"))
+    worst = 0
+    for path in paths:
+        data = path.read_bytes()
+        (got,) = pixels([data])
+        if isinstance(got, ImageRejected):
+            with pytest.raises(ImageRejected):
+                preprocess(data, FULL)
+            continue
+        want = preprocess(data, FULL)
+        worst = max(worst, int(np.abs(want.astype(int) - got).max()))
+    assert operations.resized > 20
+    assert worst <= 1
+
+
+@pytest.mark.parametrize("size", [(640, 480), (480, 640), (100, 7), (224, 224), (3, 5000)])
+def test_sizes_before_the_crop_are_those_of_the_reference(
+    gpu_pixels: ModuleType, size: tuple[int, int]
+) -> None:
+    spec = PreprocessSpec(resize="shortest", resize_size=256, crop_size=224)
+    width, height = gpu_pixels.resized_size(*size, spec)
+    if size[0] <= size[1]:
+        expected = (256, max(256, round(size[1] * 256 / size[0])))
+    else:
+        expected = (max(256, round(size[0] * 256 / size[1])), 256)
+    assert (width, height) == expected
+    assert gpu_pixels.resized_size(*size, FULL) == (224, 224)
