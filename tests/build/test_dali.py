@@ -1,8 +1,8 @@
 """The DALI pipeline of the profile ``dali``, on the CPU, against nima_client.preprocess.
 
 Thresholds, in 1/255 on each colour: mean difference at most 0.5; inside a margin of 2 pixels at
-most 3 (8 for bicubic); on the margin itself at most 40, since Pillow narrows its filter at the border where DALI
-repeats the last pixel.
+most 3 (8 for bicubic); on the margin itself at most 40, since Pillow narrows its filter at the
+border where DALI repeats the last pixel.
 """
 
 from __future__ import annotations

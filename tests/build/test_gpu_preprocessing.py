@@ -28,7 +28,7 @@ from nima_client.preprocess import (
 )
 
 pytest.importorskip(
-    "nvidia.nvimgcodec", reason="needs nvidia-nvimgcodec-cu12 (extra gpu-preprocessing)"
+    "nvidia.nvimgcodec", reason="needs the extra gpu-preprocessing"
 )
 VERSION = Path(__file__).parents[2] / "model_repository" / "nima_preprocess" / "1"
 FULL = PreprocessSpec(jpeg_oversampling=0)

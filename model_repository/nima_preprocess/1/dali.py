@@ -46,7 +46,8 @@ def pixels(encoded, spec, device):
         images, interp_type=INTERPOLATION[spec["interpolation"]], antialias=True, **side
     )
     if spec["resize"] == "shortest" or crop != size:
-        images = fn.crop(images, crop_h=crop, crop_w=crop, crop_pos_x=0.5, crop_pos_y=0.5)
+        # The reference rounds the corner down; DALI's default rounds it to the nearest pixel.
+        images = fn.crop(images, crop_h=crop, crop_w=crop, rounding="truncate")
     return images
 
 
