@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 MAX_HAMMING = 4
+MAX_PAIRWISE = 20_000
 
 
 def difference_hash(image: Image.Image) -> int:
@@ -25,7 +26,13 @@ def difference_hash(image: Image.Image) -> int:
 
 
 def group_near_duplicates(hashes: Sequence[int], max_hamming: int = MAX_HAMMING) -> list[int]:
-    """The group of each item: the smallest index reachable through pairs of near-equal hashes."""
+    """The group of each item: the smallest index reachable through pairs of near-equal hashes.
+
+    Beyond :data:`MAX_PAIRWISE` items only equal hashes are joined, as pairs grow with the square.
+    """
+    if len(hashes) > MAX_PAIRWISE:
+        first: dict[int, int] = {}
+        return [first.setdefault(value, index) for index, value in enumerate(hashes)]
     values = np.array(hashes, dtype=np.uint64)
     bits = np.unpackbits(values.view(np.uint8).reshape(len(values), 8), axis=1).astype(np.int16)
     parent = list(range(len(values)))
