@@ -1,6 +1,8 @@
 """The one preprocessing of the project: encoded bytes to the pixels a network sees.
 
-Torch-free (numpy and Pillow; simplejpeg makes JPEG faster when installed, with equal pixels). The
+Torch-free: numpy and Pillow. Where installed, simplejpeg decodes JPEG faster, to equal pixels, and
+cykooz.resizer resizes faster, to pixels that differ from Pillow's in under 1 % of the values, by
+1/255. The
 server's ``nima_preprocess`` model, training's evaluation, the parity gate and the tests all run
 this code, so that a photo has one score everywhere.
 

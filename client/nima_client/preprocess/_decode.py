@@ -10,6 +10,7 @@ from PIL import Image
 from nima_client.contract import RejectionCode
 from nima_client.preprocess._errors import ImageRejected
 from nima_client.preprocess._header import ImageHeader, open_lazily
+from nima_client.preprocess._resize import OPAQUE_MODE
 from nima_client.preprocess._spec import DEFAULT_LIMITS, Limits, PreprocessSpec
 
 try:
@@ -47,13 +48,26 @@ def decode(
     Raises:
         ImageRejected: with the reason; see :func:`nima_client.preprocess.inspect_header`.
     """
+    return _decode(data, spec, limits, opaque=False)
+
+
+def decode_opaque(
+    data: bytes, spec: PreprocessSpec | None = None, limits: Limits = DEFAULT_LIMITS
+) -> Image.Image:
+    """As :func:`decode`, but the image may be of :data:`~._resize.OPAQUE_MODE`: a copy less."""
+    return _decode(data, spec, limits, opaque=True)
+
+
+def _decode(
+    data: bytes, spec: PreprocessSpec | None, limits: Limits, *, opaque: bool
+) -> Image.Image:
     image, header = open_lazily(data, limits)
     with image:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 if header.format == "JPEG":
-                    decoded = _decode_jpeg(data, image, header, spec)
+                    decoded = _decode_jpeg(data, image, header, spec, opaque)
                 else:
                     decoded = _to_rgb(image, header)
         except ImageRejected:
@@ -78,21 +92,29 @@ def reduced_scale(width: int, height: int, spec: PreprocessSpec) -> int:
 
 
 def _decode_jpeg(
-    data: bytes, image: Image.Image, header: ImageHeader, spec: PreprocessSpec | None
+    data: bytes,
+    image: Image.Image,
+    header: ImageHeader,
+    spec: PreprocessSpec | None,
+    opaque: bool,
 ) -> Image.Image:
     scale = reduced_scale(header.width, header.height, spec) if spec is not None else 1
     if simplejpeg is not None and header.mode in ("RGB", "L"):
         try:
             pixels = simplejpeg.decode_jpeg(
                 data,
-                colorspace="RGB",
+                colorspace="RGBX" if opaque else "RGB",
                 min_height=-(-header.height // scale),
                 min_width=-(-header.width // scale),
             )
-            return Image.fromarray(pixels)
         except ValueError:
             # Pillow is the arbiter of damaged files: what it decodes is scored.
             pass
+        else:
+            if not opaque:
+                return Image.fromarray(pixels)
+            size = (pixels.shape[1], pixels.shape[0])
+            return Image.frombuffer(OPAQUE_MODE, size, pixels, "raw", OPAQUE_MODE, 0, 1)
     if scale > 1:
         # draft() takes the largest scale at which both sides still reach what is asked.
         image.draft(None, (header.width // scale, header.height // scale))

@@ -6,17 +6,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from nima_client.preprocess._decode import decode
+from nima_client.preprocess._decode import decode_opaque
+from nima_client.preprocess._resize import resize
 from nima_client.preprocess._spec import DEFAULT_LIMITS, Limits, PreprocessSpec
-
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 def to_pixels(image: Image.Image, spec: PreprocessSpec) -> npt.NDArray[np.uint8]:
     """Resize (antialiased) and crop.
 
     Args:
-        image: RGB image of any size.
+        image: RGB image of any size; a fourth channel is ignored.
         spec: the specification of the checkpoint.
 
     Returns:
@@ -29,18 +28,17 @@ def to_pixels(image: Image.Image, spec: PreprocessSpec) -> npt.NDArray[np.uint8]
         size = (spec.resize_size, max(spec.resize_size, round(height * spec.resize_size / width)))
     else:
         size = (max(spec.resize_size, round(width * spec.resize_size / height)), spec.resize_size)
-    if size != image.size:
-        image = image.resize(size, _FILTERS[spec.interpolation])
+    image = resize(image, size, spec.interpolation)
     if size != (spec.crop_size, spec.crop_size):
         left, top = (size[0] - spec.crop_size) // 2, (size[1] - spec.crop_size) // 2
         image = image.crop((left, top, left + spec.crop_size, top + spec.crop_size))
-    return np.asarray(image, dtype=np.uint8)
+    return np.asarray(image, dtype=np.uint8)[..., :3]
 
 
 def preprocess(
     data: bytes, spec: PreprocessSpec, limits: Limits = DEFAULT_LIMITS
 ) -> npt.NDArray[np.uint8]:
-    """Encoded bytes to the network's pixels: :func:`decode`, then :func:`to_pixels`.
+    """Encoded bytes to the network's pixels: those of ``to_pixels(decode(...))``, sooner.
 
     Returns:
         uint8 array [S, S, 3], RGB 0..255.
@@ -48,7 +46,7 @@ def preprocess(
     Raises:
         ImageRejected: with the reason.
     """
-    return to_pixels(decode(data, spec, limits), spec)
+    return to_pixels(decode_opaque(data, spec, limits), spec)
 
 
 def normalize(pixels: npt.NDArray[np.uint8], spec: PreprocessSpec) -> npt.NDArray[np.float32]:
