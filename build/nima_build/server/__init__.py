@@ -4,17 +4,22 @@ The wheel is used for its binaries only (tritonserver 2.51 and the Python backen
 its Python code runs.
 """
 
-from nima_build.server._embedded import EmbeddedServer, ServerOptions
+from nima_build.server._embedded import EmbeddedServer
 from nima_build.server._install import ServerError
+from nima_build.server._options import ServerOptions
 from nima_build.server._probe import Probe, ProbeResult
+from nima_build.server._security import ADMIN_HEADER, GRPC_ADMIN_HEADER, ServerTLS
 from nima_build.server._supervisor import RestartPolicy, Supervisor
 
 __all__ = [
+    "ADMIN_HEADER",
+    "GRPC_ADMIN_HEADER",
     "EmbeddedServer",
     "Probe",
     "ProbeResult",
     "RestartPolicy",
     "ServerError",
     "ServerOptions",
+    "ServerTLS",
     "Supervisor",
 ]

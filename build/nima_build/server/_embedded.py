@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -13,7 +14,6 @@ import sys
 import tempfile
 import time
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -25,9 +25,11 @@ from nima_build.server._install import (
     lay_out_backends,
     tritonserver_binary,
 )
+from nima_build.server._options import ServerOptions
+from nima_build.server._ports import free_ports, require_free
 from nima_build.server._probe import Probe
+from nima_build.server._security import restriction_arguments
 from nima_client.contract import NETWORK_MODEL, PREPROCESS_MODEL
-from nima_client.preprocess import DEFAULT_LIMITS, Limits
 
 _SHARED_MEMORY = Path("/dev/shm")
 _PR_SET_PDEATHSIG = 1
@@ -37,65 +39,9 @@ _POLL_SECONDS = 0.05
 _LOG_ERROR = re.compile(r"Z E \d+ (?!.*(?:CudaDriver|CUDA driver))|Error: |^error: ")
 
 
-@dataclass(frozen=True)
-class ServerOptions:
-    """How to run the server.
-
-    Attributes:
-        model_repository: folder with every profile; None takes the project's own.
-        grpc_port: gRPC port; 0 takes a free one, as for the other two.
-        http_port: HTTP port.
-        metrics_port: Prometheus port.
-        host: address to listen on. Loopback unless told otherwise.
-        instances: instances of each step; None takes one a core.
-        limits: largest image in bytes and pixels.
-        log_file: where tritonserver's log goes; None keeps it in the private folder, which is
-            removed at a clean end.
-        start_timeout: seconds until the first inference must have answered.
-        stop_timeout: seconds for requests in flight when the server is asked to end.
-        extra_arguments: passed on to tritonserver as they are.
-    """
-
-    model_repository: Path | None = None
-    grpc_port: int = 0
-    http_port: int = 0
-    metrics_port: int = 0
-    host: str = "127.0.0.1"
-    instances: int | None = None
-    limits: Limits = DEFAULT_LIMITS
-    log_file: Path | None = None
-    start_timeout: float = 60.0
-    stop_timeout: float = 10.0
-    extra_arguments: tuple[str, ...] = ()
-
-
 def available_cores() -> int:
     """Cores this process may run on (affinity, not the machine's count)."""
     return len(os.sched_getaffinity(0))
-
-
-def _free_ports(host: str, count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind((host, 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
-
-
-def _require_free(host: str, ports: list[int]) -> None:
-    """Refuse taken ports: tritonserver would share a gRPC port with whoever has it."""
-    for port in ports:
-        with socket.socket() as attempt:
-            attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                attempt.bind((host, port))
-            except OSError as error:
-                raise ServerError(
-                    f"cannot listen on {host}:{port} ({error.strerror}): choose another port"
-                ) from None
 
 
 def _end_with_parent() -> None:
@@ -123,6 +69,7 @@ class EmbeddedServer:
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._shm_prefix = f"nima_{uuid.uuid4().hex[:12]}_"
+        self._admin_token = self.options.admin_token or secrets.token_urlsafe(24)
         self._ports: list[int] = []
         self._stubs: frozenset[int] = frozenset()
 
@@ -172,6 +119,10 @@ class EmbeddedServer:
         if self._folder is None:
             raise ServerError("the server has not been started")
         return self._folder / "tritonserver.log"
+
+    def probe(self, timeout: float) -> Probe:
+        """A probe of this server that waits ``timeout`` seconds for an answer."""
+        return Probe(self.grpc_url, timeout, self.options.tls)
 
     def stub_pids(self) -> frozenset[int]:
         """Process ids of the Python backend's stubs, read from the process table."""
@@ -224,7 +175,7 @@ class EmbeddedServer:
     def _choose_ports(self) -> None:
         options = self.options
         wanted = [options.grpc_port, options.http_port, options.metrics_port]
-        free = iter(_free_ports(options.host, wanted.count(0)))
+        free = iter(free_ports(options.host, wanted.count(0)))
         self._ports = [port or next(free) for port in wanted]
 
     def launch(self) -> None:
@@ -235,7 +186,7 @@ class EmbeddedServer:
         """
         if self._folder is None:
             raise ServerError("call start() first")
-        _require_free(self.options.host, self._ports)
+        require_free(self.options.host, self._ports)
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         environment = dict(os.environ)
         # The stub finds its interpreter, and so this environment's packages, on PATH.
@@ -272,6 +223,8 @@ class EmbeddedServer:
             "--log-format=ISO8601",
             f"--exit-timeout-secs={max(1, round(self.options.stop_timeout))}",
             # Names this server's shared memory, so that it alone is removed after a crash.
+            *restriction_arguments(self._admin_token),
+            *(self.options.tls.arguments() if self.options.tls else []),
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
             *self.options.extra_arguments,
         ]
@@ -279,7 +232,7 @@ class EmbeddedServer:
     def _wait_ready(self) -> None:
         assert self._process is not None
         deadline = time.monotonic() + self.options.start_timeout
-        probe = Probe(self.grpc_url, timeout=self.options.start_timeout)
+        probe = self.probe(self.options.start_timeout)
         try:
             while time.monotonic() < deadline:
                 if self._process.poll() is not None:

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from nima_build.server._security import ServerTLS
 from nima_client.contract import INPUT_IMAGE, MODEL_NAME, OUTPUT_MEAN
 
 # A 16x16 grey JPEG: decoding it costs next to nothing and walks the whole path.
@@ -42,14 +43,16 @@ class Probe:
     Args:
         url: ``host:port`` of the gRPC endpoint.
         timeout: seconds an answer may take.
+        tls: how the server encrypts; the probe is then a client of it.
     """
 
-    def __init__(self, url: str, timeout: float = 10.0) -> None:
+    def __init__(self, url: str, timeout: float = 10.0, tls: ServerTLS | None = None) -> None:
         import numpy as np
         import tritonclient.grpc as triton
 
         self._url = url
         self._timeout = timeout
+        self._tls = tls
         self._triton = triton
         image = triton.InferInput(INPUT_IMAGE, [1, 1], "BYTES")
         image.set_data_from_numpy(np.array([[_PROBE_JPEG]], dtype=np.object_))
@@ -62,7 +65,7 @@ class Probe:
         start = time.monotonic()
         try:
             if self._client is None:
-                self._client = self._triton.InferenceServerClient(self._url)
+                self._client = self._connect()
             answer = self._client.infer(
                 MODEL_NAME, self._inputs, outputs=self._outputs, client_timeout=self._timeout
             )
@@ -75,6 +78,21 @@ class Probe:
         if not 1.0 <= mean <= 10.0:
             return ProbeResult(False, time.monotonic() - start, f"mean rating {mean}")
         return ProbeResult(True, time.monotonic() - start)
+
+    def _connect(self) -> Any:
+        tls = self._tls
+        if tls is None:
+            return self._triton.InferenceServerClient(self._url)
+        import grpc
+
+        key, chain = (
+            (tls.key_file.read_bytes(), tls.cert_file.read_bytes()) if tls.mutual else (None, None)
+        )
+        credentials = grpc.ssl_channel_credentials(tls.ca_file.read_bytes(), key, chain)
+        options = [("grpc.ssl_target_name_override", tls.server_name)] if tls.server_name else None
+        return self._triton.InferenceServerClient(
+            self._url, creds=credentials, channel_args=options
+        )
 
     def close(self) -> None:
         """Close the connection."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from nima_build.server._embedded import EmbeddedServer
 from nima_build.server._install import ServerError
-from nima_build.server._probe import Probe
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class Supervisor:
 
     def _probe_forever(self) -> None:
         """Probe from a thread of its own: a hung server must not hold up the process watch."""
-        probe = Probe(self._server.grpc_url, self._policy.probe_timeout)
+        probe = self._server.probe(self._policy.probe_timeout)
         failed, restarts = 0, self.restarts
         while not self._stop.wait(self._policy.probe_seconds):
             result = probe()

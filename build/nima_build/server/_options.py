@@ -1,0 +1,55 @@
+"""How to run the embedded server."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from nima_build.server._install import ServerError
+from nima_build.server._security import ServerTLS
+from nima_client.preprocess import DEFAULT_LIMITS, Limits
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """How to run the server.
+
+    Attributes:
+        model_repository: folder with every profile; None takes the project's own.
+        grpc_port: gRPC port; 0 takes a free one, as for the other two.
+        http_port: HTTP port.
+        metrics_port: Prometheus port.
+        host: address to listen on. Loopback unless told otherwise.
+        instances: instances of each step; None takes one a core.
+        limits: largest image in bytes and pixels.
+        log_file: where tritonserver's log goes; None keeps it in the private folder, which is
+            removed at a clean end.
+        start_timeout: seconds until the first inference must have answered.
+        stop_timeout: seconds for requests in flight when the server is asked to end.
+        tls: encrypts the gRPC endpoint; None speaks plain text, for loopback or a private network.
+        admin_token: opens the repository, shared-memory, trace and logging APIs to whoever sends it
+            in the header ``nima-admin``; None makes one that only this process knows.
+        extra_arguments: passed on to tritonserver as they are.
+    """
+
+    model_repository: Path | None = None
+    grpc_port: int = 0
+    http_port: int = 0
+    metrics_port: int = 0
+    host: str = "127.0.0.1"
+    instances: int | None = None
+    limits: Limits = DEFAULT_LIMITS
+    log_file: Path | None = None
+    start_timeout: float = 60.0
+    stop_timeout: float = 10.0
+    tls: ServerTLS | None = None
+    admin_token: str | None = None
+    extra_arguments: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.admin_token is not None and not re.fullmatch(r"[\w.~-]{8,}", self.admin_token):
+            raise ServerError(
+                "the admin token needs 8 characters or more of A-Z a-z 0-9 _ . ~ -: "
+                "tritonserver's argument cannot carry others"
+            )
