@@ -14,6 +14,7 @@ from pathlib import Path
 
 from PIL import Image, ImageFilter
 
+from nima_build.metadata import ArtefactError
 from nima_build.server import EmbeddedServer, ServerError
 
 PHOTOS = (
@@ -57,7 +58,7 @@ def main() -> int:
                 print(f"It answers at grpc {server.grpc_url}. Scoring:\n", flush=True)
                 command = [sys.executable, "-m", "nima_client.cli.main", "score"]
                 status = subprocess.run([*command, "--url", server.grpc_url, *paths]).returncode
-        except ServerError as error:
+        except (ServerError, ArtefactError) as error:
             print(error, file=sys.stderr)
             return 1
         print("\nStopped the server. Next: `make serve`, and `nima score YOUR_PHOTOS`.")
