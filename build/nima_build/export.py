@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-import onnxruntime
 
+from nima_build.checksums import write_checksums
 from nima_build.files import sha256_file, write_atomic
 from nima_build.metadata import METADATA_NAME, ModelMetadata
-from nima_build.repository import ONNX_NAME
+from nima_build.onnx_session import cpu_session
+from nima_build.repository import ONNX_NAME, write_parameters
 from nima_client.contract import (
+    NETWORK_MODEL,
     NUM_RATINGS,
     OUTPUT_DISTRIBUTION,
     OUTPUT_MEAN,
     OUTPUT_STD,
     PIXELS,
+    PREPROCESS_MODEL,
     RATINGS,
 )
 
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
 OPSET = 18
 """Understood by every ONNX Runtime since 1.14 and every TensorRT since 8.6."""
+SPECIFICATION_NAME = "preprocessing.json"
 OUTPUTS = (OUTPUT_DISTRIBUTION, OUTPUT_MEAN, OUTPUT_STD)
 MEAN_TOLERANCE = 1e-4
 """Largest difference of a mean rating between PyTorch and an FP32 graph."""
@@ -104,6 +108,22 @@ def export_checkpoint(checkpoint: Path, directory: Path) -> Exported:
     # Last, since it names the graph by hash: a crash between the two is seen at the next load.
     metadata.save(directory / METADATA_NAME)
     return Exported(path, metadata, difference)
+
+
+def export_to_repository(checkpoint: Path, repository: Path) -> Exported:
+    """Export a checkpoint into a model repository: graph, configs, specification, checksums.
+
+    Raises:
+        ExportError: as :func:`export_checkpoint`.
+        OSError: a file could not be written.
+    """
+    done = export_checkpoint(checkpoint, repository / NETWORK_MODEL / "1")
+    write_parameters(repository, done.metadata)
+    # The DALI pipeline runs where nothing of this project is installed and reads a file.
+    specification = json.dumps(done.metadata.preprocessing, indent=2) + "\n"
+    write_atomic(repository / PREPROCESS_MODEL / "1" / SPECIFICATION_NAME, specification.encode())
+    write_checksums(repository)
+    return done
 
 
 def to_onnx(
@@ -215,15 +235,6 @@ def read_properties(model: onnx.ModelProto) -> dict[str, str]:
         for entry in model.metadata_props
         if entry.key.startswith("nima.")
     }
-
-
-def cpu_session(model: bytes | str | Path) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session on the CPU with one thread."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    source = str(model) if isinstance(model, Path) else model
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 def check_against_pytorch(content: bytes, network: nn.Module, spec: PreprocessSpec) -> float:

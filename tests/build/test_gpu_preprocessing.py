@@ -27,9 +27,7 @@ from nima_client.preprocess import (
     to_pixels,
 )
 
-pytest.importorskip(
-    "nvidia.nvimgcodec", reason="needs the extra gpu-preprocessing"
-)
+pytest.importorskip("nvidia.nvimgcodec", reason="needs the extra gpu-preprocessing")
 VERSION = Path(__file__).parents[2] / "model_repository" / "nima_preprocess" / "1"
 FULL = PreprocessSpec(jpeg_oversampling=0)
 

@@ -65,6 +65,7 @@ def build(
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
+    from nima_build.checksums import CHECKSUMS_NAME, write_checksums
     from nima_build.engine import EngineError, build_engine, load_runtime
     from nima_build.engine_manifest import PLAN_NAME, EngineOptions, check_engine
     from nima_build.files import sha256_file
@@ -115,6 +116,9 @@ def build(
                 progress=progress,
                 force=force,
             )
+        repository = plan.resolve().parents[2]
+        if (repository / CHECKSUMS_NAME).is_file():
+            write_checksums(repository)
     except (EngineError, ArtefactError, ValueError, OSError) as error:
         typer.echo(f"nima build: {error}", err=True)
         raise typer.Exit(1) from None

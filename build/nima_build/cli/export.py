@@ -7,10 +7,6 @@ from typing import Annotated
 
 import typer
 
-_BUNDLED_CHECKPOINT = (
-    Path(__file__).resolve().parents[3] / "training" / "checkpoints" / "nima_mobilenet_v2"
-)
-
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -22,7 +18,11 @@ def export(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder for model.onnx and model.json."),
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder to write to; the model repository of this tree by default.",
+        ),
     ] = None,
     bundled: Annotated[
         bool,
@@ -45,27 +45,27 @@ def export(
     Writes model.onnx (PIXELS uint8 [B,S,S,3] to DISTRIBUTION, MEAN, STD) and model.json. Nothing
     is replaced unless every check passed.
     """
-    from nima_build.export import ExportError, export_checkpoint
+    from nima_build.checksums import write_checksums
+    from nima_build.export import ExportError, export_checkpoint, export_to_repository
     from nima_build.metadata import ArtefactError
-    from nima_build.repository import default_repository, write_parameters
-    from nima_client.contract import NETWORK_MODEL
+    from nima_build.paths import BUNDLED_CHECKPOINT
+    from nima_build.repository import default_repository
 
     if bundled == (checkpoint is not None):
         raise typer.BadParameter("give a checkpoint folder, or --bundled, and not both")
-    source = checkpoint if checkpoint is not None else _BUNDLED_CHECKPOINT
+    source = checkpoint if checkpoint is not None else BUNDLED_CHECKPOINT
     try:
         repository = default_repository() if output is None else None
-        target = repository / NETWORK_MODEL / "1" if repository else output
-        assert target is not None
-        done = export_checkpoint(source, target)
+        if repository is not None:
+            done = export_to_repository(source, repository)
+        else:
+            assert output is not None
+            done = export_checkpoint(source, output)
         typer.echo(
             f"{done.onnx_path}: {done.onnx_path.stat().st_size / 1e6:.1f} MB, opset "
             f"{done.metadata.opset}, agrees with PyTorch "
             f"(mean ratings within {done.max_mean_difference:.1g})"
         )
-        if repository:
-            for config in write_parameters(repository, done.metadata):
-                typer.echo(f"{config}: names this checkpoint")
         if fp16:
             from nima_build.half import write_fp16
 
@@ -74,6 +74,8 @@ def export(
             from nima_build.int8 import write_int8
 
             typer.echo(f"{write_int8(done.onnx_path, int8)}: int8 (static QDQ, per channel)")
+        if repository is not None:
+            write_checksums(repository)
     except (ExportError, ArtefactError, OSError) as error:
         typer.echo(f"nima export: {error}", err=True)
         raise typer.Exit(1) from None

@@ -1,0 +1,53 @@
+"""The manifest of a model repository: ``SHA256SUMS``, in the format of sha256sum.
+
+It names what was built rather than written: graphs, engines and the facts beside them. A shell
+checks it with ``sha256sum --check``, `nima serve` with :func:`check_checksums`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nima_build.files import sha256_file, write_atomic
+from nima_build.metadata import ArtefactError
+
+CHECKSUMS_NAME = "SHA256SUMS"
+_BUILT = ("*/1/*.onnx", "*/1/*.json", "*/1/*.plan")
+
+
+def write_checksums(repository: Path) -> Path:
+    """Name every artefact of a repository with its SHA-256."""
+    paths = sorted(path for pattern in _BUILT for path in repository.glob(pattern))
+    lines = [f"{sha256_file(path)}  {path.relative_to(repository).as_posix()}" for path in paths]
+    target = repository / CHECKSUMS_NAME
+    write_atomic(target, ("\n".join(lines) + "\n").encode())
+    return target
+
+
+def check_checksums(repository: Path) -> int:
+    """Compare every artefact the manifest names with its SHA-256.
+
+    Returns:
+        How many there are.
+
+    Raises:
+        ArtefactError: no manifest, or an artefact is missing or has changed.
+    """
+    path = repository / CHECKSUMS_NAME
+    if not path.is_file():
+        raise ArtefactError(f"no {path}: run `nima export`, which writes it")
+    lines = path.read_text().split("\n")
+    named = [line.split("  ", 1) for line in lines if line]
+    for entry in named:
+        if len(entry) != 2:
+            raise ArtefactError(f"{path} is unreadable: run `nima export` again")
+        digest, name = entry
+        artefact = repository / name
+        if not artefact.is_file():
+            raise ArtefactError(f"{artefact} is missing: run `nima export` (or `nima build`) again")
+        if sha256_file(artefact) != digest:
+            raise ArtefactError(
+                f"{artefact} is not what {CHECKSUMS_NAME} names: it is damaged or half replaced. "
+                "Run `nima export` (or `nima build`) again"
+            )
+    return len(named)

@@ -1,0 +1,86 @@
+"""``nima verify``: the parity gate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def verify(
+    photos: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Image files; the golden photos (scikit-image's) by default."),
+    ] = None,
+    network: Annotated[
+        Path | None,
+        typer.Option(help="Folder with model.onnx and model.json; the bundled one by default."),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Its checkpoint; the bundled one by default.")
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="host:port of a running server to compare too.")
+    ] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Write the whole report here.")
+    ] = None,
+    update_golden: Annotated[
+        bool, typer.Option("--update-golden", help="Recompute the committed golden scores.")
+    ] = False,
+) -> None:
+    """Run the same photos through every artefact and compare with PyTorch.
+
+    Exits with 1 when any stage is outside its tolerance.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from nima_build.files import write_atomic
+    from nima_build.golden import GOLDEN_PATH, golden_photos
+    from nima_build.metadata import ArtefactError
+    from nima_build.paths import BUNDLED_CHECKPOINT
+    from nima_build.repository import default_repository
+    from nima_build.verify import make_golden, verify
+    from nima_client.contract import NETWORK_MODEL
+
+    try:
+        folder = network or default_repository() / NETWORK_MODEL / "1"
+        source = checkpoint or (BUNDLED_CHECKPOINT if network is None else None)
+        if update_golden:
+            if source is None:
+                raise ArtefactError("golden scores come from PyTorch: name the --checkpoint")
+            golden = make_golden(folder, golden_photos(), source)
+            golden.save()
+            typer.echo(f"{GOLDEN_PATH}: {len(golden.scores)} scores")
+        report = verify(folder, photos or golden_photos(), checkpoint=source, url=url)
+        if json_path is not None:
+            write_atomic(json_path, (json.dumps(report.to_dict(), indent=2) + "\n").encode())
+    except (ArtefactError, OSError) as error:
+        typer.echo(f"nima verify: {error}", err=True)
+        raise typer.Exit(1) from None
+
+    table = Table(title=f"{len(report.photos)} photos against {report.reference}")
+    for heading in ("stage", "", "mean ±", "allowed", "EMD", "allowed", "worst photo or reason"):
+        table.add_column(heading, justify="right" if heading[:1] in "maE" else "left")
+    for stage in report.stages:
+        colour = {"pass": "green", "fail": "red", "skip": "dim"}[stage.status]
+        limits = stage.tolerance
+        table.add_row(
+            stage.stage,
+            f"[{colour}]{stage.status}[/]",
+            "" if stage.mean_difference is None else f"{stage.mean_difference:.1e}",
+            "" if limits is None else f"{limits.mean:g}",
+            "" if stage.emd is None else f"{stage.emd:.1e}",
+            "" if limits is None else f"{limits.emd:g}",
+            "; ".join(part for part in (stage.worst, stage.note) if part),
+        )
+    Console().print(table)
+    if not report.passed:
+        typer.echo("nima verify: outside the tolerance", err=True)
+        raise typer.Exit(1)

@@ -1,0 +1,102 @@
+"""The int8 graph for CPUs: static QDQ, calibrated on real photos, FP32 softmax and moments."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from nima_build.export import ExportError
+from nima_build.files import write_atomic
+from nima_build.metadata import METADATA_NAME, ModelMetadata
+from nima_client.contract import PIXELS
+from nima_client.preprocess import ImageRejected, preprocess
+
+INT8_NAME = "model.int8.onnx"
+CALIBRATION_PHOTOS = 200
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+class _Photos(CalibrationDataReader):  # type: ignore[misc]
+    """Feeds calibration pixels, one image at a time."""
+
+    def __init__(self, batches: Sequence[npt.NDArray[Any]]) -> None:
+        self._batches: Iterator[npt.NDArray[Any]] = iter(batches)
+
+    def get_next(self) -> dict[str, npt.NDArray[Any]] | None:
+        """The next image, or None at the end."""
+        pixels = next(self._batches, None)
+        return None if pixels is None else {PIXELS: pixels}
+
+
+def to_int8(onnx_path: Path, pixels: npt.NDArray[Any]) -> onnx.ModelProto:
+    """Quantise a graph of `nima export`.
+
+    Weights are int8 per output channel with a range of 7 bits, since CPUs without VNNI add two
+    8-bit products into 16 bits and would saturate; activations are uint8. Only convolutions,
+    additions and the pooling between them are quantised.
+
+    Args:
+        onnx_path: FP32 graph.
+        pixels: calibration images, uint8 ``[N, S, S, 3]``.
+
+    Returns:
+        The quantised graph, with the metadata of the FP32 one.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        prepared, quantised = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
+        # The shapes are fixed but for the batch: symbolic inference has nothing to add.
+        quant_pre_process(str(onnx_path), str(prepared), skip_symbolic_shape=True)
+        quantize_static(
+            str(prepared),
+            str(quantised),
+            _Photos([image[None] for image in pixels]),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            reduce_range=True,
+            weight_type=QuantType.QInt8,
+            activation_type=QuantType.QUInt8,
+            op_types_to_quantize=["Conv", "Clip", "Relu", "Add", "GlobalAveragePool"],
+            calibrate_method=CalibrationMethod.MinMax,
+        )
+        model = onnx.load(quantised)
+    model.metadata_props.extend(onnx.load(onnx_path).metadata_props)
+    onnx.checker.check_model(model)
+    return model
+
+
+def write_int8(onnx_path: Path, photos: Path) -> Path:
+    """Write ``model.int8.onnx`` beside an FP32 graph, calibrated on a folder of photos.
+
+    Raises:
+        ExportError: no photo there can be decoded.
+        OSError: unreadable, or not writable.
+    """
+    spec = ModelMetadata.load(onnx_path.with_name(METADATA_NAME)).spec
+    files = sorted(path for path in photos.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    # Spread over the folder: neighbours in a listing are often of one series.
+    step = max(1, len(files) // CALIBRATION_PHOTOS)
+    images = []
+    for path in files[::step][:CALIBRATION_PHOTOS]:
+        try:
+            images.append(preprocess(path.read_bytes(), spec))
+        except ImageRejected:
+            continue
+    if not images:
+        raise ExportError(f"no photo in {photos} can be decoded: name a folder of real photos")
+    path = onnx_path.with_name(INT8_NAME)
+    write_atomic(path, to_int8(onnx_path, np.stack(images)).SerializeToString())
+    return path

@@ -1,0 +1,214 @@
+"""The parity gate: the same photos through every runtime, compared with PyTorch.
+
+A stage is a way to score: the committed golden scores, ONNX FP32, ONNX FP16, int8, a TensorRT
+engine, a running Triton. Each has a tolerance on the mean rating and one on the earth mover's
+distance between distributions (r = 2, Talebi & Milanfar 2017, eq. 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nima_build.metadata import ArtefactError, ModelMetadata
+from nima_client.contract import NETWORK_MODEL, PIXELS, RATINGS
+from nima_client.preprocess import PreprocessSpec, preprocess
+
+Scorer = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
+"""Pixels uint8 ``[B, S, S, 3]`` to distributions ``[B, 10]``."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Largest difference allowed: of a mean rating, and in EMD."""
+
+    mean: float
+    emd: float
+
+
+TOLERANCES = {
+    # JPEG decoders of other versions differ by 1/255 here and there.
+    "golden": Tolerance(1e-3, 5e-4),
+    "onnx-fp32": Tolerance(1e-4, 1e-4),
+    "onnx-fp16": Tolerance(0.01, 0.005),
+    "onnx-int8": Tolerance(0.05, 0.02),
+    "tensorrt": Tolerance(0.01, 0.005),
+    "triton": Tolerance(1e-4, 1e-4),
+    # FP16, and JPEG decoded and resized on the GPU.
+    "triton-gpu": Tolerance(0.03, 0.01),
+}
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """How one stage compares with the reference.
+
+    Attributes:
+        stage: key of :data:`TOLERANCES`.
+        status: ``pass``, ``fail`` or ``skip``.
+        photos: photos compared.
+        mean_difference: largest difference of a mean rating; None when skipped.
+        emd: largest EMD; None when skipped.
+        tolerance: what was allowed; None when skipped.
+        worst: name of the photo with the largest difference of the mean.
+        note: why it was skipped, or what it ran.
+    """
+
+    stage: str
+    status: str
+    photos: int = 0
+    mean_difference: float | None = None
+    emd: float | None = None
+    tolerance: Tolerance | None = None
+    worst: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Outcome of the gate."""
+
+    checkpoint_sha256: str
+    preprocessing_id: str
+    reference: str
+    photos: list[str]
+    stages: list[StageResult]
+
+    @property
+    def passed(self) -> bool:
+        """No stage failed, and at least one was compared."""
+        states = [stage.status for stage in self.stages]
+        return "fail" not in states and "pass" in states
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {**asdict(self), "passed": self.passed}
+
+
+def emd(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Earth mover's distance of each pair of distributions ``[N, 10]``, r = 2, in 0..1."""
+    difference = np.cumsum(first, axis=1) - np.cumsum(second, axis=1)
+    distance: npt.NDArray[Any] = np.sqrt(np.square(difference).mean(axis=1))
+    return distance
+
+
+def means(distributions: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Mean rating of each distribution, float64 ``[N]``."""
+    return distributions.astype(np.float64) @ np.asarray(RATINGS, np.float64)
+
+
+def compare(
+    stage: str,
+    names: Sequence[str],
+    expected: npt.NDArray[Any],
+    actual: npt.NDArray[Any],
+    note: str = "",
+) -> StageResult:
+    """Judge the distributions ``[N, 10]`` of a stage against those of the reference."""
+    tolerance = TOLERANCES[stage]
+    if not np.isfinite(actual).all():
+        return StageResult(stage, "fail", len(names), tolerance=tolerance, note="not finite")
+    differences = np.abs(means(actual) - means(expected))
+    distance = float(emd(actual, expected).max())
+    worst = int(differences.argmax())
+    passed = differences[worst] <= tolerance.mean and distance <= tolerance.emd
+    return StageResult(
+        stage,
+        "pass" if passed else "fail",
+        len(names),
+        float(differences[worst]),
+        distance,
+        tolerance,
+        names[worst],
+        note,
+    )
+
+
+def read_pixels(photos: Sequence[Path], spec: PreprocessSpec) -> npt.NDArray[Any]:
+    """Preprocess photos: uint8 ``[N, S, S, 3]``.
+
+    Raises:
+        ArtefactError: a photo cannot be read or decoded; a gate has no use for a missing one.
+    """
+    pixels = []
+    for path in photos:
+        try:
+            pixels.append(preprocess(path.read_bytes(), spec))
+        except (OSError, ValueError) as error:
+            raise ArtefactError(f"cannot score {path}: {error}") from None
+    return np.stack(pixels)
+
+
+def onnx_scorer(model: bytes | Path) -> Scorer:
+    """ONNX Runtime on the CPU, one image at a time, as the server runs it."""
+    from nima_build.onnx_session import cpu_session
+
+    session = cpu_session(model)
+
+    def score(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.concatenate(
+            [session.run(["DISTRIBUTION"], {PIXELS: image[None]})[0] for image in pixels]
+        )
+
+    return score
+
+
+def pytorch_scorer(checkpoint: Path, metadata: ModelMetadata) -> Scorer:
+    """Training's own code on the checkpoint the graph was exported from.
+
+    Raises:
+        ArtefactError: no torch, no such checkpoint, or another one.
+    """
+    try:
+        import torch
+
+        from nima_training import distribution
+        from nima_training.checkpoint import load_checkpoint
+    except ModuleNotFoundError as error:
+        raise ArtefactError(f"PyTorch is not installed ({error.name})") from None
+    try:
+        loaded = load_checkpoint(checkpoint)
+    except ValueError as error:
+        raise ArtefactError(str(error)) from None
+    if loaded.meta["weights_sha256"] != metadata.checkpoint_sha256:
+        raise ArtefactError(f"model.onnx was exported from another checkpoint than {checkpoint}")
+
+    def score(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        from nima_client.preprocess import normalize
+
+        rows = []
+        with torch.no_grad():
+            for image in pixels:
+                logits = loaded.model(torch.from_numpy(normalize(image[None], loaded.spec)))
+                rows.append(distribution.probabilities(logits).numpy())
+        return np.concatenate(rows)
+
+    return score
+
+
+def triton_scores(url: str, photos: Sequence[Path]) -> tuple[str, npt.NDArray[Any], str]:
+    """Stage name, distributions and a note of a running server.
+
+    Raises:
+        NimaError: unreachable, or it refused a photo.
+    """
+    import tritonclient.grpc as grpc
+
+    import nima_client
+
+    with nima_client.NimaClient(url) as client:
+        scores = client.score([path.read_bytes() for path in photos])
+    server = grpc.InferenceServerClient(url)
+    try:
+        config = server.get_model_config(NETWORK_MODEL).config
+    finally:
+        server.close()
+    on_gpu = config.platform == "tensorrt_plan"
+    stage = "triton-gpu" if on_gpu else "triton"
+    distributions = np.array([score.distribution for score in scores], np.float64)
+    return stage, distributions, f"{url}, {config.platform or config.backend}"

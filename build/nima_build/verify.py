@@ -1,0 +1,181 @@
+"""Every stage of the parity gate over one set of photos; see :mod:`nima_build.parity`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nima_build.engine_manifest import PLAN_NAME, check_engine
+from nima_build.files import sha256_file
+from nima_build.golden import Golden, GoldenScore, load_golden, unchanged
+from nima_build.metadata import METADATA_NAME, ArtefactError, ModelMetadata
+from nima_build.parity import (
+    Report,
+    Scorer,
+    StageResult,
+    compare,
+    means,
+    onnx_scorer,
+    pytorch_scorer,
+    read_pixels,
+    triton_scores,
+)
+from nima_build.repository import ONNX_NAME
+from nima_client.contract import RATINGS
+from nima_client.errors import NimaError
+
+
+def verify(
+    network: Path, photos: Sequence[Path], *, checkpoint: Path | None = None, url: str | None = None
+) -> Report:
+    """Compare every artefact that is there with the reference.
+
+    The reference is PyTorch on ``checkpoint``; without it (no torch where one serves) the FP32
+    graph, which export compared with PyTorch.
+
+    Args:
+        network: folder with ``model.onnx``, ``model.json`` and what was built from them.
+        photos: image files.
+        checkpoint: folder of the checkpoint; None does without.
+        url: ``host:port`` of a running server to compare too.
+
+    Raises:
+        ArtefactError: no graph, a graph that is not the one its metadata names, or a photo that
+            cannot be read.
+    """
+    metadata = ModelMetadata.load(network / METADATA_NAME)
+    graph = network / ONNX_NAME
+    if not graph.is_file() or sha256_file(graph) != metadata.onnx_sha256:
+        raise ArtefactError(f"{graph} is not what {METADATA_NAME} names: run `nima export` again")
+    names = [path.name for path in photos]
+    pixels = read_pixels(photos, metadata.spec)
+    stages: list[StageResult] = []
+    reference = "onnx-fp32"
+    expected = onnx_scorer(graph)(pixels)
+    try:
+        if checkpoint is None:
+            raise ArtefactError("no checkpoint was named")
+        full = expected
+        expected = pytorch_scorer(checkpoint, metadata)(pixels)
+        reference = "pytorch"
+        stages.append(compare("onnx-fp32", names, expected, full))
+    except ArtefactError as error:
+        stages.append(StageResult("onnx-fp32", "skip", note=f"it is the reference: {error}"))
+    stages.insert(0, _golden_stage(metadata, photos, expected))
+    stages.append(_fp16_stage(graph, names, pixels, expected))
+    stages.append(_int8_stage(network, names, pixels, expected))
+    stages.append(_tensorrt_stage(network, metadata, names, pixels, expected))
+    stages.append(_triton_stage(url, photos, expected))
+    return Report(metadata.checkpoint_sha256, metadata.spec.id, reference, names, stages)
+
+
+def make_golden(network: Path, photos: Sequence[Path], checkpoint: Path) -> Golden:
+    """Golden scores of a checkpoint, computed by PyTorch.
+
+    Raises:
+        ArtefactError: no torch, or another checkpoint than the graph's.
+    """
+    metadata = ModelMetadata.load(network / METADATA_NAME)
+    distributions = pytorch_scorer(checkpoint, metadata)(read_pixels(photos, metadata.spec))
+    averages = means(distributions)
+    ratings = np.asarray(RATINGS, np.float64)
+    scores = []
+    for path, row, mean in zip(photos, distributions, averages, strict=True):
+        std = float(np.sqrt((row * np.square(ratings - mean)).sum()))
+        rounded = tuple(round(float(p), 7) for p in row)
+        digest = sha256_file(path)
+        scores.append(GoldenScore(path.name, digest, round(float(mean), 5), round(std, 5), rounded))
+    return Golden(metadata.checkpoint_sha256, metadata.spec.id, tuple(scores))
+
+
+def _golden_stage(
+    metadata: ModelMetadata, photos: Sequence[Path], expected: npt.NDArray[Any]
+) -> StageResult:
+    golden = load_golden()
+    if golden is None or golden.checkpoint_sha256 != metadata.checkpoint_sha256:
+        return StageResult("golden", "skip", note="no golden scores of this checkpoint")
+    if golden.preprocessing_id != metadata.spec.id:
+        return StageResult("golden", "fail", note="the preprocessing changed: regenerate them")
+    known = unchanged(golden, list(photos))
+    rows = [index for index, path in enumerate(photos) if path in known]
+    if not rows:
+        return StageResult("golden", "skip", note="none of these photos has a golden score")
+    scores = [known[photos[index]] for index in rows]
+    wanted = np.array([score.distribution for score in scores])
+    names = [score.name for score in scores]
+    return compare("golden", names, wanted, expected[rows], "the reference against committed ones")
+
+
+def _fp16_stage(
+    graph: Path, names: list[str], pixels: npt.NDArray[Any], expected: npt.NDArray[Any]
+) -> StageResult:
+    import onnx
+
+    from nima_build.half import to_fp16
+
+    half = to_fp16(onnx.load(graph)).SerializeToString()
+    note = "weights and activations rounded to FP16, on the CPU"
+    return compare("onnx-fp16", names, expected, onnx_scorer(half)(pixels), note)
+
+
+def _int8_stage(
+    network: Path, names: list[str], pixels: npt.NDArray[Any], expected: npt.NDArray[Any]
+) -> StageResult:
+    from nima_build.int8 import INT8_NAME
+
+    path = network / INT8_NAME
+    if not path.is_file():
+        return StageResult("onnx-int8", "skip", note="not built (`nima export --int8`)")
+    return compare("onnx-int8", names, expected, onnx_scorer(path)(pixels))
+
+
+def _tensorrt_stage(
+    network: Path,
+    metadata: ModelMetadata,
+    names: list[str],
+    pixels: npt.NDArray[Any],
+    expected: npt.NDArray[Any],
+) -> StageResult:
+    from nima_build.engine import EngineError
+
+    plan = network / PLAN_NAME
+    if not plan.is_file():
+        return StageResult("tensorrt", "skip", note="no engine (`nima build --target tensorrt`)")
+    try:
+        check_engine(plan, onnx_sha256=metadata.onnx_sha256)
+    except ArtefactError as error:
+        return StageResult("tensorrt", "fail", note=str(error))
+    try:
+        scorer = _engine_scorer(plan)
+    except EngineError as error:
+        return StageResult("tensorrt", "skip", note=str(error))
+    return compare("tensorrt", names, expected, scorer(pixels))
+
+
+def _engine_scorer(plan: Path) -> Scorer:
+    from nima_build.engine_runner import EngineRunner
+
+    runner = EngineRunner(plan)
+
+    def score(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        size = runner.max_batch
+        parts = [runner.run(pixels[i : i + size])[0] for i in range(0, len(pixels), size)]
+        return np.concatenate(parts)
+
+    return score
+
+
+def _triton_stage(
+    url: str | None, photos: Sequence[Path], expected: npt.NDArray[Any]
+) -> StageResult:
+    if url is None:
+        return StageResult("triton", "skip", note="no server named (--url)")
+    try:
+        stage, actual, note = triton_scores(url, photos)
+    except NimaError as error:
+        return StageResult("triton", "fail", note=f"{url}: {error}")
+    return compare(stage, [path.name for path in photos], expected, actual, note)

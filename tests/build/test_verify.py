@@ -1,0 +1,137 @@
+"""The parity gate: every stage passes on a good export; a wrong artefact fails it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from typer.testing import CliRunner
+
+from nima_build import golden as golden_module
+from nima_build.cli.verify import app
+from nima_build.files import sha256_file
+from nima_build.golden import golden_photos, load_golden
+from nima_build.metadata import ArtefactError, ModelMetadata
+from nima_build.parity import compare, emd
+from nima_build.verify import make_golden, verify
+
+BUNDLED = Path(__file__).parents[2] / "model_repository" / "nima_network" / "1"
+
+
+@pytest.fixture
+def network(exported: Path, tmp_path: Path) -> Path:
+    """A private copy of the random model's export."""
+    return Path(shutil.copytree(exported, tmp_path / "network"))
+
+
+@pytest.fixture(scope="module")
+def photos() -> list[Path]:
+    return golden_photos()[:3]
+
+
+def states(report: object) -> dict[str, str]:
+    return {stage.stage: stage.status for stage in report.stages}  # type: ignore[attr-defined]
+
+
+def test_good_export_passes(network: Path, checkpoint: Path, photos: list[Path]) -> None:
+    report = verify(network, photos, checkpoint=checkpoint)
+    assert report.reference == "pytorch"
+    found = {stage.stage: stage for stage in report.stages}
+    assert found["onnx-fp32"].status == "pass"
+    assert found["onnx-fp32"].mean_difference < 1e-4
+    assert found["onnx-fp16"].mean_difference > 0, "equal to the bit: nothing ran in FP16"
+    assert found["tensorrt"].status == "skip"
+    assert "nima build" in found["tensorrt"].note
+    assert found["triton"].status == "skip"
+
+
+def test_wrong_weights_fail(network: Path, checkpoint: Path, photos: list[Path]) -> None:
+    """A graph that is intact by its hashes but computes something else."""
+    model = onnx.load(network / "model.onnx")
+    bias = next(t for t in model.graph.initializer if t.name.endswith("classifier.1.bias"))
+    values = numpy_helper.to_array(bias).copy()
+    values[0] += 0.05
+    bias.CopyFrom(numpy_helper.from_array(values, bias.name))
+    onnx.save(model, network / "model.onnx")
+    metadata = json.loads((network / "model.json").read_text())
+    metadata["onnx_sha256"] = sha256_file(network / "model.onnx")
+    (network / "model.json").write_text(json.dumps(metadata))
+    report = verify(network, photos, checkpoint=checkpoint)
+    assert states(report)["onnx-fp32"] == "fail"
+    assert not report.passed
+
+    names = [str(path) for path in photos]
+    arguments = [*names, "--network", str(network), "--checkpoint", str(checkpoint)]
+    target = network / "report.json"
+    result = CliRunner().invoke(app, [*arguments, "--json", str(target)])
+    assert result.exit_code == 1
+    assert json.loads(target.read_text())["passed"] is False
+
+
+def test_graph_that_is_not_the_named_one_is_refused(network: Path, photos: list[Path]) -> None:
+    with (network / "model.onnx").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(ArtefactError, match="run `nima export` again"):
+        verify(network, photos)
+
+
+def test_without_a_checkpoint_the_graph_is_the_reference(network: Path, photos: list[Path]) -> None:
+    report = verify(network, photos)
+    assert report.reference == "onnx-fp32"
+    assert states(report)["onnx-fp32"] == "skip"
+
+
+def test_golden_scores_notice_a_change(
+    network: Path, checkpoint: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = network / "golden.json"
+    make_golden(network, photos, checkpoint).save(path)
+    monkeypatch.setattr(golden_module.load_golden, "__defaults__", (path,))
+    assert states(verify(network, photos, checkpoint=checkpoint))["golden"] == "pass"
+    values = json.loads(path.read_text())
+    row = values["scores"][1]["distribution"]
+    row[0], row[9] = row[0] + 0.001, row[9] - 0.001
+    path.write_text(json.dumps(values))
+    assert states(verify(network, photos, checkpoint=checkpoint))["golden"] == "fail"
+    values["preprocessing_id"] = "0" * 16
+    path.write_text(json.dumps(values))
+    assert states(verify(network, photos, checkpoint=checkpoint))["golden"] == "fail"
+
+
+def test_not_finite_scores_fail() -> None:
+    flat = np.full((1, 10), 0.1)
+    assert compare("onnx-fp32", ["a"], flat, flat * np.nan).status == "fail"
+    assert compare("onnx-fp32", ["a"], flat, flat).status == "pass"
+
+
+def test_emd_is_that_of_the_paper() -> None:
+    """All mass one rating further: nine equal cumulative sums and one that differs by 1."""
+    first, second = np.zeros((1, 10)), np.zeros((1, 10))
+    first[0, 3], second[0, 4] = 1, 1
+    assert emd(first, second)[0] == pytest.approx(np.sqrt(1 / 10))
+
+
+def test_unreadable_photo_is_one_line(network: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.jpg"
+    text.write_text("not an image")
+    result = CliRunner().invoke(app, [str(text), "--network", str(network)])
+    assert result.exit_code == 1
+    assert result.output.startswith("nima verify: cannot score")
+    assert result.output.count("\n") == 1
+
+
+@pytest.mark.skipif(not (BUNDLED / "model.json").is_file(), reason="no bundled model in this tree")
+def test_bundled_model_passes_against_its_golden_scores() -> None:
+    golden = load_golden()
+    assert golden is not None, "run `nima verify --update-golden`"
+    metadata = ModelMetadata.load(BUNDLED / "model.json")
+    assert golden.checkpoint_sha256 == metadata.checkpoint_sha256, "run `make model`"
+    result = CliRunner().invoke(app, [])
+    assert result.exit_code == 0, result.output
+    for stage in ("golden", "onnx-fp32", "onnx-fp16"):
+        assert f"{stage}" in result.output
