@@ -1,8 +1,8 @@
 """Pillow's antialiased resize, five to ten times faster where ``cykooz.resizer`` is installed.
 
 That package runs the same two-pass convolution with SIMD instructions. Called once per axis, in
-Pillow's order, it gives Pillow's pixels but for its coarser coefficients: 0.06 % of a photo's values
-(at most 0.6 %) differ, by 1/255 (``tests/preprocess/test_resize.py``; ``benchmarks/NOTES.md`` has
+Pillow's order, it gives Pillow's pixels but for its coarser coefficients: 0.06 % of the values of a
+photo (at most 0.6 %) differ, by 1/255 (``tests/preprocess/test_resize.py``; benchmarks/NOTES.md has
 what that does to the scores). Bicubic stays Pillow's: there the gap can be larger.
 """
 
