@@ -47,7 +47,7 @@ _RULES: tuple[tuple[str, str, Maker, str], ...] = (
     ),
     (
         "UNAVAILABLE",
-        r"\bssl|\btls|certificate|handshake|wrong_version_number",
+        r"\bssl|\btls|certificate|handshake|verification check failed|wrong_version_number",
         errors.TLSError,
         "the TLS handshake failed: check the certificates, and that both sides use TLS",
     ),

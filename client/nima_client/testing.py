@@ -67,7 +67,7 @@ FAKE_MODEL = ServedModel(
     checkpoint_sha256="0" * 64,
     preprocessing_id="fake",
     reference_set="101 evenly spaced means",
-    reference_quantiles=tuple(1.0 + 9.0 * i / 100 for i in range(101)),
+    reference_quantiles=tuple(round(1.0 + 0.09 * i, 2) for i in range(101)),
 )
 """What the fake says it serves."""
 

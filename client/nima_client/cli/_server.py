@@ -19,6 +19,8 @@ from nima_client.library.run import PATIENT
 # By name, so that the client has no import of the package that holds the server.
 _EMBEDDED = ("nima_build.server", "EmbeddedServer")
 _LOOK_S = 1.0
+_CONNECT_S = 3.0
+"""A person waits at the other end: shorter than the library's own limit."""
 
 
 class NoServer(NimaError):
@@ -40,6 +42,7 @@ def connected_client(url: str | None, console: Console, **options: Any) -> Itera
         NimaError: the server named does not answer, or is not NIMA.
     """
     options.setdefault("retry", PATIENT)
+    options.setdefault("connect_timeout", _CONNECT_S)
     named = url or os.environ.get(_defaults.URL_VARIABLE)
     if named:
         with NimaClient(named, **options) as client:
@@ -79,8 +82,11 @@ def _embedded(console: Console) -> Iterator[str]:
             "missing): pass --url host:port, or pip install 'nima-triton[serve]'"
         ) from error
     with console.status("Starting the embedded tritonserver …"):
-        server = server_class()
-        server.__enter__()
+        try:
+            server = server_class()
+            server.__enter__()
+        except Exception as error:
+            raise NoServer(f"the embedded server did not start: {error}") from error
     try:
         yield server.grpc_url
     finally:

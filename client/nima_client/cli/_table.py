@@ -66,8 +66,6 @@ def score_table(rows: Sequence[Row], *, title: str | None = None, unicode: bool 
         title_style="bold",
         header_style="bold",
         border_style="dim",
-        caption=f"files in {folder}" if len(folder) > 1 else None,
-        caption_style="dim",
     )
     table.add_column("file", overflow="ellipsis", no_wrap=True, min_width=12)
     table.add_column("mean", justify="right", no_wrap=True)
@@ -113,7 +111,10 @@ def print_scores(rows: Sequence[Row], console: Console, *, title: str | None = N
     legend = "mean: 1 (worst) to 10 (best)"
     if any(row.percentile is not None for row in rows):
         legend += "; pct: share of the reference photos that score lower, in %"
-    console.print(Text(legend, style="dim"))
+    folder = common_folder([row.file for row in rows])
+    if len(folder) > 1:
+        legend = f"files in {_printable(folder)}\n{legend}"
+    console.print(Text(legend, style="dim"), soft_wrap=True)
 
 
 def _printable(name: str) -> str:

@@ -2,42 +2,24 @@
 
 from __future__ import annotations
 
-import enum
-import sys
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 from rich.console import Console
 
-from nima_client._client import NimaClient
-from nima_client.cli._progress import Tracker, tracking
+from nima_client import _defaults
+from nima_client.cli._job import Format, Job, choose_format, say
 from nima_client.cli._server import connected_client
-from nima_client.cli._table import print_scores
 from nima_client.errors import NimaError
-from nima_client.library.files import format_of, write_failures, write_rows, write_text
-from nima_client.library.journal import Journal
-from nima_client.library.rows import FailedRow, Row
-from nima_client.library.run import Outcome, score_photos
 from nima_client.library.select import SORT_KEYS, Selection
-from nima_client.library.sources import Photo, Sources, find_photos
+from nima_client.library.sources import find_photos
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 EXIT_SOME_FAILED = 1
 EXIT_USAGE = 2
 EXIT_NO_SERVER = 3
-
-
-class Format(str, enum.Enum):
-    """How scores are written."""
-
-    table = "table"
-    json = "json"
-    jsonl = "jsonl"
-    csv = "csv"
-    parquet = "parquet"
 
 
 @app.command()
@@ -84,7 +66,22 @@ def score(
         Optional[int],  # noqa: UP045
         typer.Option(min=64, help="Make larger photos smaller before upload (pixels)."),
     ] = None,
-    in_flight: Annotated[int, typer.Option(min=1, help="Requests under way at once.")] = 16,
+    in_flight: Annotated[
+        int, typer.Option(min=1, help="Requests under way at once.")
+    ] = _defaults.MAX_IN_FLIGHT,
+    xmp: Annotated[
+        bool,
+        typer.Option("--xmp", help="Write 1 to 5 stars into PHOTO.xmp beside each chosen photo."),
+    ] = False,
+    copy_to: Annotated[
+        Optional[Path], typer.Option(help="Copy the chosen photos into this folder.")  # noqa: UP045
+    ] = None,
+    link_to: Annotated[
+        Optional[Path], typer.Option(help="Link the chosen photos into this folder.")  # noqa: UP045
+    ] = None,
+    move_to: Annotated[
+        Optional[Path], typer.Option(help="Move the chosen photos into this folder.")  # noqa: UP045
+    ] = None,
 ) -> None:
     """Predict how people would rate photos, from 1 to 10.
 
@@ -93,126 +90,31 @@ def score(
     """
     errors = Console(stderr=True)
     try:
-        selection = Selection(minimum, maximum, top, bottom, sort)
-        chosen = _format(form, output)
-        if resume and output is None:
-            raise ValueError("--resume needs --output: there is no file to go on with")
-        sources = find_photos(paths, recursive=recursive)
-        job = _Job(sources, selection, chosen, output, failures, resume, errors)
+        placements = [
+            (action, folder)
+            for action, folder in (("copy", copy_to), ("link", link_to), ("move", move_to))
+            if folder is not None
+        ]
+        if len(placements) > 1:
+            raise ValueError("--copy-to, --link-to and --move-to exclude each other")
+        job = Job(
+            sources=find_photos(paths, recursive=recursive),
+            selection=Selection(minimum, maximum, top, bottom, sort),
+            form=choose_format(form, output),
+            output=output,
+            failures_file=failures,
+            resume=resume,
+            xmp=xmp,
+            placement=placements[0] if placements else None,
+            errors=errors,
+        )
         with connected_client(url, errors, max_side=max_side, max_in_flight=in_flight) as client:
             failed = job.run(client)
     except (ValueError, OSError) as error:
-        _say(errors, f"nima score: {error}")
+        say(errors, f"nima score: {error}")
         raise typer.Exit(EXIT_USAGE) from None
     except NimaError as error:
-        _say(errors, f"nima score: {error}")
+        say(errors, f"nima score: {error}")
         raise typer.Exit(EXIT_NO_SERVER) from None
     if failed:
         raise typer.Exit(EXIT_SOME_FAILED)
-
-
-class _Job:
-    """One run of the command."""
-
-    def __init__(
-        self,
-        sources: Sources,
-        selection: Selection,
-        form: Format,
-        output: Path | None,
-        failures: Path | None,
-        resume: bool,
-        errors: Console,
-    ) -> None:
-        self.sources = sources
-        self.selection = selection
-        self.form = form
-        self.output = output
-        self.failures_file = failures
-        self.resume = resume
-        self.errors = errors
-        self.failures: list[FailedRow] = []
-
-    def run(self, client: NimaClient) -> int:
-        """Score everything; how many photos have no score."""
-        if self.output is None:
-            with tracking(self.errors, self.sources.known_total) as track:
-                self._print(self._scores(client, iter(self.sources), track))
-                self._finish(track)
-            failures: Iterable[FailedRow] = self.failures
-            failed = len(self.failures)
-        else:
-            with Journal.beside(self.output) as journal:
-                self._score_into(journal, client)
-                write_rows(self.selection.apply(journal.rows()), self.output, self.form.value)
-                failed = journal.failed
-                failures = list(journal.failures())
-                self._write_failures(failures)
-                journal.remove()
-            return failed
-        self._write_failures(failures)
-        return failed
-
-    def _score_into(self, journal: Journal, client: NimaClient) -> None:
-        journal.open(client.model_info().served.checkpoint_sha256, resume=self.resume)
-        earlier = len(journal.done)
-        left = (photo for photo in self.sources if photo.name not in journal.done)
-        with tracking(self.errors, self.sources.known_total, done=earlier) as track:
-            for outcome in track(score_photos(client, left)):
-                journal.add(outcome)
-                self._report(outcome)
-            self._finish(track, earlier)
-
-    def _scores(self, client: NimaClient, photos: Iterator[Photo], track: Tracker) -> Iterator[Row]:
-        for outcome in track(score_photos(client, photos)):
-            self._report(outcome)
-            if isinstance(outcome, Row):
-                yield outcome
-
-    def _report(self, outcome: Outcome) -> None:
-        if isinstance(outcome, FailedRow):
-            self.failures.append(outcome)
-            _say(self.errors, f"{outcome.file}: {outcome.code}: {outcome.message}")
-
-    def _print(self, rows: Iterable[Row]) -> None:
-        chosen = self.selection.apply(rows)
-        if self.form is Format.table:
-            shown = list(chosen)
-            print_scores(shown, Console())
-        else:
-            write_text(chosen, sys.stdout, self.form.value)
-            sys.stdout.flush()
-
-    def _write_failures(self, failures: Iterable[FailedRow]) -> None:
-        if self.failures_file is not None:
-            write_failures(failures, self.failures_file)
-
-    def _finish(self, track: Tracker, earlier: int = 0) -> None:
-        failed = len(self.failures)
-        text = f"{track.count - failed} photos scored in {track.seconds:.1f} s"
-        if track.count:
-            text += f" ({track.rate:.1f} photos/s)"
-        if earlier:
-            text += f", {earlier} were there already"
-        if failed:
-            text += f", {failed} without a score"
-        self.errors.print(text, style="dim", highlight=False)
-
-
-def _format(form: Format | None, output: Path | None) -> Format:
-    if form is None:
-        by_name = format_of(output) if output is not None else None
-        if output is not None and by_name is None:
-            raise ValueError(f"{output}: say --format json, jsonl, csv or parquet")
-        return Format(by_name) if by_name else Format.table
-    if output is None and form is Format.parquet:
-        raise ValueError("--format parquet needs --output FILE")
-    if output is not None and form is Format.table:
-        raise ValueError("--format table is for the screen: a file takes json, jsonl, csv, parquet")
-    return form
-
-
-def _say(console: Console, line: str) -> None:
-    """One line, whatever a file name may hold."""
-    text = "".join(c if c.isprintable() else "�" for c in line)
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,165 @@
+"""What ``nima score`` does, once its options are understood."""
+
+from __future__ import annotations
+
+import enum
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from nima_client._client import NimaClient
+from nima_client.cli._progress import Tracker, tracking
+from nima_client.cli._table import print_scores
+from nima_client.library.actions import Action, place, rate
+from nima_client.library.files import format_of, write_failures, write_rows, write_text
+from nima_client.library.journal import Journal
+from nima_client.library.rows import FailedRow, Row
+from nima_client.library.run import Outcome, score_photos
+from nima_client.library.select import Selection
+from nima_client.library.sources import Sources
+
+
+class Format(str, enum.Enum):
+    """How scores are written."""
+
+    table = "table"
+    json = "json"
+    jsonl = "jsonl"
+    csv = "csv"
+    parquet = "parquet"
+
+
+@dataclass
+class Job:
+    """One run of ``nima score``.
+
+    Attributes:
+        sources: what to score.
+        selection: which results to keep, in which order.
+        form: how they are written.
+        output: file for them; None for standard output.
+        failures_file: file for the photos without a score, or None.
+        resume: go on with an interrupted run of the same output.
+        xmp: write star ratings of the chosen photos into sidecars.
+        placement: what to do with the chosen photos (``copy``, ``link``, ``move``), and where to.
+        errors: console of standard error.
+        failures: the photos without a score so far.
+    """
+
+    sources: Sources
+    selection: Selection
+    form: Format
+    output: Path | None
+    failures_file: Path | None
+    resume: bool
+    xmp: bool
+    placement: tuple[str, Path] | None
+    errors: Console
+    failures: list[FailedRow] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.resume and self.output is None:
+            raise ValueError("--resume needs --output: there is no file to go on with")
+
+    def run(self, client: NimaClient) -> int:
+        """Score everything; how many photos have no score."""
+        if self.output is None:
+            with tracking(self.errors, self.sources.known_total) as track:
+                self._print(self._scores(client, track))
+                self._finish(track)
+            self._write_failures(self.failures)
+            return len(self.failures)
+        with Journal.beside(self.output) as journal:
+            self._score_into(journal, client)
+            chosen = self.selection.apply(journal.rows())
+            if self.xmp or self.placement is not None:
+                chosen = list(chosen)
+            write_rows(chosen, self.output, self.form.value)
+            self._write_failures(journal.failures())
+            journal.remove()
+            self._act(chosen)
+            return journal.failed
+
+    def _score_into(self, journal: Journal, client: NimaClient) -> None:
+        journal.open(client.model_info().served.checkpoint_sha256, resume=self.resume)
+        earlier = len(journal.done)
+        left = (photo for photo in self.sources if photo.name not in journal.done)
+        with tracking(self.errors, self.sources.known_total, done=earlier) as track:
+            for outcome in track(score_photos(client, left)):
+                journal.add(outcome)
+                self._report(outcome)
+            self._finish(track, earlier)
+
+    def _scores(self, client: NimaClient, track: Tracker) -> Iterator[Row]:
+        for outcome in track(score_photos(client, self.sources)):
+            self._report(outcome)
+            if isinstance(outcome, Row):
+                yield outcome
+
+    def _report(self, outcome: Outcome) -> None:
+        if isinstance(outcome, FailedRow):
+            self.failures.append(outcome)
+            say(self.errors, f"{outcome.file}: {outcome.code}: {outcome.message}")
+
+    def _print(self, rows: Iterable[Row]) -> None:
+        chosen = self.selection.apply(rows)
+        act = self.xmp or self.placement is not None
+        if act or self.form is Format.table:
+            chosen = list(chosen)
+        if self.form is Format.table:
+            print_scores(list(chosen), Console())
+        else:
+            write_text(chosen, sys.stdout, self.form.value)
+            sys.stdout.flush()
+        self._act(chosen)
+
+    def _act(self, chosen: Iterable[Row]) -> None:
+        # Sidecars first: they go along with their photos.
+        if self.xmp:
+            self.errors.print(f"{rate(chosen)} sidecars written", style="dim", highlight=False)
+        if self.placement is not None:
+            action, folder = self.placement
+            placed = place(chosen, folder, Action(action))
+            say(self.errors, f"{action}: {len(placed)} photos into {folder}")
+
+    def _write_failures(self, failures: Iterable[FailedRow]) -> None:
+        if self.failures_file is not None:
+            write_failures(failures, self.failures_file)
+
+    def _finish(self, track: Tracker, earlier: int = 0) -> None:
+        failed = len(self.failures)
+        text = f"{track.count - failed} photos scored in {track.seconds:.1f} s"
+        if track.count:
+            text += f" ({track.rate:.1f} photos/s)"
+        if earlier:
+            text += f", {earlier} were there already"
+        if failed:
+            text += f", {failed} without a score"
+        self.errors.print(text, style="dim", highlight=False)
+
+
+def choose_format(form: Format | None, output: Path | None) -> Format:
+    """The format asked for, or that the output's ending names, or a table.
+
+    Raises:
+        ValueError: format and output do not go together.
+    """
+    if form is None:
+        by_name = format_of(output) if output is not None else None
+        if output is not None and by_name is None:
+            raise ValueError(f"{output}: say --format json, jsonl, csv or parquet")
+        return Format(by_name) if by_name else Format.table
+    if output is None and form is Format.parquet:
+        raise ValueError("--format parquet needs --output FILE")
+    if output is not None and form is Format.table:
+        raise ValueError("--format table is for the screen: a file takes json, jsonl, csv, parquet")
+    return form
+
+
+def say(console: Console, line: str) -> None:
+    """One line, whatever a file name may hold."""
+    text = "".join(c if c.isprintable() else "�" for c in line)
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

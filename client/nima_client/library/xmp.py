@@ -1,0 +1,114 @@
+"""Star ratings in XMP sidecar files, which photo managers read; originals are never touched.
+
+A sidecar lies beside its photo and is called ``photo.jpg.xmp`` (darktable, digiKam, exiftool). An
+existing one keeps everything but its ``xmp:Rating``.
+"""
+
+from __future__ import annotations
+
+import io
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from nima_client.library.files import atomic_file
+from nima_client.library.rows import Row
+
+_X = "adobe:ns:meta/"
+_RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+_XMP = "http://ns.adobe.com/xap/1.0/"
+_RATING = f"{{{_XMP}}}Rating"
+
+_PERCENTILES = (10.0, 35.0, 65.0, 90.0)
+# Means crowd between 4 and 7; without a reference set these are the steps between the stars.
+_MEANS = (4.0, 4.75, 5.5, 6.25)
+
+
+class XmpError(ValueError):
+    """A sidecar that cannot be changed safely; the message says which and why."""
+
+
+def stars(row: Row) -> int:
+    """1 to 5 stars: by percentile (steps at 10, 35, 65, 90), else by mean (4, 4.75, 5.5, 6.25)."""
+    if row.percentile is not None:
+        return 1 + sum(row.percentile >= step for step in _PERCENTILES)
+    return 1 + sum(row.mean >= step for step in _MEANS)
+
+
+def sidecar(photo: Path) -> Path:
+    """Path of the sidecar of a photo."""
+    return photo.with_name(photo.name + ".xmp")
+
+
+def write_rating(photo: Path, rating: int) -> Path:
+    """Put a rating into the sidecar of a photo, which is made if there is none.
+
+    Args:
+        photo: the photo; it is not opened.
+        rating: 0 (none) to 5 stars.
+
+    Returns:
+        The sidecar.
+
+    Raises:
+        XmpError: what lies there is no XMP file; it stays as it is.
+        ValueError: a rating out of range.
+    """
+    if not 0 <= rating <= 5:
+        raise ValueError(f"a rating has 0 to 5 stars, not {rating}")
+    path = sidecar(photo)
+    tree = _read(path) if path.exists() else _new()
+    description = tree.find(f".//{{{_RDF}}}Description")
+    if description is None:
+        raise XmpError(f"{path}: no rdf:Description in it: not changed")
+    for holder in tree.iter(f"{{{_RDF}}}Description"):
+        # The property may be written as an attribute or as an element.
+        holder.attrib.pop(_RATING, None)
+        for element in holder.findall(_RATING):
+            holder.remove(element)
+    description.set(_RATING, str(rating))
+    with atomic_file(path, "wb") as file:
+        ET.ElementTree(tree).write(file, encoding="utf-8", xml_declaration=True)
+    return path
+
+
+def read_rating(photo: Path) -> int | None:
+    """The rating in the sidecar of a photo, or None."""
+    path = sidecar(photo)
+    if not path.exists():
+        return None
+    for holder in _read(path).iter(f"{{{_RDF}}}Description"):
+        value = holder.get(_RATING) or holder.findtext(_RATING)
+        if value is not None:
+            return int(value)
+    return None
+
+
+def _new() -> ET.Element:
+    _register(())
+    meta = ET.Element(f"{{{_X}}}xmpmeta")
+    rdf = ET.SubElement(meta, f"{{{_RDF}}}RDF")
+    ET.SubElement(rdf, f"{{{_RDF}}}Description", {f"{{{_RDF}}}about": ""})
+    return meta
+
+
+def _read(path: Path) -> ET.Element:
+    text = path.read_bytes()
+    if b"<!DOCTYPE" in text or b"<!ENTITY" in text:
+        # No XMP has one; entities in a stranger's file may expand without end.
+        raise XmpError(f"{path}: has a DOCTYPE: not changed")
+    try:
+        prefixes = [pair for _, pair in ET.iterparse(io.BytesIO(text), events=("start-ns",))]
+        root = ET.fromstring(text)
+    except ET.ParseError as error:
+        raise XmpError(f"{path}: not XML ({error}): not changed") from error
+    _register(prefixes)
+    return root
+
+
+def _register(prefixes: Iterable[Any]) -> None:
+    """Keep the prefixes of a file, which some readers take literally."""
+    for prefix, uri in (("x", _X), ("rdf", _RDF), ("xmp", _XMP), *prefixes):
+        if prefix and not prefix.startswith("ns"):
+            ET.register_namespace(prefix, uri)

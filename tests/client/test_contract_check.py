@@ -1,0 +1,134 @@
+"""The contract check at connect, and what happens when the model behind an address changes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from kserve_server import KServeServer
+
+from nima_client import ContractError
+from nima_client._contract_check import check_contract
+from nima_client._transport import TensorInfo
+from nima_client.testing import FAKE_MODEL, describe_model
+
+Make = Callable[..., Any]
+GOOD = describe_model()
+
+
+def with_parameters(**changed: str | None) -> dict[str, str]:
+    parameters = {**GOOD.parameters, **changed}
+    return {key: value for key, value in parameters.items() if value is not None}
+
+
+def with_outputs(*outputs: TensorInfo) -> Any:
+    return dataclasses.replace(GOOD, outputs=outputs)
+
+
+STRANGERS = [
+    (dataclasses.replace(GOOD, inputs=()), "not one IMAGE"),
+    (
+        dataclasses.replace(GOOD, inputs=(TensorInfo("INPUT__0", "FP32", (-1, 3, 224, 224)),)),
+        "INPUT__0",
+    ),
+    (dataclasses.replace(GOOD, inputs=(*GOOD.inputs, TensorInfo("X", "FP32", (1,)))), "X"),
+    (dataclasses.replace(GOOD, inputs=(TensorInfo("IMAGE", "FP32", (-1, 3)),)), "FP32"),
+    (with_outputs(*GOOD.outputs[1:]), "no output DISTRIBUTION"),
+    (with_outputs(TensorInfo("DISTRIBUTION", "FP32", (-1, 5)), *GOOD.outputs[1:]), r"\[-1, 5\]"),
+    (with_outputs(TensorInfo("DISTRIBUTION", "FP16", (-1, 10)), *GOOD.outputs[1:]), "FP16"),
+    (dataclasses.replace(GOOD, parameters={}), "contract_version"),
+    (dataclasses.replace(GOOD, parameters=with_parameters(checkpoint_sha256=None)), "sha256"),
+    (dataclasses.replace(GOOD, parameters=with_parameters(contract_version="x")), "unreadable"),
+    (
+        dataclasses.replace(GOOD, parameters=with_parameters(contract_version="0")),
+        "upgrade the server",
+    ),
+    (
+        dataclasses.replace(GOOD, parameters=with_parameters(contract_version="99")),
+        "upgrade the client",
+    ),
+]
+
+
+@pytest.mark.parametrize(("description", "why"), STRANGERS, ids=[why for _, why in STRANGERS])
+def test_what_is_not_nima_is_recognised(
+    caller: Make, server: KServeServer, photo: Make, description: Any, why: str
+) -> None:
+    server.description = description
+    with pytest.raises(ContractError, match=why):
+        caller(server.url).score([photo(0)])
+    assert server.batches == []
+
+
+def test_another_model_name(caller: Make, server: KServeServer, photo: Make) -> None:
+    with pytest.raises(ContractError, match="no such model"):
+        caller(server.url, model_name="resnet50").score_one(photo(0))
+
+
+def test_a_uint8_server_gets_one_image_a_request(
+    caller: Make, server: KServeServer, photo: Make
+) -> None:
+    server.description = describe_model(input_type="UINT8")
+    images = [photo(i) for i in range(6)]
+    client = caller(server.url, request_size=4)
+    assert client.model_info().input_type == "UINT8"
+    scores = client.score(images)
+    assert sorted(len(batch) for batch in server.batches) == [1] * 6
+    assert sorted(batch[0] for batch in server.batches) == sorted(images)
+    assert len(scores) == 6
+
+
+def test_a_small_server_gets_small_requests(
+    caller: Make, server: KServeServer, photo: Make
+) -> None:
+    server.description = dataclasses.replace(GOOD, max_batch_size=2)
+    caller(server.url, request_size=32).score([photo(i) for i in range(6)])
+    assert [len(batch) for batch in server.batches] == [2, 2, 2]
+
+
+def test_scores_name_the_weights_that_made_them(
+    caller: Make, server: KServeServer, photo: Make
+) -> None:
+    client = caller(server.url)
+    assert client.score_one(photo(0)).checkpoint_name == "fake"
+    newer = dataclasses.replace(FAKE_MODEL, checkpoint_name="newer", checkpoint_sha256="1" * 64)
+    server.description = describe_model(newer, versions=("2",))
+    server.model_version = "2"
+    score = client.score_one(photo(0))
+    assert (score.model_version, score.checkpoint_name) == ("2", "newer")
+    assert client.score_one(photo(1)).checkpoint_name == "newer"
+    assert server.describes == 2
+
+
+def test_a_server_that_stops_being_nima_is_noticed(
+    caller: Make, server: KServeServer, photo: Make
+) -> None:
+    client = caller(server.url)
+    client.score_one(photo(0))
+    server.description = dataclasses.replace(GOOD, versions=("2",), parameters={})
+    server.model_version = "2"
+    with pytest.raises(ContractError):
+        client.score_one(photo(0))
+
+
+def test_weights_behind_a_restarted_server_are_read_again(caller: Make, photo: Make) -> None:
+    with KServeServer() as first:
+        client = caller(first.url)
+        assert client.score_one(photo(0)).checkpoint_name == "fake"
+        port = first.port
+    second = KServeServer(port=port)
+    try:
+        newer = dataclasses.replace(FAKE_MODEL, checkpoint_name="newer")
+        second.description = describe_model(newer)
+        # The same version number as before: only the broken connection tells.
+        assert client.score([photo(0)])[0].checkpoint_name == "newer"
+    finally:
+        second.stop()
+
+
+def test_facts_of_the_model() -> None:
+    info = check_contract(GOOD)
+    assert info.served == FAKE_MODEL
+    assert info.to_dict()["served"]["checkpoint_name"] == "fake"

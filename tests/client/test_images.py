@@ -1,0 +1,134 @@
+"""Inputs: every kind, every shape, the local limits, and smaller uploads."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nima_client import ImageRejectedError, Limits, NimaClient
+from nima_client._images import PrepareOptions, prepare
+from nima_client.preprocess import decode, inspect_header
+from nima_client.testing import FakeTransport
+
+OPTIONS = PrepareOptions(Limits())
+
+
+def pixels_sent(image: Any, options: PrepareOptions = OPTIONS) -> np.ndarray:
+    return np.asarray(decode(prepare(image, options).data))
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, shape, np.uint8)
+
+
+def test_arrays_arrive_pixel_for_pixel() -> None:
+    rgb = noise(20, 30, 3)
+    np.testing.assert_array_equal(pixels_sent(rgb), rgb)
+    np.testing.assert_array_equal(pixels_sent(rgb[::-1, ::2]), rgb[::-1, ::2])  # not contiguous
+    gray = noise(20, 30)
+    as_rgb = np.repeat(gray[:, :, None], 3, 2)
+    np.testing.assert_array_equal(pixels_sent(gray), as_rgb)
+    np.testing.assert_array_equal(pixels_sent(gray[:, :, None]), as_rgb)
+    rgba = np.dstack([rgb, np.full((20, 30), 255, np.uint8)])
+    np.testing.assert_array_equal(pixels_sent(rgba), rgb)
+    rgba[:, :, 3] = 0
+    assert (pixels_sent(rgba) == 255).all()  # what is transparent is white
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "HSV"]
+)
+def test_pil_images_of_every_mode(mode: str) -> None:
+    image = Image.new(mode, (12, 8))
+    assert pixels_sent(image).shape == (8, 12, 3)
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_pil_images_without_a_range_are_refused(mode: str) -> None:
+    with pytest.raises(TypeError, match="RGB"):
+        prepare(Image.new(mode, (12, 8)), OPTIONS)
+
+
+def test_a_pil_image_is_scored_as_its_file_would_be(tmp_path: Path) -> None:
+    path = tmp_path / "turned.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(noise(10, 20, 3)).save(path, exif=exif)
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(pixels_sent(image), pixels_sent(path))
+    assert pixels_sent(path).shape == (20, 10, 3)
+
+
+@pytest.mark.parametrize(
+    "array", [noise(3, 10, 20), noise(10, 20, 2), noise(2, 10, 20, 3), noise(7), noise(10, 20, 5)]
+)
+def test_arrays_of_other_shapes_are_refused(array: np.ndarray) -> None:
+    with pytest.raises(TypeError, match="shape"):
+        prepare(array, OPTIONS)
+
+
+@pytest.mark.parametrize("empty", [np.zeros((0, 5, 3), np.uint8), np.zeros((5, 0), np.uint8), b""])
+def test_nothing_is_empty(empty: Any) -> None:
+    with pytest.raises(ImageRejectedError) as caught:
+        prepare(empty, OPTIONS, index=7)
+    assert (caught.value.code, caught.value.index) == ("EMPTY", 7)
+
+
+def test_text_files_are_named_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "notes.jpg"
+    path.write_text("not a photo")
+    with pytest.raises(ImageRejectedError, match=r"notes\.jpg: UNSUPPORTED"):
+        prepare(path, OPTIONS)
+    with path.open() as text, pytest.raises(TypeError, match="'rb'"):
+        prepare(text, OPTIONS)  # type: ignore[arg-type]
+    with pytest.raises(ImageRejectedError, match="UNREADABLE"):
+        prepare(tmp_path, OPTIONS)
+
+
+def test_large_files_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "video.jpg"
+    with path.open("wb") as file:
+        os.truncate(file.fileno(), 10**12)  # a terabyte of holes
+    with pytest.raises(ImageRejectedError) as caught:
+        prepare(path, OPTIONS)
+    assert caught.value.code == "TOO_LARGE"
+
+
+def test_limits_hold_before_upload(photo: Callable[..., bytes]) -> None:
+    fake = FakeTransport()
+    images = [photo(0), photo(1, size=(200, 100)), b"x" * 5000]
+    with NimaClient(transport=fake, limits=Limits(max_bytes=4000, max_pixels=10_000)) as client:
+        results = client.score(images, on_error="return")
+    assert [getattr(r, "code", "") for r in results] == ["", "TOO_LARGE", "TOO_LARGE"]
+    assert len(fake.requests) == 1
+
+
+def test_large_photos_can_be_made_smaller() -> None:
+    smooth = Image.fromarray(noise(6, 8, 3)).resize((1600, 1200), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    smooth.save(buffer, "JPEG", quality=95)
+    small = prepare(buffer.getvalue(), PrepareOptions(Limits(), max_side=400)).data
+    header = inspect_header(small)
+    assert (header.width, header.height) == (400, 300)
+    assert len(small) < len(buffer.getvalue()) / 4
+    expected = np.asarray(smooth.resize((400, 300), Image.Resampling.BILINEAR), np.int16)
+    assert np.abs(np.asarray(decode(small), np.int16) - expected).mean() < 2.0
+    # What is small enough already is not touched.
+    assert prepare(small, PrepareOptions(Limits(), max_side=400)).data == small
+
+
+def test_making_smaller_keeps_orientation_and_proportion() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.fromarray(noise(30, 2000, 3)).save(buffer, "PNG", exif=exif)
+    small = prepare(buffer.getvalue(), PrepareOptions(Limits(), max_side=100)).data
+    header = inspect_header(small)
+    assert (header.width, header.height, header.orientation) == (2, 100, 1)

@@ -1,0 +1,203 @@
+"""Results convert to everything people keep them in; the fake; errors as values."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nima_client
+from nima_client import (
+    AsyncNimaClient,
+    ImageFailure,
+    ImageScore,
+    NimaClient,
+    QueueFull,
+    RejectionCode,
+    RetryPolicy,
+    Stage,
+    errors,
+)
+from nima_client.tables import RECORD_DTYPE, to_arrow, to_numpy, to_pandas
+from nima_client.testing import FakeTransport, rejected, reply, status_error
+
+Photo = Callable[..., bytes]
+
+
+@pytest.fixture
+def results(photo: Photo) -> list[Any]:
+    with NimaClient(transport=FakeTransport()) as client:
+        return client.score([photo(0), b"text", photo(1)], on_error="return")
+
+
+def test_json_there_and_back(results: list[Any]) -> None:
+    score, failure = results[0], results[1]
+    fields = json.loads(score.to_json())
+    assert ImageScore.from_dict(fields) == score
+    assert fields["distribution"] == list(score.distribution)
+    fields = json.loads(failure.to_json())
+    assert fields["code"] == "UNSUPPORTED"
+    assert fields["stage"] == "image"
+
+
+def test_numpy(results: list[Any]) -> None:
+    records = to_numpy(results)
+    assert records.dtype == RECORD_DTYPE
+    assert records["ok"].tolist() == [True, False, True]
+    assert np.isnan(records["mean"][1])
+    np.testing.assert_allclose(records["distribution"][0], results[0].distribution, rtol=1e-6)
+    assert to_numpy([]).shape == (0,)
+
+
+def test_pandas_and_arrow(results: list[Any]) -> None:
+    pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    frame = to_pandas(results)
+    assert frame["mean"].dtype == np.float64
+    assert frame["mean"].notna().tolist() == [True, False, True]
+    assert frame.loc[1, "code"] == "UNSUPPORTED"
+    assert np.stack(frame["distribution"].dropna()).shape == (2, 10)
+    table = to_arrow(results)
+    assert table.num_rows == 3
+    assert table.column("distribution").null_count == 1
+    assert table.column("mean")[0].as_py() == results[0].mean
+    assert to_arrow([]).num_rows == 0
+    assert len(to_pandas([])) == 0
+
+
+def test_results_are_values(results: list[Any]) -> None:
+    score, failure = results[0], results[1]
+    assert pickle.loads(pickle.dumps(score)) == score
+    assert pickle.loads(pickle.dumps(failure)) == failure
+    assert hash(score) == hash(pickle.loads(pickle.dumps(score)))
+    with pytest.raises(AttributeError):
+        score.mean = 10.0
+    assert failure.stage is Stage.IMAGE
+    assert isinstance(failure.error, nima_client.ImageRejectedError)
+
+
+def all_errors() -> list[type[errors.NimaError]]:
+    found, queue = [], [errors.NimaError]
+    while queue:
+        kind = queue.pop()
+        found.append(kind)
+        queue += [k for k in kind.__subclasses__() if k.__module__ == errors.__name__]
+    return found
+
+
+@pytest.mark.parametrize("kind", all_errors())
+def test_every_error_is_public_documented_and_survives_pickling(kind: Any) -> None:
+    assert kind.__name__ in errors.__all__
+    assert kind.__name__ in nima_client.__all__
+    assert kind.__name__ in str(errors.__doc__)
+    assert kind.__doc__
+    error = kind("what happened")
+    if isinstance(error, errors.RequestError):
+        if kind is not errors.RequestError:
+            assert isinstance(error.stage, Stage)
+        error.request_id = "abc"
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is kind
+    assert again.__dict__ == error.__dict__
+    assert str(again) == str(error)
+
+
+def test_the_public_names_exist() -> None:
+    for name in nima_client.__all__:
+        assert getattr(nima_client, name) is not None
+
+
+# -- the fake ------------------------------------------------------------------------------------
+
+
+def test_the_fake_answers_as_it_is_told(photo: Photo) -> None:
+    best = [0.0] * 9 + [1.0]
+    fake = FakeTransport(lambda request: reply(request, [best] * len(request.images)))
+    with NimaClient(transport=fake) as client:
+        score = client.score_one(photo(0))
+    assert (score.mean, score.std, score.percentile) == (10.0, 0.0, 100.0)
+    assert fake.closed
+    assert fake.requests[0].images == (photo(0),)
+
+
+def test_the_fake_refuses_and_overloads(photo: Photo) -> None:
+    calls = []
+
+    def handler(request: Any) -> Any:
+        calls.append(len(request.images))
+        if len(calls) == 1:
+            raise status_error("UNAVAILABLE", "Exceeds maximum queue size", request.request_id)
+        if len(request.images) == 3:
+            raise rejected({1: RejectionCode.UNDECODABLE}, request.request_id)
+        return reply(request)
+
+    policy = RetryPolicy(initial_backoff_s=0.0)
+    with NimaClient(transport=FakeTransport(handler), retry=policy, request_size=3) as client:
+        results = client.score([photo(i) for i in range(3)], on_error="return")
+    assert calls == [3, 3, 2]
+    assert [isinstance(r, ImageFailure) for r in results] == [False, True, False]
+
+    always = FakeTransport(lambda request: (_ for _ in ()).throw(QueueFull("full")))
+    client = NimaClient(transport=always, retry=nima_client.NO_RETRIES)
+    with client, pytest.raises(QueueFull):
+        client.score_one(photo(0))
+
+
+def test_the_fake_takes_coroutines_for_an_async_client(photo: Photo) -> None:
+    import asyncio
+
+    async def handler(request: Any) -> Any:
+        await asyncio.sleep(0.01)
+        return reply(request)
+
+    async def main() -> float:
+        async with AsyncNimaClient(transport=FakeTransport(handler)) as client:
+
+            async def images() -> Any:
+                for i in range(5):
+                    await asyncio.sleep(0)
+                    yield photo(i)
+
+            scores = [score async for score in client.score_iter(images())]
+            assert [score.index for score in scores] == list(range(5))
+            return (await client.score_one(photo(0))).mean
+
+    assert asyncio.run(main()) > 0
+    client = NimaClient(transport=FakeTransport(handler))
+    with client, pytest.raises(TypeError, match="coroutine"):
+        client.score_one(photo(0))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"request_size": 0}, {"max_in_flight": 0}, {"max_side": 0}, {"url": "http://h:1"}],
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        NimaClient(**options)
+    with pytest.raises(ValueError):
+        AsyncNimaClient(**options)
+
+
+def test_both_clients_have_the_same_calls_with_the_same_arguments() -> None:
+    import inspect
+
+    names = {n for n in vars(NimaClient) if not n.startswith("_")}
+    assert names == {n for n in vars(AsyncNimaClient) if not n.startswith("_")}
+    assert inspect.signature(NimaClient) == inspect.signature(AsyncNimaClient)
+    for name in names:
+        one = inspect.signature(getattr(NimaClient, name)).parameters
+        other = inspect.signature(getattr(AsyncNimaClient, name)).parameters
+        assert list(one) == list(other)
+        assert [p.default for p in one.values()] == [p.default for p in other.values()]
+
+
+def test_the_one_line_score(photo: Photo, server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIMA_URL", server.url)
+    assert len(nima_client.score([photo(0), photo(1)])) == 2
+    results = nima_client.score([b""], url=server.url, on_error="return")
+    assert isinstance(results[0], ImageFailure)

@@ -1,0 +1,365 @@
+"""``nima score`` as people type it, in a process of its own."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("typer", reason="the commands need the extra cli")
+
+from nima_client.cli.main import main
+from nima_client.library.files import read_rows
+from nima_client.library.xmp import read_rating
+
+Photo = Callable[..., bytes]
+SUPPORT = Path(__file__).parent / "support"
+
+
+def run(*arguments: object, url: str | None = None, cwd: Path | None = None) -> Any:
+    """``nima score`` with these arguments, inside this process (starting one takes a second)."""
+    captured = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("NIMA_URL", raising=False)
+        if url is not None:
+            patch.setenv("NIMA_URL", url)
+        if cwd is not None:
+            patch.chdir(cwd)
+        patch.setattr(sys, "stdout", captured[0])
+        patch.setattr(sys, "stderr", captured[1])
+        with pytest.raises(SystemExit) as ended:
+            main(["score", *map(str, arguments)])
+    texts = []
+    for stream in captured:
+        stream.seek(0)
+        texts.append(stream.read())
+    return subprocess.CompletedProcess([], int(ended.value.code or 0), *texts)
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """A server in a process of its own, which answers after 2 ms."""
+    with subprocess.Popen(
+        [sys.executable, str(SUPPORT / "run_server.py"), "0.002"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.send_signal(signal.SIGTERM)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, photo: Photo) -> Path:
+    root = tmp_path / "photos"
+    (root / "trip").mkdir(parents=True)
+    (root / ".hidden").mkdir()
+    for number in (1, 2, 10):
+        (root / f"{number}.jpg").write_bytes(photo(number))
+    (root / "trip" / "A.JPEG").write_bytes(photo(20))
+    (root / "trip" / "notes.txt").write_text("no photo")
+    (root / ".hidden" / "thumb.jpg").write_bytes(photo(30))
+    return root
+
+
+def names(done: Any) -> list[str]:
+    return [Path(json.loads(line)["file"]).name for line in done.stdout.splitlines()]
+
+
+def test_a_folder_is_walked_in_natural_order(folder: Path, url: str) -> None:
+    done = run(folder, "-f", "jsonl", url=url)
+    assert done.returncode == 0, done.stderr
+    assert names(done) == ["1.jpg", "2.jpg", "10.jpg", "A.JPEG"]
+    assert "4 photos scored" in done.stderr
+    assert names(run(folder, "--no-recursive", "-f", "jsonl", url=url)) == [
+        "1.jpg", "2.jpg", "10.jpg",
+    ]  # fmt: skip
+
+
+def test_patterns_and_single_files(folder: Path, url: str) -> None:
+    assert names(run(folder / "1*.jpg", "-f", "jsonl", url=url)) == ["1.jpg", "10.jpg"]
+    assert names(run(folder / "**" / "*.JPEG", "-f", "jsonl", url=url)) == ["A.JPEG"]
+    both = run(folder / "2.jpg", folder, "-f", "jsonl", url=url)
+    assert names(both) == ["2.jpg", "1.jpg", "10.jpg", "A.JPEG"]  # once each
+
+
+def test_a_table_on_standard_output(folder: Path, url: str) -> None:
+    done = run(folder, url=url)
+    assert done.returncode == 0
+    lines = [line for line in done.stdout.splitlines() if ".jpg" in line]
+    assert len(lines) == 3
+    assert "mean" in done.stdout
+    assert "█" in lines[0]
+    assert f"files in {folder}/" in done.stdout
+
+
+def test_tables_without_unicode(folder: Path, url: str) -> None:
+    command = [sys.executable, "-m", "nima_client.cli.main", "score", str(folder), "--url", url]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run(command, capture_output=True, env=environment, check=True)
+    assert done.stdout.isascii()
+    assert b"@" in done.stdout
+
+
+def test_every_format_holds_the_same(folder: Path, url: str, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    read = []
+    for form in ("json", "jsonl", "csv", "parquet"):
+        output = tmp_path / f"out.{form}"
+        done = run(folder, "-o", output, url=url)
+        assert done.returncode == 0, done.stderr
+        read.append(read_rows(output))
+        if form != "parquet":
+            text = run(folder, "-f", form, url=url).stdout
+            assert text == output.read_text()
+    assert len(read[0]) == 4
+    assert read[0] == read[1] == read[2] == read[3]
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text())))
+    assert abs(sum(float(rows[0][f"p{i}"]) for i in range(1, 11)) - 1) < 1e-5
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "out.csv", "out.json", "out.jsonl", "out.parquet", "photos",
+    ]  # fmt: skip
+
+
+def test_bad_files_are_one_line_each_and_never_a_lost_run(
+    folder: Path, url: str, tmp_path: Path
+) -> None:
+    (folder / "3.jpg").write_text("text")
+    (folder / "4.jpg").write_bytes(b"")
+    whole = (folder / "1.jpg").read_bytes()
+    (folder / "5 \x1b[31m\n.jpg").write_bytes(whole[:-1])  # a name that would command a terminal
+    (folder / "6.jpg").symlink_to(folder / "nowhere.jpg")
+    failures = tmp_path / "failures.jsonl"
+    done = run(folder, "-f", "jsonl", "--failures", failures, url=url)
+    assert done.returncode == 1
+    assert len(done.stdout.splitlines()) == 5
+    assert "\x1b" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if ".jpg: " in line]
+    assert [line.split(": ")[1] for line in lines] == ["UNSUPPORTED", "EMPTY", "UNREADABLE"]
+    recorded = [json.loads(line) for line in failures.read_text().splitlines()]
+    assert [Path(entry["file"]).name for entry in recorded] == ["3.jpg", "4.jpg", "6.jpg"]
+
+
+def test_names_that_are_not_utf8(folder: Path, url: str) -> None:
+    target = os.fsencode(folder) + b"/caf\xe9.jpg"
+    shutil.copy(folder / "1.jpg", target)
+    done = run(folder, "-f", "jsonl", url=url)
+    assert done.returncode == 0
+    assert "caf\\xe9.jpg" in names(done)
+
+
+def test_choices(folder: Path, url: str) -> None:
+    everything = [json.loads(x) for x in run(folder, "-f", "jsonl", url=url).stdout.splitlines()]
+    ranked = sorted((row["mean"] for row in everything), reverse=True)
+
+    def means(*arguments: object) -> list[float]:
+        done = run(folder, "-f", "jsonl", *arguments, url=url)
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line)["mean"] for line in done.stdout.splitlines()]
+
+    assert means("--top", 2) == ranked[:2]
+    assert means("--bottom", 2) == ranked[::-1][:2]
+    assert means("--sort=-mean") == ranked
+    assert means("--sort", "mean", "--min", ranked[2], "--max", ranked[0]) == ranked[2::-1]
+
+
+def test_tar_shards(folder: Path, url: str, tmp_path: Path, photo: Photo) -> None:
+    for suffix, mode in ((".tar", "w"), (".tar.gz", "w:gz")):
+        shard = tmp_path / f"shard-000{suffix}"
+        with tarfile.open(shard, mode) as tar:
+            for number in range(3):
+                for name, data in (
+                    (f"{number:03d}.jpg", photo(number)),
+                    (f"{number:03d}.json", b"{}"),
+                ):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+        done = run(shard, "-f", "jsonl", url=url)
+        assert done.returncode == 0, done.stderr
+        files = [json.loads(line)["file"] for line in done.stdout.splitlines()]
+        assert files == [f"{shard}/{number:03d}.jpg" for number in range(3)]
+        shard.write_bytes(shard.read_bytes()[:-700])
+    broken = tmp_path / "broken.tar"
+    broken.write_bytes(b"no archive")
+    done = run(broken, "-f", "jsonl", url=url)
+    assert done.returncode == 2
+    assert "not a readable tar archive" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "no such file"),
+        (["*.none"], "nothing matches"),
+        ([".", "-f", "parquet"], "--output"),
+        ([".", "-o", "scores.txt"], "--format"),
+        ([".", "--resume"], "--output"),
+        ([".", "--top", "1", "--bottom", "1"], "exclude"),
+        ([".", "--sort", "colour"], "sort by"),
+        ([".", "--url", "http://127.0.0.1:8000"], "gRPC"),
+    ],
+)
+def test_a_wrong_command_line_is_told_in_one_line(
+    arguments: list[str], message: str, url: str, tmp_path: Path
+) -> None:
+    done = run(*arguments, url=url, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_no_server_at_the_address_given(folder: Path) -> None:
+    done = run(folder, "--url", "127.0.0.1:1")
+    assert done.returncode == 3
+    assert "check that it runs" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_killed_at_random_and_resumed_it_gives_the_same_file(
+    tmp_path: Path, url: str, photo: Photo
+) -> None:
+    root = tmp_path / "many"
+    root.mkdir()
+    for number in range(2000):
+        (root / f"{number:04d}.jpg").write_bytes(photo(number) if number % 97 else b"broken")
+    whole, output = tmp_path / "whole.csv", tmp_path / "killed.csv"
+    assert run(root, "-o", whole, "--failures", tmp_path / "f1", url=url).returncode == 1
+
+    rng = random.Random(2)
+    environment = {**os.environ, "NIMA_URL": url}
+    command = [sys.executable, "-m", "nima_client.cli.main", "score", str(root), "-o", str(output)]
+    command += ["--failures", str(tmp_path / "f2"), "--resume"]
+    journal = output.with_name("killed.csv.journal")
+    seen = 0
+    for _ in range(3):
+        with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+            goal = seen + rng.randrange(20_000, 120_000)
+            end = time.monotonic() + 60
+            while time.monotonic() < end and process.poll() is None:
+                if journal.exists() and journal.stat().st_size > goal:
+                    break
+                time.sleep(0.002)
+            assert process.poll() is None, "it ended before it could be killed"
+            process.kill()
+        assert not output.exists()
+        seen = journal.stat().st_size
+    lines = journal.read_text().splitlines()
+    assert 100 < len(lines) < 2000
+    final = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert final.returncode == 1, final.stderr
+    assert "were there already" in final.stderr
+    assert output.read_bytes() == whole.read_bytes()
+    assert (tmp_path / "f2").read_bytes() == (tmp_path / "f1").read_bytes()
+    assert not journal.exists()
+
+
+def test_a_leftover_journal_is_not_thrown_away(folder: Path, url: str, tmp_path: Path) -> None:
+    output = tmp_path / "out.csv"
+    journal = tmp_path / "out.csv.journal"
+    journal.write_text('{"journal": 1, "checkpoint_sha256": "other"}\n')
+    done = run(folder, "-o", output, url=url)
+    assert done.returncode == 2
+    assert "--resume" in done.stderr
+    done = run(folder, "-o", output, "--resume", url=url)
+    assert done.returncode == 2
+    assert "cannot mix" in done.stderr
+    journal.write_text("something else\n")
+    assert "not a journal" in run(folder, "-o", output, "--resume", url=url).stderr
+
+
+def test_a_server_that_goes_away_costs_nothing_that_was_scored(
+    tmp_path: Path, photo: Photo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kserve_server import KServeServer
+
+    from nima_client import NimaClient, RetryPolicy, TransportError
+    from nima_client.library.journal import Journal
+    from nima_client.library.run import score_photos
+    from nima_client.library.sources import Photo as Entry
+
+    photos = [Entry(f"{i}.jpg", data=photo(i)) for i in range(60)]
+    server = KServeServer()
+    client = NimaClient(server.url, retry=RetryPolicy(budget_s=0.3), max_in_flight=4)
+    journal = Journal(tmp_path / "journal")
+    journal.open("sha", resume=True)
+
+    def score_all() -> None:
+        for number, outcome in enumerate(score_photos(client, photos)):
+            journal.add(outcome)
+            if number == 20:
+                server.stop()
+
+    with client, journal, pytest.raises(TransportError):
+        score_all()
+    assert 21 <= len(journal.done) < 60
+    assert list(journal.failures()) == []  # nothing that was not tried counts as failed
+
+
+def test_ratings_in_sidecars(folder: Path, url: str) -> None:
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.suffix in (".jpg", ".JPEG")}
+    foreign = folder / "1.jpg.xmp"
+    foreign.write_text(
+        '<?xml version="1.0"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
+        '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        '<rdf:Description rdf:about="" xmlns:xmp="http://ns.adobe.com/xap/1.0/" '
+        'xmlns:dc="http://purl.org/dc/elements/1.1/" dc:source="mine" xmp:Rating="0"/>'
+        "</rdf:RDF></x:xmpmeta>"
+    )
+    done = run(folder, "--xmp", url=url)
+    assert done.returncode == 0, done.stderr
+    assert "4 sidecars written" in done.stderr
+    assert 'dc:source="mine"' in foreign.read_text()
+    for path, data in before.items():
+        assert path.read_bytes() == data
+        rating = read_rating(path)
+        if ".hidden" in path.parts:
+            assert rating is None
+        else:
+            assert rating in range(1, 6)
+    foreign.write_text("no xml")
+    done = run(folder, "--xmp", url=url)
+    assert done.returncode == 2
+    assert foreign.read_text() == "no xml"
+
+
+@pytest.mark.parametrize("action", ["copy", "link", "move"])
+def test_the_chosen_can_be_copied_linked_or_moved(
+    folder: Path, url: str, tmp_path: Path, action: str
+) -> None:
+    target = tmp_path / "best"
+    done = run(folder, "--top", 2, f"--{action}-to", target, url=url)
+    assert done.returncode == 0, done.stderr
+    placed = sorted(target.iterdir())
+    assert [p.name.split("_")[0] for p in placed] == ["001", "002"]
+    assert all(p.is_symlink() == (action == "link") for p in placed)
+    left = len([p for p in folder.rglob("*.*") if p.suffix.lower() in (".jpg", ".jpeg")]) - 1
+    assert left == (2 if action == "move" else 4)
+    if action != "move":
+        again = run(folder, "--top", 2, f"--{action}-to", target, url=url)
+        assert again.returncode == 2
+        assert "nothing is overwritten" in again.stderr
+
+
+def test_without_an_address_the_embedded_server_is_started_for_the_run(
+    triton: Any, skimage_photos: list[Path], tmp_path: Path
+) -> None:
+    with_triton = run(*skimage_photos, "--url", triton.grpc_url, "-f", "jsonl")
+    assert with_triton.returncode == 0, with_triton.stderr
+    alone = run(*skimage_photos, "-f", "jsonl", cwd=tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    one = [json.loads(line) for line in with_triton.stdout.splitlines()]
+    other = [json.loads(line) for line in alone.stdout.splitlines()]
+    assert [row["file"] for row in one] == [str(path) for path in skimage_photos]
+    assert [row["mean"] for row in one] == pytest.approx([row["mean"] for row in other], abs=1e-4)
