@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Debian packages that some tests use. Installs what is missing when it may; says so when it may not.
 set -euo pipefail
-wanted=(chromium libb64-0d)
+wanted=(chromium libb64-0d libfaketime)
 missing=()
 for package in "${wanted[@]}"; do
   dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
