@@ -12,6 +12,8 @@ PIP_INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check -c co
 SERVE_READY := $(VENV)/.ready-serve
 TEST_READY := $(VENV)/.ready-test
 PACKAGES := client/nima_client training/nima_training build/nima_build
+# Debian packages of some tests: the browser, perf_analyzer's library, clock jumps.
+TEST_PACKAGES := chromium libb64-0d libfaketime
 PYTEST_ARGS ?=
 
 # Runs, not files:
@@ -29,12 +31,14 @@ $(BIN)/python:
 $(SERVE_READY): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing what serving needs into $(VENV) (about 700 MB on disk; no torch) …"
 	@$(PIP_INSTALL) -e '.[demo]'
+	@scripts/apt-packages.sh $$($(BIN)/python -c \
+		'from nima_build.server import missing_packages; print(*missing_packages())')
 	@touch $@
 
 $(TEST_READY): pyproject.toml constraints.txt | $(SERVE_READY)
 	@echo "Installing what training and the tests need into $(VENV) (about 6 GB with torch) …"
 	@$(PIP_INSTALL) -e '.[dev]'
-	@scripts/apt-packages.sh
+	@scripts/apt-packages.sh $(TEST_PACKAGES)
 	@touch $@
 
 demo: $(SERVE_READY) ## Score photos with a real tritonserver: make demo [IMAGES=folder]

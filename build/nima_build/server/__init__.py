@@ -5,7 +5,7 @@ its Python code runs.
 """
 
 from nima_build.server._embedded import EmbeddedServer
-from nima_build.server._install import ServerError
+from nima_build.server._install import ServerError, missing_packages
 from nima_build.server._options import ServerOptions
 from nima_build.server._probe import Probe, ProbeResult
 from nima_build.server._security import ADMIN_HEADER, GRPC_ADMIN_HEADER, ServerTLS
@@ -22,4 +22,5 @@ __all__ = [
     "ServerOptions",
     "ServerTLS",
     "Supervisor",
+    "missing_packages",
 ]

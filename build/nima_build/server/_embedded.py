@@ -23,6 +23,7 @@ from nima_build.server._install import (
     ServerError,
     check_numpy,
     lay_out_backends,
+    libpython_directory,
     tritonserver_binary,
 )
 from nima_build.server._options import ServerOptions
@@ -192,6 +193,9 @@ class EmbeddedServer:
         # The stub finds its interpreter, and so this environment's packages, on PATH.
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         environment.pop("PYTHONHOME", None)
+        if library := libpython_directory():
+            paths = [str(library), environment.get("LD_LIBRARY_PATH", "")]
+            environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, paths))
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command(),

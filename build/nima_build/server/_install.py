@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import sys
+import sysconfig
 from pathlib import Path
 
 
@@ -43,6 +45,46 @@ def check_numpy() -> None:
             f"the embedded tritonserver needs numpy < 2, this environment has {numpy.__version__}: "
             "pip install 'nima-triton[serve]' in an environment of its own"
         )
+
+
+def _soname() -> str:
+    return f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
+
+
+def libpython_directory() -> Path | None:
+    """Folder to add to ``LD_LIBRARY_PATH`` so that the stub finds this interpreter's library.
+
+    Returns:
+        None where the loader finds the library by itself.
+
+    Raises:
+        ServerError: there is none; a Python may be built without a shared library.
+    """
+    folder = Path(str(sysconfig.get_config_var("LIBDIR")))
+    if (folder / _soname()).is_file():
+        return folder
+    try:
+        ctypes.CDLL(_soname())
+    except OSError:
+        raise ServerError(
+            f"Triton's Python backend needs {_soname()}, which this machine lacks. "
+            f"Debian and Ubuntu: apt-get install {_libpython_package()}; otherwise use a Python "
+            "built with --enable-shared"
+        ) from None
+    return None
+
+
+def _libpython_package() -> str:
+    return f"libpython{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def missing_packages() -> list[str]:
+    """Debian packages that the server needs and this machine lacks; the Makefile asks."""
+    try:
+        libpython_directory()
+    except ServerError:
+        return [_libpython_package()]
+    return []
 
 
 def lay_out_backends(folder: Path) -> Path:
