@@ -17,7 +17,7 @@ TEST_PACKAGES := chromium libb64-0d libfaketime
 PYTEST_ARGS ?=
 
 # Runs, not files:
-.PHONY: help demo serve test test-all lint format model fuzz clean
+.PHONY: help demo serve test test-all lint format model fuzz clean perf-analyzer bench bench-peers
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,27 @@ test-all: $(TEST_READY) lint ## The suite with the slow tests
 
 fuzz: $(TEST_READY) ## Fuzz the preprocessing with 50,000 mutated files (about 3 minutes)
 	@$(BIN)/python tests/reliability/fuzz.py --files $(or $(FILES),50000) --seed $(or $(SEED),0)
+
+PERF := .venv-perf
+$(PERF)/bin/perf_analyzer: | $(BIN)/python
+	@echo "Fetching perf_analyzer (inside the tritonclient 2.50 wheel) into $(PERF) …"
+	@$(BIN)/python -m venv $(PERF)
+	@$(PERF)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		tritonclient==2.50.0 nvidia-cuda-runtime-cu12==12.9.79
+	@scripts/apt-packages.sh
+	@test -x $@ && touch $@
+
+perf-analyzer: $(PERF)/bin/perf_analyzer ## Fetch Triton's load generator into .venv-perf
+
+BENCH_READY := $(VENV)/.ready-bench
+BENCH_PHOTOS = $(or $(IMAGES),$(wildcard $(or $(NIMA_SHARED),../shared)/photos/bench))
+$(BENCH_READY): pyproject.toml constraints.txt | $(SERVE_READY)
+	@$(PIP_INSTALL) -e '.[bench]'
+	@touch $@
+
+bench: $(BENCH_READY) $(PERF)/bin/perf_analyzer ## Load-test against the limit: make bench [IMAGES=folder]
+	@test -n "$(BENCH_PHOTOS)" || { echo "Pass a folder of photos: make bench IMAGES=folder"; exit 1; }
+	@$(BIN)/nima bench $(BENCH_PHOTOS) $(BENCH_ARGS)
 
 clean: ## Remove the environment and every cache
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,165 @@
+"""The limit of this machine: the same decoder and the same network, in process, on every core.
+
+Each core gets a process that does nothing but decode, run the network, or both, image after image.
+No server can be faster than ``combined`` with this decoder and this network: what a server loses
+against it is its own cost (transport, copies, queues, scheduling), and that of its clients.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nima_build.bench import BenchError
+from nima_client.preprocess import PreprocessSpec
+
+STAGES = ("decode", "network", "combined")
+_START_TIMEOUT = 60.0
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Images per second in process, over all cores.
+
+    Attributes:
+        decode: encoded bytes to the network's pixels, only.
+        network: pixels to scores, only.
+        combined: both, image by image.
+        alone_ms: milliseconds of one image through both while the other cores are left idle.
+    """
+
+    decode: float
+    network: float
+    combined: float
+    alone_ms: float
+
+    def to_dict(self) -> dict[str, float]:
+        """JSON-ready fields."""
+        return asdict(self)
+
+
+def network_session(onnx: Path, intra_op_threads: int = 1) -> Any:
+    """An ONNX Runtime session set up as the server's (one thread, no spinning)."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = intra_op_threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
+
+
+def _work(
+    core: int,
+    photos: Sequence[bytes],
+    spec: PreprocessSpec,
+    onnx: Path,
+    orders: Any,
+    answers: Any,
+) -> None:
+    """One core: waits for ``(stage, seconds)``, answers ``(images, seconds taken)``."""
+    from nima_client.contract import OUTPUT_DISTRIBUTION, OUTPUT_MEAN, OUTPUT_STD, PIXELS
+    from nima_client.preprocess import preprocess
+
+    os.sched_setaffinity(0, {core})
+    session = network_session(onnx)
+    outputs = [OUTPUT_DISTRIBUTION, OUTPUT_MEAN, OUTPUT_STD]
+    ready = preprocess(photos[0], spec)[None]
+
+    def decode(index: int) -> None:
+        preprocess(photos[index], spec)
+
+    def network(_index: int) -> None:
+        session.run(outputs, {PIXELS: ready})
+
+    def combined(index: int) -> None:
+        session.run(outputs, {PIXELS: preprocess(photos[index], spec)[None]})
+
+    steps = {"decode": decode, "network": network, "combined": combined}
+    combined(0)
+    answers.put("ready")
+    while (order := orders.get()) is not None:
+        stage, seconds = order
+        step, images = steps[stage], 0
+        begin = time.perf_counter()
+        while (taken := time.perf_counter() - begin) < seconds:
+            step((images + core) % len(photos))
+            images += 1
+        answers.put((images, taken))
+
+
+class LimitMeter:
+    """Measures the limit with one process per core; a context manager that ends them.
+
+    The processes sleep between measurements, so that the meter can be kept through a whole run and
+    asked again and again in turn with the server.
+
+    Args:
+        photos: encoded files, taken in turn.
+        spec: preprocessing of the network.
+        onnx: the network's ``model.onnx``.
+        cores: processes, each pinned to one of the cores at hand; None takes all.
+    """
+
+    def __init__(
+        self, photos: Sequence[bytes], spec: PreprocessSpec, onnx: Path, cores: int | None = None
+    ) -> None:
+        self._arguments = (list(photos), spec, onnx)
+        available = sorted(os.sched_getaffinity(0))
+        self._cores = available[: cores or len(available)]
+        self._processes: list[Any] = []
+        self._orders: list[Any] = []
+        self._answers: Any = None
+
+    def __enter__(self) -> LimitMeter:
+        context = multiprocessing.get_context("spawn")
+        self._answers = context.Queue()
+        for core in self._cores:
+            orders = context.Queue()
+            process = context.Process(
+                target=_work,
+                args=(core, *self._arguments, orders, self._answers),
+                daemon=True,
+            )
+            process.start()
+            self._processes.append(process)
+            self._orders.append(orders)
+        for _ in self._cores:
+            self._answer(_START_TIMEOUT)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for orders in self._orders:
+            orders.put(None)
+        for process in self._processes:
+            process.join(5.0)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        self._processes, self._orders = [], []
+
+    def _answer(self, timeout: float) -> Any:
+        try:
+            return self._answers.get(timeout=timeout)
+        except queue.Empty:
+            raise BenchError("a process that measures the limit does not answer") from None
+
+    def rate(self, stage: str, seconds: float, cores: int | None = None) -> float:
+        """Images per second of one of :data:`STAGES`, over all cores or the first few."""
+        working = self._orders[:cores]
+        for orders in working:
+            orders.put((stage, seconds))
+        answers = [self._answer(seconds + _START_TIMEOUT) for _ in working]
+        return float(sum(images / taken for images, taken in answers))
+
+    def measure(self, seconds: float = 1.0) -> Limit:
+        """Everything, each for ``seconds``."""
+        decode, network, combined = (self.rate(stage, seconds) for stage in STAGES)
+        alone_ms = 1000 / self.rate("combined", seconds, cores=1)
+        return Limit(decode, network, combined, alone_ms)

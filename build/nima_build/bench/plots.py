@@ -1,0 +1,85 @@
+"""Plots of a run: throughput and latency against load, and where the time goes."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+from nima_build.bench.report import Row, rows
+from nima_build.bench.session import Result
+from nima_build.files import write_atomic
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+
+_STAGES = ("decode", "network", "queue", "transport")
+
+
+def write_plots(result: Result, folder: Path) -> list[Path]:
+    """One PNG a photo set.
+
+    Returns:
+        The files written.
+    """
+    written = []
+    for name, description in result.sets.items():
+        closed = [r for r in rows(result, name, "perf_analyzer") if r.load.concurrency]
+        opened = [r for r in rows(result, name, "perf_analyzer") if r.load.rate]
+        figure, axes = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
+        figure.suptitle(f"{name}: {description}")
+        _throughput(axes[0], closed, result.median_limit(name).combined)
+        _latency(axes[1], closed, opened)
+        _stages(axes[2], closed)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=110)
+        plt.close(figure)
+        path = folder / f"{name}.png"
+        write_atomic(path, buffer.getvalue())
+        written.append(path)
+    return written
+
+
+def _throughput(axis: Any, closed: list[Row], limit: float) -> None:
+    positions = range(len(closed))
+    spread = [
+        [r.throughput - r.low for r in closed],
+        [r.high - r.throughput for r in closed],
+    ]
+    axis.errorbar(positions, [r.throughput for r in closed], yerr=spread, marker="o", capsize=3)
+    axis.axhline(limit, color="grey", linestyle="--", label="limit in process")
+    axis.set_xticks(positions, [str(r.load.concurrency) for r in closed])
+    axis.set(xlabel="requests in flight", ylabel="images per second", title="Throughput")
+    axis.set_ylim(bottom=0)
+    axis.legend(loc="lower right")
+
+
+def _latency(axis: Any, closed: list[Row], opened: list[Row]) -> None:
+    for style, table in (("-", closed), (":", opened)):
+        for percentile, colour in (("p50", "C0"), ("p95", "C1"), ("p99", "C3")):
+            kind = "in flight" if table is closed else "open loop"
+            axis.plot(
+                [r.throughput for r in table],
+                [getattr(r, percentile) for r in table],
+                linestyle=style,
+                marker=".",
+                color=colour,
+                label=f"{percentile}, {kind}",
+            )
+    axis.set(xlabel="images per second", ylabel="ms", title="Latency", yscale="log")
+    axis.legend(fontsize="small")
+
+
+def _stages(axis: Any, closed: list[Row]) -> None:
+    below = [0.0] * len(closed)
+    positions = range(len(closed))
+    for stage in _STAGES:
+        values = [getattr(r, stage) for r in closed]
+        axis.bar(positions, values, bottom=below, label=stage)
+        below = [b + v for b, v in zip(below, values)]
+    axis.set_xticks(positions, [str(r.load.concurrency) for r in closed])
+    axis.set(xlabel="requests in flight", ylabel="ms a request", title="Where the time goes")
+    axis.legend(fontsize="small")

@@ -1,0 +1,171 @@
+"""CSV, JSON, Markdown and plots of a run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nima_build.bench.machine import one_line
+from nima_build.bench.perf_analyzer import Load
+from nima_build.bench.session import Result, Sample
+from nima_build.files import write_atomic
+
+_COLUMNS = (
+    *("photos", "tool", "concurrency", "rate", "repeat", "images_per_second", "limit"),
+    *("share_of_limit", "p50_ms", "p95_ms", "p99_ms"),
+    *("queue_ms", "decode_ms", "network_ms", "server_ms", "failed"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Medians of one load over the rounds; times in milliseconds.
+
+    Attributes:
+        load: the load.
+        throughput: images per second; ``low`` and ``high`` are the least and the most.
+        share: of the machine's limit, the median of the rounds' own ratios.
+        transport: what a client sees beyond the server's own time.
+    """
+
+    load: Load
+    throughput: float
+    low: float
+    high: float
+    share: float
+    p50: float
+    p95: float
+    p99: float
+    queue: float
+    decode: float
+    network: float
+    transport: float
+    failed: int
+
+
+def rows(result: Result, photos: str, tool: str) -> list[Row]:
+    """One row a load, in the order in which they ran."""
+    found: dict[Load, list[Sample]] = {}
+    for sample in result.samples:
+        if sample.photos == photos and sample.tool == tool:
+            found.setdefault(sample.load, []).append(sample)
+    return [_row(load, samples) for load, samples in found.items()]
+
+
+def _row(load: Load, samples: list[Sample]) -> Row:
+    def median(of: Callable[[Sample], float]) -> float:
+        return statistics.median(of(sample) for sample in samples)
+
+    def stage(name: str) -> float:
+        values = [getattr(s.stages, name) for s in samples if s.stages is not None]
+        return statistics.median(values) if values else float("nan")
+
+    rates = [sample.measured.throughput for sample in samples]
+    p50 = median(lambda s: s.measured.p50)
+    return Row(
+        load=load,
+        throughput=statistics.median(rates),
+        low=min(rates),
+        high=max(rates),
+        share=median(lambda s: s.share),
+        p50=p50,
+        p95=median(lambda s: s.measured.p95),
+        p99=median(lambda s: s.measured.p99),
+        queue=stage("queue"),
+        decode=stage("decode"),
+        network=stage("network"),
+        transport=max(0.0, p50 - stage("server")),
+        failed=sum(sample.failed for sample in samples),
+    )
+
+
+def to_csv(result: Result) -> str:
+    """Every single measurement, a line each."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for s in result.samples:
+        stages = s.stages
+        inside = (
+            [stages.queue, stages.decode, stages.network, stages.server] if stages else [""] * 4
+        )
+        m = s.measured
+        figures = [m.throughput, s.limit, s.share, m.p50, m.p95, m.p99, *inside]
+        shown = [f"{v:.4g}" if isinstance(v, float) else v for v in figures]
+        writer.writerow(
+            [s.photos, s.tool, s.load.concurrency, s.load.rate, s.repeat, *shown, s.failed]
+        )
+    return buffer.getvalue()
+
+
+def to_markdown(result: Result) -> str:
+    """The tables, each under the limit of the machine."""
+    text = [f"# Load test\n\n{one_line(result.machine)}. Network: {result.network}.\n"]
+    for name, description in result.sets.items():
+        limit = result.median_limit(name)
+        text.append(
+            f"## {name}: {description}\n\n"
+            f"Limit in process, all cores: **{limit.combined:.1f} images/s** "
+            f"(decode only {limit.decode:.1f}, network only {limit.network:.1f}); "
+            f"one image alone {limit.alone_ms:.1f} ms.\n"
+        )
+        for tool, title in (
+            ("perf_analyzer", "perf_analyzer over gRPC"),
+            ("sdk", "Open loop through nima_client, latency from the time a request was due"),
+        ):
+            table = rows(result, name, tool)
+            if table:
+                text.append(f"{title}:\n\n{_table(table)}\n")
+    repeats = 1 + max((s.repeat for s in result.samples), default=0)
+    text.append(
+        f"Medians of {repeats} rounds (least to most in brackets). The limit is measured right "
+        "before every measurement, in turn with it; a share is the median of those ratios. "
+        "Queue, decode and network are means inside the server (copies included), transport is "
+        "the p50 a client sees less the server's own time. Figures of different runs must not be "
+        "compared.\n"
+    )
+    return "\n".join(text)
+
+
+def _table(table: Iterable[Row]) -> str:
+    lines = [
+        "| load | images/s | of the limit | p50 | p95 | p99 ms | p99/p50 "
+        "| queue | decode | network | transport ms | failed |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in table:
+        lines.append(
+            f"| {r.load.label} | {r.throughput:.1f} ({r.low:.1f}–{r.high:.1f}) | {r.share:.0%} "
+            f"| {r.p50:.1f} | {r.p95:.1f} | {r.p99:.1f} | {r.p99 / r.p50:.2f} "
+            f"| {r.queue:.1f} | {r.decode:.1f} | {r.network:.1f} | {r.transport:.1f} "
+            f"| {r.failed} |"
+        )
+    return "\n".join(lines)
+
+
+def write_report(result: Result, folder: Path) -> list[Path]:
+    """Write ``results.json``, ``results.csv``, ``summary.md`` and the plots, each atomically.
+
+    Returns:
+        The files written. Without matplotlib the plots are left out.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = {
+        "results.json": json.dumps(result.to_dict(), indent=1) + "\n",
+        "results.csv": to_csv(result),
+        "summary.md": to_markdown(result),
+    }
+    written = []
+    for name, content in contents.items():
+        write_atomic(folder / name, content.encode())
+        written.append(folder / name)
+    try:
+        from nima_build.bench.plots import write_plots
+    except ModuleNotFoundError:
+        return written
+    return written + write_plots(result, folder)

@@ -1,0 +1,195 @@
+"""One run of `nima bench`: every load in turn with the machine's limit, several rounds, medians."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nima_build.bench.limit import Limit, LimitMeter
+from nima_build.bench.machine import describe_machine
+from nima_build.bench.open_loop import run_open_loop
+from nima_build.bench.perf_analyzer import Load, Measured, run_perf_analyzer
+from nima_build.bench.photos import PhotoSet, write_perf_inputs
+from nima_build.bench.stages import StageMeter, Stages
+from nima_client.preprocess import PreprocessSpec
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What to run.
+
+    Attributes:
+        concurrencies: closed loops: requests in flight.
+        rate_shares: open loops: requests a second as shares of the machine's limit, measured at
+            the beginning.
+        seconds: length of one measurement.
+        repeats: rounds over everything.
+    """
+
+    concurrencies: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    rate_shares: tuple[float, ...] = (0.3, 0.6, 0.8)
+    seconds: float = 3.0
+    repeats: int = 3
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One measurement, with the limit measured right before it.
+
+    Attributes:
+        photos: name of the photo set.
+        tool: ``perf_analyzer``, or ``sdk`` for the open loop through the project's client.
+        load: what was asked of the server.
+        repeat: number of the round.
+        measured: what came back.
+        limit: images per second in process, decode and network together, just before.
+        stages: where the time went inside the server; None when it could not be told.
+        failed: requests without a score.
+    """
+
+    photos: str
+    tool: str
+    load: Load
+    repeat: int
+    measured: Measured
+    limit: float
+    stages: Stages | None
+    failed: int = 0
+
+    @property
+    def share(self) -> float:
+        """Throughput as a share of the machine's limit."""
+        return self.measured.throughput / self.limit
+
+
+@dataclass
+class Result:
+    """Everything a run measured.
+
+    Attributes:
+        machine: from :func:`nima_build.bench.machine.describe_machine`.
+        sets: description of each photo set by name.
+        limits: limit by photo set; one entry a round.
+        samples: every measurement.
+        network: name and hash of the network served.
+    """
+
+    machine: dict[str, Any]
+    network: str
+    sets: dict[str, str] = field(default_factory=dict)
+    limits: dict[str, list[Limit]] = field(default_factory=dict)
+    samples: list[Sample] = field(default_factory=list)
+
+    def median_limit(self, photos: str) -> Limit:
+        """Median of each figure over the rounds."""
+        rounds = [limit.to_dict() for limit in self.limits[photos]]
+        return Limit(**{key: statistics.median(r[key] for r in rounds) for key in rounds[0]})
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, with every single sample."""
+        samples = [{**asdict(s), "share_of_limit": s.share} for s in self.samples]
+        limits = {name: [limit.to_dict() for limit in row] for name, row in self.limits.items()}
+        return {
+            "machine": self.machine,
+            "network": self.network,
+            "photo_sets": self.sets,
+            "limits": limits,
+            "samples": samples,
+        }
+
+
+def run_sweep(
+    url: str,
+    sets: Sequence[PhotoSet],
+    spec: PreprocessSpec,
+    onnx: Path,
+    perf_analyzer: Path,
+    sweep: Sweep,
+    network: str,
+    report: Callable[[str], None],
+) -> Result:
+    """Measure a running server.
+
+    Args:
+        url: ``host:port`` of its gRPC endpoint; on this machine, or the limit says nothing.
+        sets: photos, from :func:`nima_build.bench.photos.split_by_size`.
+        spec: preprocessing of the network.
+        onnx: ``model.onnx`` of the network that the server runs.
+        perf_analyzer: the binary.
+        sweep: loads, lengths, repeats.
+        network: what the server runs, for the report.
+        report: receives one line a measurement.
+
+    Raises:
+        BenchError: the load generator failed.
+    """
+    result = Result(machine=describe_machine(), network=network)
+    meter = StageMeter(url)
+    with tempfile.TemporaryDirectory(prefix="nima-bench-") as folder:
+        for photos in sets:
+            result.sets[photos.name] = photos.describe()
+            result.limits[photos.name] = []
+            inputs = Path(folder) / f"{photos.name}.json"
+            write_perf_inputs(photos.photos, inputs)
+            encoded = [photo.data for photo in photos.photos]
+            with LimitMeter(encoded, spec, onnx) as limits:
+                bench = _SetBench(
+                    url, photos.name, encoded, inputs, limits, meter, perf_analyzer, result, report
+                )
+                bench.run(sweep)
+    meter.close()
+    return result
+
+
+@dataclass
+class _SetBench:
+    """The rounds over one photo set."""
+
+    url: str
+    name: str
+    photos: list[bytes]
+    inputs: Path
+    limits: LimitMeter
+    meter: StageMeter
+    perf_analyzer: Path
+    result: Result
+    report: Callable[[str], None]
+
+    def run(self, sweep: Sweep) -> None:
+        warm_up = Load(concurrency=max(sweep.concurrencies, default=4))
+        run_perf_analyzer(self.perf_analyzer, self.url, self.inputs, warm_up, 1.0)
+        limit_seconds = max(0.5, sweep.seconds / 3)
+        rates: list[float] = []
+        for repeat in range(sweep.repeats):
+            limit = self.limits.measure(limit_seconds)
+            self.result.limits[self.name].append(limit)
+            # Fixed by the first round, so that all rounds run the same loads.
+            rates = rates or [round(share * limit.combined, 1) for share in sweep.rate_shares]
+            loads = [Load(concurrency=c) for c in sweep.concurrencies]
+            for load in [*loads, *(Load(rate=r) for r in rates)]:
+                self._measure("perf_analyzer", load, repeat, sweep.seconds, limit_seconds)
+            for rate in rates:
+                self._measure("sdk", Load(rate=rate), repeat, sweep.seconds, limit_seconds)
+
+    def _measure(
+        self, tool: str, load: Load, repeat: int, seconds: float, limit_seconds: float
+    ) -> None:
+        limit = self.limits.rate("combined", limit_seconds)
+        self.meter.lap()
+        failed = 0
+        if tool == "sdk":
+            outcome = run_open_loop(self.url, self.photos, load.rate, seconds, seed=repeat)
+            measured, failed = outcome.measured, outcome.failed
+        else:
+            measured = run_perf_analyzer(self.perf_analyzer, self.url, self.inputs, load, seconds)
+        sample = Sample(self.name, tool, load, repeat, measured, limit, self.meter.lap(), failed)
+        self.result.samples.append(sample)
+        self.report(
+            f"{self.name}, round {repeat + 1}, {tool}, {load.label}: "
+            f"{measured.throughput:.1f} images/s ({sample.share:.0%} of the limit), "
+            f"p50 {measured.p50:.1f} p99 {measured.p99:.1f} ms"
+        )

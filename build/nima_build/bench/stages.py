@@ -1,0 +1,79 @@
+"""Where the time of a request goes, from Triton's own statistics."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nima_client.contract import MODEL_NAME, NETWORK_MODEL, PREPROCESS_MODEL
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Mean milliseconds of a request in each stage, inside the server.
+
+    Attributes:
+        queue: waiting for an instance, both steps together.
+        decode: inside ``nima_preprocess``, its copies included.
+        network: inside ``nima_network``, its copies included.
+        server: all of the server, from the first step to the answer.
+    """
+
+    queue: float
+    decode: float
+    network: float
+    server: float
+
+    def transport(self, latency: float) -> float:
+        """What a client sees (ms) and the server does not: network, encoding, the client's own."""
+        return max(0.0, latency - self.server)
+
+    def to_dict(self) -> dict[str, float]:
+        """JSON-ready fields."""
+        return asdict(self)
+
+
+class StageMeter:
+    """Differences of the server's statistics between two looks.
+
+    Args:
+        url: ``host:port`` of the gRPC endpoint.
+    """
+
+    def __init__(self, url: str) -> None:
+        import tritonclient.grpc as triton
+
+        self._client: Any = triton.InferenceServerClient(url)
+        self._last = self._read()
+
+    def _read(self) -> dict[str, tuple[int, int, int, int]]:
+        """Per model: successful requests, and nanoseconds of all, queue and compute."""
+        read = {}
+        for entry in self._client.get_inference_statistics().model_stats:
+            stats = entry.inference_stats
+            compute = stats.compute_input.ns + stats.compute_infer.ns + stats.compute_output.ns
+            read[entry.name] = (stats.success.count, stats.success.ns, stats.queue.ns, compute)
+        return read
+
+    def lap(self) -> Stages | None:
+        """Means since the last look; None when no request succeeded in between."""
+        before, self._last = self._last, self._read()
+
+        def mean(model: str, field: int) -> float:
+            zero = (0, 0, 0, 0)
+            now, then = self._last.get(model, zero), before.get(model, zero)
+            count = now[0] - then[0]
+            return (now[field] - then[field]) / count / 1e6 if count else 0.0
+
+        if self._last.get(MODEL_NAME, (0,))[0] == before.get(MODEL_NAME, (0,))[0]:
+            return None
+        return Stages(
+            queue=mean(PREPROCESS_MODEL, 2) + mean(NETWORK_MODEL, 2),
+            decode=mean(PREPROCESS_MODEL, 3),
+            network=mean(NETWORK_MODEL, 3),
+            server=mean(MODEL_NAME, 1),
+        )
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()

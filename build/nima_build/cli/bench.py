@@ -1,0 +1,90 @@
+"""``nima bench``: load-test a server, beside the limit of the machine."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+
+def _numbers(text: str, kind: type[int] | type[float]) -> tuple[float, ...]:
+    try:
+        values = tuple(kind(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no list of numbers such as 1,8,32") from None
+    if any(value <= 0 for value in values):
+        raise typer.BadParameter("numbers must be positive")
+    return values
+
+
+@app.command()
+def bench(
+    photos: Annotated[list[Path], typer.Argument(help="Photos and folders of photos.")],
+    url: Annotated[
+        str, typer.Option(help="gRPC host:port of a running server; none starts one.")
+    ] = "",
+    out: Annotated[Path, typer.Option(help="Folder for tables and plots.")] = Path("out/bench"),
+    concurrency: Annotated[
+        str, typer.Option(help="Closed loops: requests in flight.")
+    ] = "1,2,4,8,16,32",
+    rate_shares: Annotated[
+        str, typer.Option(help="Open loops, as shares of the machine's limit; empty for none.")
+    ] = "0.3,0.6,0.8",
+    seconds: Annotated[float, typer.Option(min=0.3, help="Length of one measurement.")] = 3.0,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are reported.")] = 3,
+    instances: Annotated[
+        int, typer.Option(min=0, help="Instances of each step; 0 takes the default.")
+    ] = 0,
+    model_repository: Annotated[
+        Optional[Path],  # noqa: UP045 - typer reads it at run time on Python 3.10
+        typer.Option(help="Repository to serve; the project's own by default."),
+    ] = None,
+) -> None:
+    """Load-test a server with perf_analyzer and through the client, in turn with the limit.
+
+    The limit is what the same decoder and network do in process on all cores of this machine.
+    Writes results.json, results.csv, summary.md and plots, and prints the summary.
+    """
+    from nima_build.bench import BenchError
+    from nima_build.bench.perf_analyzer import find_perf_analyzer
+    from nima_build.bench.photos import load_photos, split_by_size
+    from nima_build.bench.report import to_markdown, write_report
+    from nima_build.bench.session import Sweep, run_sweep
+    from nima_build.metadata import ArtefactError
+    from nima_build.repository import ONNX_NAME, default_repository, load_metadata
+    from nima_build.server import EmbeddedServer, ServerError, ServerOptions
+    from nima_client.contract import NETWORK_MODEL
+
+    def report(line: str) -> None:
+        print(f"nima bench: {line}", file=sys.stderr, flush=True)
+
+    sweep = Sweep(
+        concurrencies=tuple(int(c) for c in _numbers(concurrency, int)),
+        rate_shares=_numbers(rate_shares, float),
+        seconds=seconds,
+        repeats=repeats,
+    )
+    try:
+        sets = split_by_size(load_photos(photos))
+        binary = find_perf_analyzer()
+        repository = model_repository or default_repository()
+        metadata = load_metadata(repository)
+        onnx = repository / NETWORK_MODEL / "1" / ONNX_NAME
+        with contextlib.ExitStack() as stack:
+            if not url:
+                report("starting a server …")
+                options = ServerOptions(model_repository=repository, instances=instances or None)
+                url = stack.enter_context(EmbeddedServer(options)).grpc_url
+            network = f"{metadata.name} ({metadata.checkpoint_sha256[:12]})"
+            result = run_sweep(url, sets, metadata.spec, onnx, binary, sweep, network, report)
+        files = write_report(result, out)
+    except (BenchError, ArtefactError, ServerError, OSError) as error:
+        report(str(error))
+        raise typer.Exit(1) from None
+    print(to_markdown(result))
+    print(f"Written: {', '.join(str(path) for path in files)}")

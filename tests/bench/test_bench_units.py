@@ -1,0 +1,148 @@
+"""Parts of the load test that need no server."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import struct
+from itertools import pairwise
+
+import pytest
+from typer.testing import CliRunner
+
+from nima_build.bench import BenchError
+from nima_build.bench.limit import Limit
+from nima_build.bench.open_loop import due_times, percentiles
+from nima_build.bench.perf_analyzer import Load, Measured, find_perf_analyzer, parse_report
+from nima_build.bench.photos import load_photos, perf_inputs, split_by_size
+from nima_build.bench.report import rows, to_csv, to_markdown, write_report
+from nima_build.bench.session import Result, Sample
+from nima_build.bench.stages import Stages
+from nima_build.cli.perf_inputs import app as perf_inputs_app
+
+
+@pytest.fixture
+def folder(tmp_path, encode):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "a.jpg").write_bytes(encode("JPEG", (320, 240)))
+    (tmp_path / "deep" / "b.png").write_bytes(encode("PNG", (1800, 1200)))
+    (tmp_path / "notes.txt").write_text("no photo")
+    return tmp_path
+
+
+def test_photos_are_found_at_any_depth_and_split_by_size(folder):
+    photos = load_photos([folder])
+    assert [photo.name for photo in photos] == ["a.jpg", "b.png"]
+    small, large = split_by_size(photos)
+    assert (small.name, [p.name for p in small.photos]) == ("small", ["a.jpg"])
+    assert (large.name, [p.name for p in large.photos]) == ("large", ["b.png"])
+    assert "1 photos of 2.2" in large.describe()
+
+
+def test_a_named_file_that_is_no_photo_is_an_error(folder, tmp_path):
+    with pytest.raises(BenchError, match="cannot be scored"):
+        load_photos([folder / "notes.txt"])
+    with pytest.raises(BenchError, match="no such file"):
+        load_photos([tmp_path / "nowhere"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BenchError, match="no photos found"):
+        load_photos([tmp_path / "empty"])
+
+
+def test_perf_inputs_frame_the_bytes_with_their_length(folder):
+    photos = load_photos([folder])
+    for row, photo in zip(perf_inputs(photos)["data"], photos):
+        framed = base64.b64decode(row["IMAGE"]["b64"])
+        (length,) = struct.unpack("<I", framed[:4])
+        assert framed[4:] == photo.data
+        assert length == len(photo.data)
+
+
+def test_perf_inputs_command(folder, tmp_path):
+    output = tmp_path / "inputs" / "perf.json"
+    done = CliRunner().invoke(perf_inputs_app, [str(folder), "-o", str(output), "--limit", "1"])
+    assert done.exit_code == 0, done.output
+    assert len(json.loads(output.read_text())["data"]) == 1
+    assert "--shape IMAGE:1" in done.output
+    assert CliRunner().invoke(perf_inputs_app, [str(tmp_path / "no")]).exit_code == 1
+
+
+def test_a_load_is_closed_or_open():
+    assert Load(concurrency=8).label == "8 in flight"
+    assert Load(rate=12.5).label == "12.5 a second"
+    for wrong in ({}, {"concurrency": 1, "rate": 1.0}):
+        with pytest.raises(ValueError, match="concurrency or a rate"):
+            Load(**wrong)
+
+
+def test_report_of_perf_analyzer_is_read():
+    text = (
+        "Concurrency,Inferences/Second,Client Send,p50 latency,p90 latency,p95 latency,p99 latency"
+        "\n1,10,5,100000,1,1,1\n8,126.5,7,63000,70000,71500,78000\n"
+    )
+    assert parse_report(text) == Measured(126.5, 63.0, 71.5, 78.0)
+    with pytest.raises(BenchError, match="cannot be read"):
+        parse_report("Concurrency\n")
+
+
+def test_a_missing_perf_analyzer_says_how_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("NIMA_PERF_ANALYZER", str(tmp_path / "absent"))
+    with pytest.raises(BenchError, match="cannot be executed"):
+        find_perf_analyzer()
+
+
+def test_due_times_are_poisson_at_the_rate():
+    times = due_times(rate=200.0, seconds=50.0, seed=3)
+    assert times == sorted(times) == due_times(200.0, 50.0, 3)
+    assert len(times) == pytest.approx(10_000, rel=0.05)
+    gaps = [b - a for a, b in pairwise(times)]
+    # Of exponential gaps 1/e are longer than the mean.
+    assert sum(gap > 1 / 200 for gap in gaps) / len(gaps) == pytest.approx(0.368, abs=0.03)
+    assert len(due_times(rate=0.001, seconds=1.0, seed=0)) == 1
+
+
+def test_percentiles_in_milliseconds():
+    assert percentiles([k / 1000 for k in range(1, 102)]) == pytest.approx((51.0, 96.0, 100.0))
+    assert percentiles([0.5]) == (500.0, 500.0, 500.0)
+
+
+def sample(repeat: int, throughput: float, limit: float, tool: str = "perf_analyzer") -> Sample:
+    measured = Measured(throughput, 10.0 + repeat, 20.0, 30.0)
+    stages = Stages(queue=1.0, decode=2.0, network=4.0, server=8.0)
+    return Sample("small", tool, Load(concurrency=8), repeat, measured, limit, stages)
+
+
+@pytest.fixture
+def result():
+    machine = {
+        "cpu": "a CPU",
+        "cores": 2,
+        "memory_gib": 8.0,
+        "python": "3.11",
+        "load_average_before": 0.1,
+    }
+    limits = [Limit(300.0, 150.0, 100.0, 10.0), Limit(320.0, 160.0, 110.0, 9.0)]
+    samples = [sample(0, 90.0, 100.0), sample(1, 104.5, 110.0), sample(2, 57.0, 60.0)]
+    return Result(machine, "a network", {"small": "3 photos"}, {"small": limits}, samples)
+
+
+def test_shares_are_medians_of_the_ratios_not_ratios_of_the_medians(result):
+    (row,) = rows(result, "small", "perf_analyzer")
+    assert row.throughput == 90.0
+    assert (row.low, row.high) == (57.0, 104.5)
+    assert row.share == pytest.approx(0.95)
+    assert row.transport == pytest.approx(3.0)
+    assert rows(result, "small", "sdk") == []
+
+
+def test_reports_hold_every_sample_and_the_limit(result, tmp_path):
+    table = list(csv.DictReader(io.StringIO(to_csv(result))))
+    assert [float(line["images_per_second"]) for line in table] == [90.0, 104.5, 57.0]
+    assert "**105.0 images/s**" in to_markdown(result)
+    assert "| 8 in flight | 90.0 (57.0–104.5) | 95% |" in to_markdown(result)
+    written = write_report(result, tmp_path / "out")
+    document = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert document["samples"][1]["share_of_limit"] == pytest.approx(0.95)
+    assert {"results.json", "results.csv", "summary.md"} <= {path.name for path in written}

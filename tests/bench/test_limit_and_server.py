@@ -1,0 +1,145 @@
+"""The load test against a real tritonserver, and the guard against regressions.
+
+Only ratios within one run are compared, never times: machines differ, and so does one machine from
+hour to hour. The bounds are generous; `nima bench` has the real figures.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+
+import pytest
+
+from nima_build.bench import BenchError
+from nima_build.bench.limit import LimitMeter
+from nima_build.bench.open_loop import run_open_loop
+from nima_build.bench.perf_analyzer import Load, find_perf_analyzer, run_perf_analyzer
+from nima_build.bench.photos import PhotoSet, load_photos, write_perf_inputs
+from nima_build.bench.session import Sweep, run_sweep
+from nima_build.bench.stages import StageMeter
+from nima_build.repository import ONNX_NAME, default_repository
+from nima_client.contract import NETWORK_MODEL
+
+# An idle machine gives 0.9; another process that takes a core for a while must not fail the test.
+LEAST_SHARE_OF_LIMIT = 0.5
+LARGEST_SHARE_OUTSIDE_THE_STEPS = 0.6
+
+
+@pytest.fixture(scope="module")
+def photos(skimage_photos, encode, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for seed in range(4):
+        (folder / f"{seed}.jpg").write_bytes(encode("JPEG", (768, 512), seed=seed, quality=92))
+    return load_photos([folder])
+
+
+@pytest.fixture(scope="module")
+def encoded(photos):
+    return [photo.data for photo in photos]
+
+
+@pytest.fixture(scope="module")
+def meter(triton, encoded):
+    onnx = default_repository() / NETWORK_MODEL / "1" / ONNX_NAME
+    with LimitMeter(encoded, triton.metadata.spec, onnx) as meter:
+        yield meter
+
+
+def closed_loop(url, encoded, concurrency, seconds):
+    """Images per second with ``concurrency`` in flight, through the project's client."""
+    from nima_client import NimaClient
+
+    with NimaClient(url, max_in_flight=concurrency) as client:
+        client.score(encoded)
+        begin = time.perf_counter()
+        endless = client.score_iter(itertools.cycle(encoded), ordered=False)
+        for answered, _ in enumerate(endless, start=1):
+            if (taken := time.perf_counter() - begin) > seconds:
+                return answered / taken
+    raise AssertionError("an endless stream ended")
+
+
+def test_limits_are_in_proportion(meter):
+    limit = meter.measure(0.5)
+    # Doing both takes about as long as one after the other.
+    both = 1 / (1 / limit.decode + 1 / limit.network)
+    assert limit.combined == pytest.approx(both, rel=0.6)
+    assert limit.alone_ms > 0
+
+
+def test_throughput_stays_near_the_limit_of_the_machine(triton, meter, encoded):
+    shares = []
+    for _ in range(3):
+        before = meter.rate("combined", 0.5)
+        throughput = closed_loop(triton.grpc_url, encoded, concurrency=8, seconds=1.5)
+        after = meter.rate("combined", 0.5)
+        shares.append(throughput / statistics.mean([before, after]))
+    assert statistics.median(shares) >= LEAST_SHARE_OF_LIMIT, shares
+
+
+def test_the_two_steps_are_most_of_a_lone_request(triton, encoded):
+    stages = StageMeter(triton.grpc_url)
+    assert stages.lap() is None
+    closed_loop(triton.grpc_url, encoded, concurrency=1, seconds=1.0)
+    lap = stages.lap()
+    stages.close()
+    steps = lap.decode + lap.network
+    assert 0 < steps <= lap.server * 1.25  # leaving the loop cancels a request between the steps
+    assert 1 - steps / lap.server <= LARGEST_SHARE_OUTSIDE_THE_STEPS, lap
+
+
+def test_open_loop_counts_failures_and_latency(triton, encoded):
+    outcome = run_open_loop(triton.grpc_url, encoded, rate=20.0, seconds=1.5, seed=1)
+    assert outcome.failed == 0
+    assert outcome.sent >= 10
+    assert 0 < outcome.measured.p50 <= outcome.measured.p95 <= outcome.measured.p99
+    broken = run_open_loop(triton.grpc_url, [encoded[0], b"no photo"], 20.0, 1.0, seed=2)
+    assert 0 < broken.failed < broken.sent
+    assert "UNSUPPORTED" in broken.first_failure
+
+
+@pytest.fixture(scope="module")
+def perf_analyzer():
+    try:
+        return find_perf_analyzer()
+    except BenchError as error:
+        pytest.skip(str(error))
+
+
+def test_perf_analyzer_loads_the_server(triton, photos, perf_analyzer, tmp_path):
+    inputs = tmp_path / "inputs.json"
+    write_perf_inputs(photos, inputs)
+    measured = run_perf_analyzer(
+        perf_analyzer, triton.grpc_url, inputs, Load(concurrency=4), seconds=0.9
+    )
+    assert measured.throughput > 0
+    assert 0 < measured.p50 <= measured.p99
+    with pytest.raises(BenchError, match="perf_analyzer failed"):
+        run_perf_analyzer(
+            perf_analyzer, triton.grpc_url, inputs, Load(concurrency=1), 0.3, model="absent"
+        )
+
+
+def test_a_sweep_measures_everything_in_turn(triton, photos, perf_analyzer):
+    lines = []
+    result = run_sweep(
+        triton.grpc_url,
+        [PhotoSet("small", tuple(photos))],
+        triton.metadata.spec,
+        default_repository() / NETWORK_MODEL / "1" / ONNX_NAME,
+        perf_analyzer,
+        Sweep(concurrencies=(1, 4), rate_shares=(0.3,), seconds=0.9, repeats=1),
+        "test",
+        lines.append,
+    )
+    tools = [(s.tool, bool(s.load.rate)) for s in result.samples]
+    assert tools == [
+        ("perf_analyzer", False),
+        ("perf_analyzer", False),
+        ("perf_analyzer", True),
+        ("sdk", True),
+    ]
+    assert all(s.limit > 0 and s.measured.throughput > 0 for s in result.samples)
+    assert len(lines) == 4
