@@ -26,8 +26,9 @@ Progress = Callable[[str, int, int], None]
 """Called with a phase's name, the steps done and the steps there are."""
 
 _MODULES = {
-    "tensorrt": ("tensorrt",),
-    # The wheels on PyPI carry the module under its second name.
+    # The bindings' wheel by itself carries the module under its second name; it finds the
+    # libraries of a tritonserver image, or those of the wheel beside it.
+    "tensorrt": ("tensorrt", "tensorrt_bindings"),
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
 }
 _INSTALL = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -74,3 +75,16 @@ def pixels() -> np.ndarray:
     batch[1], batch[2] = 0, 255
     batch[3] = np.linspace(0, 255, 224, dtype=np.uint8)[:, None, None]
     return batch
+
+
+@pytest.fixture(scope="session")
+def repository(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tree's model repository with the random model exported into it."""
+    from nima_build.export import export_to_repository
+
+    source = Path(__file__).parents[2] / "model_repository"
+    ignored = shutil.ignore_patterns("*.plan*", "__pycache__", "*.onnx", "model.json", "SHA256SUMS")
+    target = tmp_path_factory.mktemp("repository") / "models"
+    shutil.copytree(source, target, ignore=ignored)
+    export_to_repository(checkpoint, target)
+    return target

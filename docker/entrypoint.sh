@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Entry of the server image:
+#   serve [tritonserver flags]   check the artefacts, then become tritonserver (default)
+#   build [nima build flags]     build the TensorRT engine with this image's TensorRT, on this GPU
+#   health                       exit 0 when the server in this container answers an inference
+#   anything else                run it
+#
+# NIMA_MODEL_REPOSITORY  folder of the models                           (/models)
+# NIMA_PROFILE           default, dali or cpu                           (default)
+# NIMA_INSTANCES         instances of each step in the profile cpu      (one a core)
+# NIMA_GRPC_PORT         where `health` asks                            (8001)
+# NIMA_TRITON_ARGS       further flags for tritonserver, split at spaces
+set -euo pipefail
+
+repository=${NIMA_MODEL_REPOSITORY:-/models}
+profile=${NIMA_PROFILE:-default}
+
+fail() {
+    echo "nima: $*" >&2
+    exit 1
+}
+
+check_artefacts() {
+    [ -f "$repository/SHA256SUMS" ] || fail "no SHA256SUMS in $repository: is the repository mounted?"
+    (cd "$repository" && sha256sum --check --quiet --strict SHA256SUMS) >&2 ||
+        fail "an artefact in $repository is missing or not the one SHA256SUMS names: export or build it again"
+}
+
+check_engine() {
+    # Refuses a missing engine, and one of another model, GPU or TensorRT, with the reason.
+    nima build --check --onnx "$repository/nima_network/1/model.onnx" >&2 ||
+        fail "build the engine first: docker run --rm --gpus all -v nima-models:$repository IMAGE build"
+}
+
+command=${1:-serve}
+[ $# -eq 0 ] || shift
+case $command in
+    serve)
+        case $profile in
+            default | dali) check_artefacts && check_engine ;;
+            cpu | embedded) check_artefacts ;;
+            *) fail "NIMA_PROFILE is default, dali or cpu, not '$profile'" ;;
+        esac
+        if [ "$profile" = cpu ]; then
+            # One instance a core is what a CPU serves best; the tree cannot know the cores.
+            python3 -m nima_build.instances "$repository" "${NIMA_INSTANCES:-$(nproc)}"
+        fi
+        flags=(--model-repository="$repository")
+        [ "$profile" = default ] || flags+=(--model-config-name="$profile")
+        # Splitting is meant.
+        # shellcheck disable=SC2206
+        flags+=(${NIMA_TRITON_ARGS:-})
+        exec tritonserver "${flags[@]}" "$@"
+        ;;
+    build)
+        check_artefacts
+        exec nima build --target tensorrt --onnx "$repository/nima_network/1/model.onnx" "$@"
+        ;;
+    health)
+        exec python3 -m nima_build.health "127.0.0.1:${NIMA_GRPC_PORT:-8001}" "$@"
+        ;;
+    *)
+        exec "$command" "$@"
+        ;;
+esac

@@ -1,0 +1,214 @@
+"""The images, short of building them: linters, pins, compose, and the entrypoint under a shell.
+
+No docker engine is at hand. The entrypoint really runs, and really starts a tritonserver: the
+embedded one, in the place of the image's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCKER = ROOT / "docker"
+ENTRYPOINT = DOCKER / "entrypoint.sh"
+DOCKERFILES = sorted(DOCKER.glob("*.Dockerfile"))
+BIN = Path(sys.executable).parent
+
+
+def pins(path: Path) -> dict[str, str]:
+    lines = path.read_text().splitlines()
+    return {
+        line.split(" ;")[0].split("==")[0]: line.split(" ;")[0].split("==")[1].strip()
+        for line in reversed(lines)
+        if "==" in line and not line.startswith("#") and "< '3.11'" not in line
+    }
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_dockerfile_lints(path: Path) -> None:
+    linter = BIN / "hadolint"
+    if not linter.is_file():
+        pytest.skip("hadolint is not installed (extra dev)")
+    done = subprocess.run([linter, path], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout
+
+
+def test_entrypoint_lints() -> None:
+    linter = BIN / "shellcheck"
+    if not linter.is_file():
+        pytest.skip("shellcheck is not installed (extra dev)")
+    done = subprocess.run([linter, ENTRYPOINT], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout
+
+
+def test_base_image_is_pinned_and_its_tensorrt_is_the_one_installed() -> None:
+    text = (DOCKER / "server.Dockerfile").read_text()
+    assert re.search(r"^ARG TRITON_TAG=\d\d\.\d\d-py3$", text, re.MULTILINE)
+    stated = re.search(r"TensorRT (\d+\.\d+\.\d+\.\d+)", text)
+    assert stated
+    assert pins(DOCKER / "requirements-server.txt")["tensorrt-cu12-bindings"] == stated[1]
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_images_do_not_run_as_root_and_copy_what_is_there(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    users = [line.split()[1] for line in lines if line.startswith("USER ")]
+    assert users
+    assert users[-1].split(":")[0] not in ("0", "root")
+    allowed = {
+        line.lstrip("!")
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
+    for line in lines:
+        if line.startswith("COPY "):
+            words = [word for word in line.split()[1:] if not word.startswith("--")]
+            for source in words[:-1]:
+                assert source.split("/")[0] in allowed, source
+                if source not in ("README.md", "LICENSE", "NOTICE"):
+                    assert (ROOT / source).exists(), source
+
+
+@pytest.mark.parametrize("name", ["requirements-server.txt", "requirements-client.txt"])
+def test_pins_are_those_the_tests_ran_with(name: str) -> None:
+    tested = pins(ROOT / "constraints.txt")
+    differing = {
+        package: (version, tested[package])
+        for package, version in pins(DOCKER / name).items()
+        if package in tested and tested[package] != version
+    }
+    assert not differing
+
+
+def test_compose_names_commands_the_entrypoint_has_and_opens_nothing() -> None:
+    yaml = pytest.importorskip("yaml")
+    compose = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+    services: dict[str, Any] = compose["services"]
+    assert set(services) == {"engine", "triton", "triton-cpu", "client"}
+    for name, service in services.items():
+        assert service["cap_drop"] == ["ALL"], name
+        assert (DOCKER.parent / service["build"]["dockerfile"]).is_file(), name
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
+    for name in ("engine", "triton", "triton-cpu"):
+        (command,) = services[name]["command"]
+        assert re.search(rf"^ +{command}\)", ENTRYPOINT.read_text(), re.MULTILINE), command
+        assert services[name]["shm_size"] == "1gb"
+    assert services["triton-cpu"]["environment"]["NIMA_PROFILE"] == "cpu"
+    for name in ("engine", "triton"):
+        (device,) = services[name]["deploy"]["resources"]["reservations"]["devices"]
+        assert device["capabilities"] == ["gpu"]
+
+
+class Container:
+    """What the entrypoint sees of the image: a PATH with nima, python3 and tritonserver."""
+
+    def __init__(self, folder: Path, repository: Path) -> None:
+        from nima_build.server._embedded import free_ports
+        from nima_build.server._install import lay_out_backends, tritonserver_binary
+
+        self.models = Path(shutil.copytree(repository, folder / "models"))
+        commands = folder / "bin"
+        commands.mkdir()
+        (commands / "tritonserver").symlink_to(tritonserver_binary())
+        backends = lay_out_backends(folder / "backends")
+        self.port, http, metrics = free_ports("127.0.0.1", 3)
+        self.environment = {
+            **os.environ,
+            "PATH": f"{commands}{os.pathsep}{BIN}{os.pathsep}/usr/bin{os.pathsep}/bin",
+            "NIMA_MODEL_REPOSITORY": str(self.models),
+            "NIMA_PROFILE": "embedded",
+            "NIMA_GRPC_PORT": str(self.port),
+            "NIMA_TRITON_ARGS": (
+                f"--backend-directory={backends} --disable-auto-complete-config "
+                f"--grpc-address=127.0.0.1 --grpc-port={self.port} --http-address=127.0.0.1 "
+                f"--http-port={http} --metrics-address=127.0.0.1 --metrics-port={metrics}"
+            ),
+        }
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", ENTRYPOINT, *arguments],
+            env={**self.environment, **environment},
+            capture_output=True, text=True, timeout=90, check=False,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def container(repository: Path, tmp_path: Path) -> Container:
+    pytest.importorskip("pytriton", reason="needs the extra serve")
+    return Container(tmp_path, repository)
+
+
+def test_entrypoint_serves_answers_health_and_ends_on_sigterm(
+    container: Container, tmp_path: Path
+) -> None:
+    assert container.run("health").returncode == 1, "nothing serves yet"
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(
+            ["bash", ENTRYPOINT, "serve", "--exit-timeout-secs=5"],
+            env=container.environment, stdout=log, stderr=log,
+        )  # fmt: skip
+    try:
+        end = time.monotonic() + 60
+        while time.monotonic() < end and server.poll() is None:
+            healthy = container.run("health")
+            if healthy.returncode == 0:
+                break
+            time.sleep(0.5)
+        assert healthy.returncode == 0, healthy.stderr + (tmp_path / "log").read_text()
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(30) == 0
+    finally:
+        if server.poll() is None:
+            server.kill()
+            server.wait()
+
+
+def test_entrypoint_refuses_damaged_artefacts(container: Container) -> None:
+    graph = container.models / "nima_network" / "1" / "model.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1])
+    done = container.run("serve")
+    assert done.returncode == 1
+    assert "model.onnx: FAILED" in done.stderr
+    assert "not the one SHA256SUMS names" in done.stderr
+    (container.models / "SHA256SUMS").unlink()
+    done = container.run("serve")
+    assert done.returncode == 1
+    assert "no SHA256SUMS" in done.stderr
+
+
+@pytest.mark.parametrize("profile", ["default", "dali"])
+def test_entrypoint_asks_for_the_engine_the_gpu_profiles_need(
+    container: Container, profile: str
+) -> None:
+    done = container.run("serve", NIMA_PROFILE=profile)
+    assert done.returncode == 1
+    assert "build the engine" in done.stderr
+    assert "docker run --rm --gpus all" in done.stderr
+
+
+def test_entrypoint_refuses_an_unknown_profile_and_runs_other_commands(
+    container: Container,
+) -> None:
+    done = container.run("serve", NIMA_PROFILE="fast")
+    assert done.returncode == 1
+    assert "default, dali or cpu, not 'fast'" in done.stderr
+    assert container.run("echo", "hello").stdout == "hello\n"
+
+
+def test_entrypoint_build_says_why_it_cannot(container: Container) -> None:
+    done = container.run("build")
+    if done.returncode == 0:
+        pytest.skip("this machine has TensorRT and a GPU")
+    assert done.returncode == 1
+    assert "nima build:" in done.stderr

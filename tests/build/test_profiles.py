@@ -1,0 +1,192 @@
+"""Every profile's configs: the schema, the contract, what the real tritonserver says of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nima_build.checksums import check_checksums, write_checksums
+from nima_build.gpu import find_gpus
+from nima_build.instances import set_instances
+from nima_build.metadata import ArtefactError
+from nima_build.repository import MODELS, config_path, read_config
+from nima_client.contract import (
+    INPUT_IMAGE,
+    MAX_BATCH_SIZE,
+    OUTPUT_DISTRIBUTION,
+    OUTPUT_MEAN,
+    OUTPUT_STD,
+    PIXELS,
+    PROFILES,
+    ServedModel,
+)
+
+TREE = Path(__file__).parents[2] / "model_repository"
+STRING, UINT8, FP32 = 13, 2, 11  # DataType of Triton's model_config.proto
+OUTPUTS = {OUTPUT_DISTRIBUTION: (FP32, [10]), OUTPUT_MEAN: (FP32, [1]), OUTPUT_STD: (FP32, [1])}
+
+
+def tensors(entries: Any) -> dict[str, tuple[int, list[int]]]:
+    return {entry.name: (entry.data_type, list(entry.dims)) for entry in entries}
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("model", MODELS)
+def test_config_follows_the_schema_and_the_contract(profile: str, model: str) -> None:
+    config = read_config(config_path(TREE, model, profile))
+    assert config.name == model
+    assert config.max_batch_size == MAX_BATCH_SIZE
+    image = (UINT8, [-1]) if profile == "dali" else (STRING, [1])
+    pixels = (UINT8, [224, 224, 3])
+    wanted = {
+        "nima": ({INPUT_IMAGE: image}, OUTPUTS),
+        "nima_preprocess": ({INPUT_IMAGE: image}, {PIXELS: pixels}),
+        "nima_network": ({PIXELS: pixels}, OUTPUTS),
+    }[model]
+    assert (tensors(config.input), tensors(config.output)) == wanted
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_waiting_is_bounded_and_only_in_the_first_step(profile: str) -> None:
+    first = read_config(config_path(TREE, "nima_preprocess", profile)).dynamic_batching
+    assert 0 < first.default_queue_policy.max_queue_size <= 1024
+    second = read_config(config_path(TREE, "nima_network", profile)).dynamic_batching
+    assert second.max_queue_delay_microseconds == 0
+
+
+def test_dali_batches_requests_of_different_length() -> None:
+    for model in ("nima", "nima_preprocess"):
+        config = read_config(config_path(TREE, model, "dali"))
+        assert config.input[0].allow_ragged_batch
+
+
+def test_configs_are_made_for_the_specification_that_is_served(repository: Path) -> None:
+    """PIXELS has the crop size of the model, and every ensemble config carries its facts."""
+    for profile in PROFILES:
+        config = read_config(config_path(repository, "nima", profile))
+        facts = {key: value.string_value for key, value in config.parameters.items()}
+        assert ServedModel.from_parameters(facts).checkpoint_name == "random_mobilenet_v2"
+
+
+def test_instances_of_the_cpu_profile_follow_the_machine(repository: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(repository, tmp_path / "models"))
+    set_instances(copy, 5)
+    for model in ("nima_preprocess", "nima_network"):
+        assert read_config(config_path(copy, model, "cpu")).instance_group[0].count == 5
+    with pytest.raises(ValueError, match="at least 1"):
+        set_instances(copy, 0)
+
+
+def test_checksums_notice_every_kind_of_damage(repository: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(repository, tmp_path / "models"))
+    assert check_checksums(copy) == 3  # model.onnx, model.json, preprocessing.json
+    done = subprocess.run(
+        ["sha256sum", "--check", "--strict", "SHA256SUMS"],
+        cwd=copy,
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    graph = copy / "nima_network" / "1" / "model.onnx"
+    content = graph.read_bytes()
+    graph.write_bytes(content[:-1])
+    with pytest.raises(ArtefactError, match=r"model\.onnx is not what SHA256SUMS names"):
+        check_checksums(copy)
+    graph.unlink()
+    with pytest.raises(ArtefactError, match="is missing"):
+        check_checksums(copy)
+    graph.write_bytes(content)
+    (copy / "nima_network" / "1" / "model.plan").write_bytes(b"engine")
+    write_checksums(copy)
+    assert check_checksums(copy) == 4
+    (copy / "SHA256SUMS").write_text("nonsense\n")
+    with pytest.raises(ArtefactError, match="unreadable"):
+        check_checksums(copy)
+
+
+def load_with_tritonserver(repository: Path, profile: str, folder: Path) -> str:
+    """Let the embedded tritonserver load a profile until it gives up or is ready; its log."""
+    from nima_build.server._embedded import free_ports
+    from nima_build.server._install import lay_out_backends, tritonserver_binary
+
+    shutil.copytree(repository, folder / "models")
+    lay_out_backends(folder / "backends")
+    grpc, http, metrics = free_ports("127.0.0.1", 3)
+    command = [
+        str(tritonserver_binary()),
+        f"--model-repository={folder / 'models'}",
+        f"--backend-directory={folder / 'backends'}",
+        "--disable-auto-complete-config",
+        "--grpc-address=127.0.0.1",
+        f"--grpc-port={grpc}",
+        "--http-address=127.0.0.1",
+        f"--http-port={http}",
+        "--metrics-address=127.0.0.1",
+        f"--metrics-port={metrics}",
+        "--exit-timeout-secs=1",
+    ]
+    if profile != "default":
+        command.append(f"--model-config-name={profile}")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    log = folder / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=file, env={**os.environ, "PATH": path}
+        )
+    try:
+        end = time.monotonic() + 60
+        while time.monotonic() < end and process.poll() is None:
+            if "Started GRPCInferenceService" in log.read_text(errors="replace"):
+                break
+            time.sleep(0.1)
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    return log.read_text(errors="replace")
+
+
+def model_states(log: str) -> dict[str, str]:
+    """Model to its state, from the table tritonserver prints before it serves or gives up."""
+    rows = re.findall(r"^\| (nima\w*) +\| \d+ +\| (.*?) *\|$", log, re.MULTILINE)
+    return dict(rows)
+
+
+def no_backend(name: str) -> str:
+    return f"UNAVAILABLE: Invalid argument: unable to find backend library for backend '{name}'"
+
+
+@pytest.mark.parametrize(
+    ("profile", "preprocess", "network"),
+    [
+        # The wheel's server has the Python backend and no other, and here is no GPU.
+        ("embedded", "READY", "READY"),
+        ("cpu", "READY", no_backend("onnxruntime")),
+        ("default", "has kind KIND_GPU but no GPUs are available", no_backend("tensorrt")),
+        ("dali", no_backend("dali"), no_backend("tensorrt")),
+    ],
+)
+def test_tritonserver_loads_the_profile_as_far_as_its_backends_go(
+    repository: Path, tmp_path: Path, profile: str, preprocess: str, network: str
+) -> None:
+    """A model may fail for its missing backend, or for the missing GPU, and for nothing else."""
+    pytest.importorskip("pytriton", reason="needs the extra serve")
+    if profile == "default" and find_gpus():
+        pytest.skip("this machine has a GPU: what it says there is another matter")
+    states = model_states(load_with_tritonserver(repository, profile, tmp_path))
+    assert preprocess in states["nima_preprocess"]
+    assert network in states["nima_network"]
+    assert set(states) - {"nima"} == {"nima_preprocess", "nima_network"}
+    # An ensemble is only looked at when every step is ready.
+    assert states.get("nima", "READY") == "READY"
