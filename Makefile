@@ -17,7 +17,7 @@ TEST_PACKAGES := chromium libb64-0d libfaketime
 PYTEST_ARGS ?=
 
 # Runs, not files:
-.PHONY: help demo serve test test-all lint format model fuzz clean perf-analyzer bench bench-peers
+.PHONY: help demo serve test test-all lint format model verify gpu-check fuzz clean perf-analyzer bench bench-peers
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,16 @@ test: $(TEST_READY) lint ## Set up everything, lint, and run the whole suite
 
 test-all: $(TEST_READY) lint ## The suite with the slow tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+model: $(TEST_READY) ## Export the bundled checkpoint into model_repository/ and renew its golden scores
+	@$(BIN)/nima export --bundled
+	@$(BIN)/nima verify --update-golden
+
+verify: $(TEST_READY) ## Compare every artefact of the bundled model with PyTorch
+	@$(BIN)/nima verify
+
+gpu-check: $(TEST_READY) ## What of the GPU path works here, and how fast; writes gpu-check.json
+	@timeout 900 $(BIN)/python -m nima_build.gpu_check --json gpu-check.json
 
 fuzz: $(TEST_READY) ## Fuzz the preprocessing with 50,000 mutated files (about 3 minutes)
 	@$(BIN)/python tests/reliability/fuzz.py --files $(or $(FILES),50000) --seed $(or $(SEED),0)
