@@ -19,7 +19,7 @@ from nima_client.library.journal import Journal
 from nima_client.library.rows import FailedRow, Row
 from nima_client.library.run import Outcome, score_photos
 from nima_client.library.select import Selection
-from nima_client.library.sources import Sources
+from nima_client.library.sources import Sources, printable
 
 
 class Format(str, enum.Enum):
@@ -161,5 +161,4 @@ def choose_format(form: Format | None, output: Path | None) -> Format:
 
 def say(console: Console, line: str) -> None:
     """One line, whatever a file name may hold."""
-    text = "".join(c if c.isprintable() else "�" for c in line)
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(line), markup=False, highlight=False, soft_wrap=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 from rich import box
@@ -12,6 +11,7 @@ from rich.text import Text
 
 from nima_client.contract import NUM_RATINGS
 from nima_client.library.rows import Row
+from nima_client.library.sources import common_folder, printable
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _ASCII_BLOCKS = " .:-=+*#@"
@@ -37,18 +37,6 @@ def histogram(distribution: Sequence[float], *, blocks: str = _BLOCKS) -> str:
         blocks[max(height, 1 if p > 0.005 else 0)]
         for height, p in zip(heights, distribution, strict=True)
     )
-
-
-def common_folder(names: Sequence[str]) -> str:
-    """The folder that all names share, with its slash; empty where there is none."""
-    if len(names) < 2:
-        return ""
-    shared = names[0].split("/")[:-1]
-    for name in names[1:]:
-        parts = name.split("/")[:-1]
-        pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(shared, parts))
-        shared = [part for part, _ in pairs]
-    return "".join(part + "/" for part in shared)
 
 
 def score_table(rows: Sequence[Row], *, title: str | None = None, unicode: bool = True) -> Table:
@@ -78,7 +66,7 @@ def score_table(rows: Sequence[Row], *, title: str | None = None, unicode: bool 
     for row in rows:
         style = _colour(row.percentile)
         cells = [
-            Text(_printable(row.file[len(folder) :])),
+            Text(printable(row.file[len(folder) :])),
             Text(f"{row.mean:.2f}", style=style),
             Text(f"{row.std:.2f}", style="dim"),
         ]
@@ -105,7 +93,7 @@ def print_scores(rows: Sequence[Row], console: Console, *, title: str | None = N
     unicode = (console.encoding or "").lower().startswith("utf")
     if not console.is_terminal:
         # A pipe or a log has no width; cutting names there would lose them.
-        longest = max(len(_printable(row.file)) for row in rows)
+        longest = max(len(printable(row.file)) for row in rows)
         console = Console(file=console.file, width=max(console.width, longest + NUM_RATINGS + 50))
     console.print(score_table(rows, title=title, unicode=unicode))
     legend = "mean: 1 (worst) to 10 (best)"
@@ -113,13 +101,8 @@ def print_scores(rows: Sequence[Row], console: Console, *, title: str | None = N
         legend += "; pct: share of the reference photos that score lower, in %"
     folder = common_folder([row.file for row in rows])
     if len(folder) > 1:
-        legend = f"files in {_printable(folder)}\n{legend}"
+        legend = f"files in {printable(folder)}\n{legend}"
     console.print(Text(legend, style="dim"), soft_wrap=True)
-
-
-def _printable(name: str) -> str:
-    # A file name may hold anything, also what would command a terminal.
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
 
 
 def _colour(percentile: float | None) -> str:

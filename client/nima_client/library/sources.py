@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,23 @@ class Photo:
 def display_name(path: str | os.PathLike[str]) -> str:
     """A path as text that every format can hold."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def printable(text: str) -> str:
+    """Text without what would command a terminal or turn the direction of writing on a page."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def common_folder(names: Sequence[str]) -> str:
+    """The folder that all names share, with its slash; empty where there is none."""
+    if len(names) < 2:
+        return ""
+    shared = names[0].split("/")[:-1]
+    for name in names[1:]:
+        parts = name.split("/")[:-1]
+        pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(shared, parts))
+        shared = [part for part, _ in pairs]
+    return "".join(part + "/" for part in shared)
 
 
 @dataclass(frozen=True)

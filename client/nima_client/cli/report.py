@@ -1,0 +1,57 @@
+"""``nima report``: one HTML page that ranks photos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import jinja2  # noqa: F401  (missing, it names the extra at once, not after the thumbnails)
+import typer
+from rich.console import Console
+
+from nima_client.cli._job import say
+from nima_client.cli._progress import tracking
+from nima_client.library.files import atomic_file, read_rows
+from nima_client.library.rows import Row
+from nima_client.report import ReportOptions, Thumbnails, build_page
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def report(
+    results: Annotated[
+        list[Path], typer.Argument(help="Files that nima score wrote (json, jsonl, csv, parquet).")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = Path("report.html"),
+    title: Annotated[str, typer.Option(help="Its heading.")] = "Photo scores",
+    root: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder that relative file names start from; else the current one."),
+    ] = None,
+    limit: Annotated[
+        Optional[int], typer.Option(min=1, help="Only the N best photos.")  # noqa: UP045
+    ] = None,
+    side: Annotated[int, typer.Option(min=64, max=1024, help="Thumbnails' longest side.")] = 320,
+) -> None:
+    """Make one self-contained HTML page: a ranked gallery with every photo's predicted ratings.
+
+    The page needs no network and no other file. Photos that are gone keep their place, without a
+    picture.
+    """
+    errors = Console(stderr=True)
+    try:
+        rows: dict[str, Row] = {}
+        for path in results:
+            rows.update((row.file, row) for row in read_rows(path))
+        shown = len(rows) if limit is None else min(limit, len(rows))
+        with tracking(errors, shown) as track:
+            options = ReportOptions(title, limit)
+            page = build_page(list(rows.values()), options, Thumbnails(side, root), track)
+        with atomic_file(output) as file:
+            file.write(page)
+    except (ValueError, OSError) as error:
+        say(errors, f"nima report: {error}")
+        raise typer.Exit(2) from None
+    size = output.stat().st_size / 2**20
+    say(errors, f"{output}: {shown} photos, {size:.1f} MB")

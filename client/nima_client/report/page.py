@@ -1,0 +1,169 @@
+"""The page: a ranked gallery with every photo's ratings, filters, and the histogram of scores.
+
+Nothing is fetched: style, script and thumbnails are inside the file, and a content security policy
+allows only them, so that not even a hostile file name could run or load anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.resources
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nima_client.contract import RATINGS
+from nima_client.library.rows import Row
+from nima_client.library.sources import common_folder, printable
+from nima_client.report.thumbnails import Thumbnails
+
+_BIN = 0.25
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """How the page looks.
+
+    Attributes:
+        title: heading and window title.
+        limit: only so many photos, the best ones; None for all.
+    """
+
+    title: str = "Photo scores"
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Card:
+    """One photo on the page."""
+
+    rank: int
+    name: str
+    folder: str
+    row: Row
+    thumbnail: str | None
+    bars: str
+    percentile: str
+    ratings: str
+
+
+def build_page(
+    rows: Sequence[Row],
+    options: ReportOptions,
+    thumbnails: Thumbnails,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> str:
+    """The HTML of the page.
+
+    Args:
+        rows: the scores.
+        options: title and limit.
+        thumbnails: makes the pictures.
+        progress: passes the photos through and may count them.
+
+    Raises:
+        ModuleNotFoundError: jinja2 is not installed.
+    """
+    import jinja2
+
+    ranked = sorted(rows, key=lambda row: (-row.mean, row.file))[: options.limit]
+    folder = common_folder([row.file for row in ranked])
+    pictures = progress(thumbnails.make([row.file for row in ranked]))
+    cards = [
+        _card(rank, row, picture, folder)
+        for rank, (row, (_, picture)) in enumerate(zip(ranked, pictures, strict=True), 1)
+    ]
+    style, script = _asset("style.css"), _asset("script.js")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(_asset("page.html"))
+    return template.render(
+        title=printable(options.title),
+        cards=cards,
+        folder=printable(folder),
+        total=len(rows),
+        summary=_summary(ranked),
+        histogram=_histogram([row.mean for row in ranked]),
+        checkpoints=sorted({(row.checkpoint, row.checkpoint_sha256) for row in ranked}),
+        style=_Verbatim(style),
+        script=_Verbatim(script),
+        style_hash=_hash(style),
+        script_hash=_hash(script),
+    )
+
+
+class _Verbatim(str):
+    """Our own style and script, which must not be escaped."""
+
+    def __html__(self) -> str:
+        return self
+
+
+def _asset(name: str) -> str:
+    return importlib.resources.files(__package__).joinpath("assets").joinpath(name).read_text("utf-8")
+
+
+def _hash(text: str) -> str:
+    """Content-security-policy source of an inline element."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _card(rank: int, row: Row, picture: str | None, folder: str) -> Card:
+    head, _, name = row.file[len(folder) :].rpartition("/")
+    return Card(
+        rank=rank,
+        name=printable(name),
+        folder=printable(head),
+        row=row,
+        thumbnail=picture,
+        bars=_bars(row.distribution),
+        percentile="" if row.percentile is None else f"{row.percentile:.0f}",
+        ratings=",".join(f"{p:.4f}" for p in row.distribution),
+    )
+
+
+def _bars(distribution: Sequence[float]) -> str:
+    """SVG path of ten bars in a box of 100 by 30, scaled to the highest."""
+    peak = max(distribution) or 1.0
+    parts = []
+    for number, p in enumerate(distribution):
+        height = max(30.0 * p / peak, 0.6)
+        parts.append(f"M{number * 10 + 1},30v-{height:.1f}h8v{height:.1f}z")
+    return "".join(parts)
+
+
+def _histogram(means: Sequence[float]) -> list[dict[str, float]]:
+    """Bins of the score histogram: geometry in a box of 900 by 100, range and count."""
+    low, high = RATINGS[0], RATINGS[-1]
+    bins = round((high - low) / _BIN)
+    counts = [0] * bins
+    for mean in means:
+        counts[min(bins - 1, max(0, int((mean - low) / _BIN)))] += 1
+    peak = max(counts, default=0) or 1
+    width = 900 / bins
+    return [
+        {
+            "x": round(number * width + 1, 2),
+            "width": round(width - 2, 2),
+            "y": round(100 - 100 * count / peak, 2),
+            "height": round(100 * count / peak, 2),
+            "low": low + number * _BIN,
+            "high": low + (number + 1) * _BIN,
+            "count": count,
+        }
+        for number, count in enumerate(counts)
+    ]
+
+
+def _summary(rows: Sequence[Row]) -> dict[str, str]:
+    if not rows:
+        return {}
+    means = sorted(row.mean for row in rows)
+    middle = means[len(means) // 2]
+    return {
+        "Best": f"{means[-1]:.2f}",
+        "Median": f"{middle:.2f}",
+        "Worst": f"{means[0]:.2f}",
+    }

@@ -1,0 +1,84 @@
+"""Small pictures for a page, as data URIs."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import Image
+
+from nima_client.library.sources import read_tar
+from nima_client.preprocess import ImageRejected, PreprocessSpec, decode
+
+_QUALITY = 80
+
+
+class Thumbnails:
+    """Makes thumbnails of photo files and of members of tar archives.
+
+    Args:
+        side: longest side in pixels.
+        root: folder that relative names are looked up in.
+    """
+
+    def __init__(self, side: int = 320, root: Path | None = None) -> None:
+        self._side = side
+        self._root = root or Path()
+
+    def make(self, names: Iterable[str]) -> Iterator[tuple[str, str | None]]:
+        """Thumbnails of photos, in order.
+
+        Args:
+            names: photos as results call them.
+
+        Yields:
+            Name and ``data:image/jpeg;base64,…``; None for a photo that is gone or unreadable.
+        """
+        names = list(names)
+        archived = self._from_archives(names)
+
+        def one(name: str) -> str | None:
+            data = archived.get(name)
+            if data is None:
+                try:
+                    data = (self._root / name).read_bytes()
+                except (OSError, ValueError):
+                    return None
+            return self._encode(data)
+
+        # Decoding leaves the interpreter's lock alone.
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            yield from zip(names, pool.map(one, names), strict=True)
+
+    def _encode(self, data: bytes) -> str | None:
+        try:
+            image = decode(data, PreprocessSpec(resize_size=self._side, crop_size=self._side))
+        except ImageRejected:
+            return None
+        image.thumbnail((self._side, self._side), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=_QUALITY, optimize=True)
+        return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+    def _from_archives(self, names: list[str]) -> dict[str, bytes]:
+        """Photos inside archives, each archive read once."""
+        wanted = set(names)
+        archives = {
+            parent
+            for name in names
+            for parent in (self._root / name).parents
+            if parent.suffix and parent.is_file()
+        }
+        found: dict[str, bytes] = {}
+        for archive in archives:
+            for photo in read_tar(archive):
+                name = photo.name
+                if name not in wanted and self._root != Path():
+                    name = os.path.relpath(name, self._root)
+                if name in wanted and photo.data is not None:
+                    found[name] = photo.data
+        return found
