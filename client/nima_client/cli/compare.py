@@ -1,0 +1,89 @@
+"""``nima compare``: two sets of scores of the same photos."""
+
+from __future__ import annotations
+
+import enum
+import json
+from pathlib import Path
+from typing import Annotated
+
+import scipy  # noqa: F401  (missing, it names the extra)
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from nima_client.cli._job import say
+from nima_client.library.compare import Comparison, compare
+from nima_client.library.files import read_rows
+from nima_client.library.sources import common_folder, printable
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+class Output(str, enum.Enum):
+    """How the comparison is written."""
+
+    table = "table"
+    json = "json"
+
+
+@app.command("compare")
+def command(
+    first: Annotated[Path, typer.Argument(help="Scores: a file that nima score wrote.")],
+    second: Annotated[Path, typer.Argument(help="Scores of the same photos by another model.")],
+    form: Annotated[Output, typer.Option("--format", "-f")] = Output.table,
+    top: Annotated[int, typer.Option(min=0, help="Show the N largest changes.")] = 10,
+) -> None:
+    """Compare two sets of scores: two models, two servers, or one before and after a change."""
+    errors = Console(stderr=True)
+    try:
+        result = compare(read_rows(first), read_rows(second))
+    except (ValueError, OSError) as error:
+        say(errors, f"nima compare: {error}")
+        raise typer.Exit(2) from None
+    if form is Output.json:
+        print(json.dumps(result.to_dict(), indent=1))
+        return
+    _print(result, top, Console())
+
+
+def _print(result: Comparison, top: int, console: Console) -> None:
+    def correlation(value: float | None) -> str:
+        return "not defined" if value is None else f"{value:.4f}"
+
+    facts = {
+        "photos in both": str(result.photos),
+        "only in the first": str(len(result.only_first)),
+        "only in the second": str(len(result.only_second)),
+        "Spearman of the means": correlation(result.spearman),
+        "Pearson of the means": correlation(result.pearson),
+        "Kendall of the means": correlation(result.kendall),
+        "mean change": f"{result.mean_change:+.4f}",
+        "mean absolute change": f"{result.mean_absolute_change:.4f}",
+        "largest change": f"{result.largest_change:.4f}",
+        "EMD (r = 2)": f"{result.emd:.4f}",
+    }
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim")
+    grid.add_column(justify="right")
+    for name, value in facts.items():
+        grid.add_row(name, value)
+    console.print(grid)
+    changes = [d for d in result.differences[:top] if d.change != 0]
+    if not changes:
+        return
+    folder = common_folder([change.file for change in changes])
+    table = Table(box=box.SIMPLE_HEAD, title="Largest changes", title_justify="left")
+    for name in ("file", "first", "second", "change", "EMD"):
+        table.add_column(name, justify="left" if name == "file" else "right", no_wrap=True)
+    for change in changes:
+        table.add_row(
+            Text(printable(change.file[len(folder) :])),
+            f"{change.first:.2f}",
+            f"{change.second:.2f}",
+            Text(f"{change.change:+.2f}", style="green" if change.change > 0 else "red"),
+            f"{change.emd:.3f}",
+        )
+    console.print(table)
