@@ -73,7 +73,6 @@ def to_int8(onnx_path: Path, pixels: npt.NDArray[Any]) -> onnx.ModelProto:
             calibrate_method=CalibrationMethod.MinMax,
         )
         model = onnx.load(quantised)
-    model.metadata_props.extend(onnx.load(onnx_path).metadata_props)
     onnx.checker.check_model(model)
     return model
 

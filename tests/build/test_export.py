@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from nima_build.cli.export import app
@@ -18,7 +19,7 @@ from nima_build.files import sha256_file
 from nima_build.half import to_fp16
 from nima_build.metadata import ModelMetadata
 from nima_build.onnx_session import cpu_session
-from nima_client.preprocess import PreprocessSpec, normalize
+from nima_client.preprocess import PreprocessSpec, normalize, preprocess
 from nima_training import distribution as moments
 from nima_training.checkpoint import load_checkpoint
 
@@ -202,3 +203,39 @@ def test_committed_graph_belongs_to_the_committed_checkpoint(pixels: np.ndarray)
         np.testing.assert_allclose(got, want, atol=1e-4)
     total = sum(path.stat().st_size for folder in (BUNDLED, network) for path in folder.iterdir())
     assert total <= 25e6, "checkpoint and ONNX together may take 25 MB"
+
+
+def test_int8_graph_is_quantised_and_close(exported: Path, tmp_path: Path) -> None:
+    from skimage import data
+
+    from nima_build.int8 import write_int8
+
+    source = Path(shutil.copytree(exported, tmp_path / "network")) / "model.onnx"
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    pictures = [data.astronaut(), data.coffee(), data.chelsea(), data.rocket()]
+    for index, pixels in enumerate(pictures):
+        Image.fromarray(pixels).resize((320, 240)).save(photos / f"{index}.jpg")
+    (photos / "notes.txt").write_text("not a photo")
+    path = write_int8(source, photos)
+    model = onnx.load(path)
+    inputs = [node.input[0] for node in model.graph.node if node.op_type == "Conv"]
+    dequantised = {
+        node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"
+    }
+    assert set(inputs) <= dequantised, "every convolution reads int8"
+    assert read_properties(model) == read_properties(onnx.load(source))
+    assert path.stat().st_size < 0.4 * source.stat().st_size
+    batch = np.stack([preprocess(p.read_bytes(), PreprocessSpec()) for p in photos.glob("*.jpg")])
+    full = cpu_session(source).run(OUTPUTS, {"PIXELS": batch})
+    small = cpu_session(path).run(OUTPUTS, {"PIXELS": batch})
+    # Random weights amplify rounding; `nima verify` holds the trained model to 0.05.
+    assert 0 < np.abs(full[1] - small[1]).max() < 1.0
+
+
+def test_int8_without_photos_is_refused(exported: Path, tmp_path: Path) -> None:
+    from nima_build.int8 import write_int8
+
+    with pytest.raises(ExportError, match="no photo"):
+        write_int8(exported / "model.onnx", tmp_path)
+    assert not (exported / "model.int8.onnx").exists()
