@@ -4,11 +4,13 @@ A request whose images cannot all be decoded fails as a whole with INVALID_ARGUM
 bad index; requests that were merged into the same batch are not touched by it.
 
 Parameters of the model config (strings): ``preprocessing`` (JSON of the specification),
-``max_bytes`` and ``max_pixels`` (limits of one image, checked before decoding).
+``max_bytes`` and ``max_pixels`` (limits of one image, checked before decoding); ``niceness``
+(optional: how far this process steps back for others on the same cores, as ``nice`` counts).
 """
 
 import io
 import json
+import os
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -27,6 +29,7 @@ class TritonPythonModel:
         parameters = {k: v["string_value"] for k, v in config["parameters"].items()}
         self._spec = PreprocessSpec.from_dict(json.loads(parameters["preprocessing"]))
         self._limits = Limits(int(parameters["max_bytes"]), int(parameters["max_pixels"]))
+        os.nice(int(parameters.get("niceness", "0")))
         # This process is ours: our limit replaces Pillow's own.
         Image.MAX_IMAGE_PIXELS = None
         photo = io.BytesIO()

@@ -1,0 +1,124 @@
+"""More work than the server can do: refused at the door with the reason, dropped before it costs.
+
+Goodput at twice the capacity is a measurement, not a test: ``benchmarks/overload.py``.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import _bombs
+import grpc
+import pytest
+from _corpus import seeds
+from _load import drive, expected_scores
+from tritonclient.grpc import service_pb2_grpc
+
+from nima_client import NO_RETRIES, NimaClient, QueueFull, Stage
+from nima_client._transport import InferRequest
+from nima_client._wire import infer_message
+from nima_client.contract import MODEL_NAME, PREPROCESS_MODEL
+
+QUEUE = 4
+
+
+@pytest.fixture
+def small_queue(repository: Path, tmp_path: Path) -> Path:
+    """The repository with room for four requests in its queue."""
+    copy = tmp_path / "repository"
+    shutil.copytree(repository, copy)
+    config = copy / PREPROCESS_MODEL / "configs" / "embedded.pbtxt"
+    text = config.read_text()
+    assert "max_queue_size: 256" in text
+    config.write_text(text.replace("max_queue_size: 256", f"max_queue_size: {QUEUE}"))
+    return copy
+
+
+def worked_on(server: object, model: str = PREPROCESS_MODEL) -> int:
+    """Images that a model has worked on, by Triton's own counter."""
+    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=5) as answer:
+        text = answer.read().decode()
+    (found,) = re.findall(rf'nv_inference_count\{{model="{model}",[^}}]*\}} ([\d.e+]+)', text)
+    return int(float(found))
+
+
+def flood(
+    url: str, count: int, timeout_s: float, image: bytes = seeds("JPEG")[0]
+) -> list[grpc.Future]:
+    """Send ``count`` requests at once, whatever comes back."""
+    channel = grpc.insecure_channel(url)
+    stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+    message = infer_message(
+        InferRequest(
+            model_name=MODEL_NAME, model_version="", request_id="", input_type="BYTES",
+            images=(image,), timeout_s=timeout_s,
+        )
+    )  # fmt: skip
+    return [stub.ModelInfer.future(message, timeout=timeout_s) for _ in range(count)]
+
+
+def occupy(url: str) -> list[grpc.Future]:
+    """Give the one preprocessing instance an image that takes it a second or more."""
+    calls = flood(url, 1, 60.0, _bombs.png_zeros(7_000, 7_000))
+    time.sleep(0.3)
+    return calls
+
+
+def outcomes(calls: list[grpc.Future]) -> list[tuple[str, str]]:
+    """Status and text of each call; ("OK", "") for a score."""
+    said = []
+    for call in calls:
+        error = call.exception()
+        said.append(("OK", "") if error is None else (error.code().name, error.details()))
+    return said
+
+
+def test_a_full_queue_refuses_at_once_and_says_why(
+    start_server: Callable[..., object], small_queue: Path
+) -> None:
+    server = start_server(model_repository=small_queue, instances=1)
+    occupied = occupy(server.grpc_url)
+    calls = flood(server.grpc_url, 40, 30.0)
+    client = NimaClient(server.grpc_url, retry=NO_RETRIES)
+    with client, pytest.raises(QueueFull) as refusal:
+        client.score_one(seeds("PNG")[0])
+    # Refused before the image that blocks the queue was done.
+    assert not occupied[0].done()
+    assert refusal.value.stage is Stage.OVERLOAD
+    assert refusal.value.retryable
+    said = outcomes(calls)
+    refused = [text for status, text in said if status == "UNAVAILABLE"]
+    assert len(refused) >= 40 - QUEUE - 2
+    assert all("Exceeds maximum queue size" in text for text in refused)
+    # What was let in is scored.
+    assert [status for status, _ in said].count("OK") == 40 - len(refused) >= QUEUE
+    assert outcomes(occupied) == [("OK", "")]
+
+
+def test_a_backing_off_client_gets_every_score_through_a_small_queue(
+    start_server: Callable[..., object], small_queue: Path
+) -> None:
+    server = start_server(model_repository=small_queue, instances=1)
+    expected = expected_scores(server.grpc_url)
+    with NimaClient(server.grpc_url, max_in_flight=64) as client:
+        account = drive(client, 300)
+    assert account.check(300, expected) == {"scored": 300}
+
+
+def test_requests_past_their_deadline_cost_no_work(start_server: Callable[..., object]) -> None:
+    server = start_server(instances=1)
+    before = worked_on(server)
+    occupied = occupy(server.grpc_url)
+    said = outcomes(flood(server.grpc_url, 60, 0.3))
+    assert not occupied[0].done()
+    with NimaClient(server.grpc_url) as client:
+        assert 1 <= client.score_one(seeds("PNG")[0]).mean <= 10
+    assert {status for status, _ in said} <= {"DEADLINE_EXCEEDED", "UNAVAILABLE"}
+    assert outcomes(occupied) == [("OK", "")]
+    # The two that were scored, and one that may have been handed on before its time ran out.
+    assert worked_on(server) - before <= 3
