@@ -34,13 +34,17 @@ def motion_blur(image: Image.Image, strength: float, rng: np.random.Generator) -
     steps = max(2, math.ceil(length) + 1)
     reach = math.ceil(length / 2) + 1
     pixels = np.asarray(image, dtype=np.float32)
-    padded = np.pad(pixels, ((reach, reach), (reach, reach), (0, 0)), mode="edge")
+    padded = np.pad(pixels, ((reach, reach + 1), (reach, reach + 1), (0, 0)), mode="edge")
     total = np.zeros_like(pixels)
     height, width = pixels.shape[:2]
     for position in np.linspace(-length / 2, length / 2, steps):
-        dx = reach + round(position * math.cos(angle))
-        dy = reach + round(position * math.sin(angle))
-        total += padded[dy : dy + height, dx : dx + width]
+        x, y = reach + position * math.cos(angle), reach + position * math.sin(angle)
+        left, top = math.floor(x), math.floor(y)
+        # Bilinear between whole pixels, so that a motion of less than one pixel blurs too.
+        for dy, row_weight in ((0, 1 - (y - top)), (1, y - top)):
+            for dx, column_weight in ((0, 1 - (x - left)), (1, x - left)):
+                window = padded[top + dy : top + dy + height, left + dx : left + dx + width]
+                total += np.float32(row_weight * column_weight) * window
     return _from_float(total / steps)
 
 

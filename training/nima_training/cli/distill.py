@@ -24,9 +24,9 @@ def distill(
     ] = None,
     name: Annotated[str, typer.Option(help="Name stored in the checkpoint.")] = "nima_mobilenet_v2",
     views: Annotated[int, typer.Option(min=64, help="Augmented views to make and label.")] = 24_000,
-    late_epochs: Annotated[float, typer.Option(help="Epochs of the later blocks and the head.")] = 1.5,
-    late_minutes: Annotated[Optional[float], typer.Option(help="Time limit of it.")] = None,  # noqa: UP007, UP045
-    full_epochs: Annotated[float, typer.Option(help="Epochs with the earlier blocks too.")] = 4,
+    small_epochs: Annotated[float, typer.Option(help="Epochs on views of half the size.")] = 3,
+    small_minutes: Annotated[Optional[float], typer.Option(help="Time limit of it.")] = None,  # noqa: UP007, UP045
+    full_epochs: Annotated[float, typer.Option(help="Epochs on views of full size.")] = 2,
     full_minutes: Annotated[Optional[float], typer.Option(help="Time limit of it.")] = None,  # noqa: UP007, UP045
     seed: Annotated[int, typer.Option(help="Seed of the split, the views and the order.")] = 20,
     workers: Annotated[int, typer.Option(min=1, help="Processes that make and label views.")] = 2,
@@ -53,7 +53,7 @@ def distill(
         seed=seed,
         workers=workers,
         threads=threads,
-        late_stage=stage(defaults.late_stage, late_epochs, late_minutes),
+        small_stage=stage(defaults.small_stage, small_epochs, small_minutes),
         full_stage=stage(defaults.full_stage, full_epochs, full_minutes),
     )
     metrics = run(config, console)

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from nima_client.preprocess import PreprocessSpec
-from scipy import stats
 from torch import Tensor, nn
 
-from nima_training import distribution
+from nima_training import distribution, metrics
 from nima_training.distill.teacher import TFLiteTeacher
 from nima_training.distill.views import test_views
+from nima_training.folded import with_folded_norms
 from nima_training.inference import predict
 from nima_training.losses import emd
 
@@ -32,9 +32,10 @@ class HeldOut:
         self.pixels = np.stack([pixels for _, pixels in named])
         self.labels = torch.from_numpy(teacher(self.pixels))
 
-    def measure(self, model: nn.Module) -> dict[str, dict[str, float]]:
-        """:func:`agreement` of each set and of all together."""
-        predicted = predict(model, self.pixels, self.spec)
+    def measure(self, model: nn.Module, downscale: int = 1) -> dict[str, dict[str, float]]:
+        """:func:`agreement` of each set and of all together, on views ``downscale`` times smaller."""
+        network = nn.Sequential(nn.AvgPool2d(downscale), with_folded_norms(model))
+        predicted = predict(network, self.pixels, self.spec)
         result = {}
         for name in [*dict.fromkeys(self.sets.tolist()), "all"]:
             rows = torch.from_numpy((self.sets == name) | (name == "all"))
@@ -49,12 +50,12 @@ def agreement(predicted: Tensor, target: Tensor) -> dict[str, float]:
     error = np.abs(mean - target_mean)
     values = {
         "views": float(len(mean)),
-        "spearman_mean": float(stats.spearmanr(mean, target_mean).statistic),
-        "pearson_mean": float(stats.pearsonr(mean, target_mean).statistic),
+        "spearman_mean": metrics.spearman(mean, target_mean),
+        "pearson_mean": metrics.pearson(mean, target_mean),
         "mae_mean": float(error.mean()),
         "p95_error_mean": float(np.percentile(error, 95)),
         "max_error_mean": float(error.max()),
-        "spearman_std": float(stats.spearmanr(std, target_std).statistic),
+        "spearman_std": metrics.spearman(std, target_std),
         "mae_std": float(np.abs(std - target_std).mean()),
         "emd_r1": float(emd(predicted, target, 1).mean()),
         "emd_r2": float(emd(predicted, target, 2).mean()),

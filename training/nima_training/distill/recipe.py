@@ -15,9 +15,17 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from nima_training import distribution
-from nima_training.checkpoint import reference_quantiles, save_checkpoint, sha256_file, write_json
+from nima_training.checkpoint import (
+    META_FILE,
+    load_checkpoint,
+    reference_quantiles,
+    save_checkpoint,
+    sha256_file,
+    write_json,
+)
 from nima_training.distill.agreement import HeldOut
 from nima_training.distill.config import DistillConfig, StageConfig
+from nima_training.distill.head import fit_head
 from nima_training.distill.photos import split_photos
 from nima_training.distill.pool import Pool, build_pool
 from nima_training.distill.stages import Stage, train_stage
@@ -80,42 +88,79 @@ def distill(config: DistillConfig, console: Console) -> dict[str, Any]:
     labels = np.array(pool.labels)
     loss = DistillationLoss(config.mean_weight)
 
-    def measured(part: nn.Module, state: dict[str, Tensor]) -> tuple[float, str]:
+    def measured(part: nn.Module, state: dict[str, Tensor], downscale: int) -> tuple[float, str]:
         """Selection error with ``state`` swapped into ``part`` of the model for the moment."""
         current = {name: value.clone() for name, value in part.state_dict().items()}
         part.load_state_dict(state)
-        result = selection.measure(model)["all"]
+        result = selection.measure(model, downscale)["all"]
         part.load_state_dict(current)
         return result["mae_mean"], (
             f"selection spearman {result['spearman_mean']:.4f}, MAE {result['mae_mean']:.4f}, "
             f"EMD r=2 {result['emd_r2']:.4f}"
         )
 
-    def run(name: str, frozen: int, stage: StageConfig) -> None:
-        """Train the blocks from ``frozen`` on; those before it are computed without gradients."""
+    def run(name: str, stage: StageConfig) -> None:
+        """Train the blocks after the frozen ones, which are computed without gradients."""
+        frozen = stage.frozen_blocks
         start = with_folded_norms(model.features[:frozen])  # type: ignore[index]
         tail = Tail(model, frozen)
         device = next(model.parameters()).device
 
         def fetch(rows: np.ndarray) -> Tensor:
             with torch.no_grad():
-                return start(network_input(pool.pixels[rows], SPEC).to(device))  # type: ignore[no-any-return]
+                x = network_input(pool.pixels[rows], SPEC).to(device)
+                if stage.downscale > 1:
+                    x = nn.functional.avg_pool2d(x, stage.downscale)
+                return start(x)  # type: ignore[no-any-return]
 
         best = train_stage(
             Stage(
                 name, tail, with_folded_norms(tail), head_module(model, config.backbone), fetch,
-                labels, lambda state: measured(tail, state), stage,
+                labels, lambda state: measured(tail, state, stage.downscale), stage,
             ),
             config.work_dir / f"stage-{name}.pt", loss, config.weight_decay, config.ema_decay,
             config.seed, console,
         )  # fmt: skip
         tail.load_state_dict(best)
 
-    run("late", config.frozen_blocks, config.late_stage)
+    fitted = config.work_dir / "checkpoint-head"
+    if (fitted / META_FILE).exists():
+        model.load_state_dict(load_checkpoint(fitted).model.state_dict())
+    elif config.init is not None:
+        _fit_head(config, model, pool, selection, console)
+        write_checkpoint(config, model, photos, teacher, fitted)
+    if config.small_stage.epochs > 0:
+        run("small", config.small_stage)
     if config.full_stage.epochs > 0:
-        write_checkpoint(config, model, photos, teacher, config.work_dir / "checkpoint-late")
-        run("full", config.full_frozen_blocks, config.full_stage)
+        run("full", config.full_stage)
     return write_checkpoint(config, model, photos, teacher, config.out)
+
+
+def _fit_head(
+    config: DistillConfig, model: nn.Module, pool: Pool, selection: HeldOut, console: Console
+) -> None:
+    """Fit the head on the backbone's features of the first views."""
+    fast = with_folded_norms(model).eval()
+
+    @torch.inference_mode()
+    def features(pixels: np.ndarray) -> Tensor:
+        device = next(model.parameters()).device
+        parts = [
+            fast.features(network_input(pixels[i : i + 32], SPEC).to(device)).mean((2, 3)).cpu()  # type: ignore[operator]
+            for i in range(0, len(pixels), 32)
+        ]
+        return torch.cat(parts)
+
+    count = min(config.head_views, len(pool))
+    labels = torch.from_numpy(np.array(pool.labels[:count]))
+    with torch.inference_mode(False):
+        layer, penalty, error = fit_head(
+            features(pool.pixels[:count]).clone(), labels,
+            features(selection.pixels).clone(), selection.labels,
+        )  # fmt: skip
+    linear = head_module(model, config.backbone).get_submodule("1")
+    linear.load_state_dict(layer.state_dict())
+    console.print(f"head: fitted on {count} views, L2 {penalty:g}, selection MAE {error:.4f}")
 
 
 def write_checkpoint(
@@ -129,7 +174,7 @@ def write_checkpoint(
     metrics: dict[str, Any] = HeldOut(photos["test"], teacher, SPEC, config.seed).measure(model)
     everything = sorted(path for part in photos.values() for path in part)
     pixels = np.stack([preprocess(path.read_bytes(), SPEC) for path in everything])
-    means = distribution.mean(predict(model, pixels, SPEC)).numpy()
+    means = distribution.mean(predict(with_folded_norms(model), pixels, SPEC)).numpy()
     data = hashlib.sha256("".join(sha256_file(path) for path in everything).encode())
     training = json.loads(json.dumps(asdict(config), default=lambda path: path.name))
     training.pop("work_dir")

@@ -19,6 +19,7 @@ from nima_training.losses import DistillationLoss
 from nima_training.state import load_state, save_state
 
 SAVE_EVERY_SECONDS = 120.0
+LOG_EVERY = 25
 WARMUP = 0.03
 
 
@@ -81,6 +82,7 @@ def train_stage(
             {"params": list(stage.head.parameters()), "base_lr": config.head_learning_rate},
         ],
         lr=config.learning_rate,
+        fused=True,
         weight_decay=weight_decay,
     )
     ema = EMA(part, ema_decay)
@@ -113,7 +115,7 @@ def train_stage(
     stage.fast.train()
     last_save = clock = time.monotonic()
     running = torch.zeros(())
-    seen_steps = 0
+    seen_steps, logged = 0, spent
     while step < total and spent < budget:
         epoch, position = divmod(step, per_epoch)
         order = np.random.default_rng((seed, epoch)).permutation(count)
@@ -136,16 +138,21 @@ def train_stage(
         running += value.detach().cpu()
         now = time.monotonic()
         spent, clock = spent + now - clock, now
+        if step % LOG_EVERY == 0:
+            rate = seen_steps * config.batch_size / max(1e-9, spent - logged)
+            console.print(
+                f"{stage.name}: step {step}/{total}, loss {running.item() / seen_steps:.4f}, "
+                f"{rate:.1f} img/s"
+            )
+            running, seen_steps, logged = torch.zeros(()), 0, spent
         if step % max(1, per_epoch // 2) == 0 or step == total or spent >= budget:
             error, line = stage.measure(ema.state)
             if error < best_error:
                 best_error = error
                 best = {name: tensor.clone() for name, tensor in ema.state.items()}
             console.print(
-                f"{stage.name}: step {step}/{total}, {spent / 60:.1f} min, "
-                f"loss {running.item() / seen_steps:.4f}; {line}"
+                f"{stage.name}: step {step}/{total}, {spent / 60:.1f} min, {line}", soft_wrap=True
             )
-            running, seen_steps = torch.zeros(()), 0
             clock = time.monotonic()  # measuring doesn't count against the budget
         if now - last_save > SAVE_EVERY_SECONDS:
             save(False)

@@ -1,0 +1,173 @@
+"""Backbones, checkpoints, and weights put back behind batch norms."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nima_client.preprocess import PreprocessSpec
+from torch import nn
+
+from nima_training import distribution
+from nima_training.checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    reference_quantiles,
+    save_checkpoint,
+)
+from nima_training.folded import (
+    calibrate_batch_norm,
+    conv_norm_pairs,
+    load_folded,
+    with_folded_norms,
+)
+from nima_training.models import BACKBONES, WeightsUnavailable, create_model, head_module
+from nima_training.tflite import CONV, FoldedLayer
+
+
+@pytest.mark.parametrize("backbone", sorted(BACKBONES))
+def test_every_backbone_gives_ten_logits(backbone: str) -> None:
+    size = 96 if BACKBONES[backbone].input_size == 224 else 299
+    if backbone == "vgg16":
+        pytest.skip("135 million parameters; vgg16_gap runs the same convolutions")
+    model = create_model(backbone, "none", dropout=0.5).eval()
+    with torch.inference_mode():
+        logits = model(torch.zeros(1, 3, size, size))
+    assert logits.shape == (1, 10)
+    dropouts = [m for m in head_module(model, backbone).modules() if isinstance(m, nn.Dropout)]
+    assert [m.p for m in dropouts] == [0.5]
+
+
+def test_unknown_backbone_and_absent_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="unknown backbone 'vgg11'"):
+        create_model("vgg11")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for name in ("http_proxy", "https_proxy", "HTTPS_PROXY", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens on the discard port
+    with pytest.raises(WeightsUnavailable, match=r"place it at .*mobilenet_v3_small.*--weights none"):
+        create_model("mobilenet_v3_small")
+
+
+def test_backbone_weights_from_a_file(tmp_path: Path) -> None:
+    from torchvision.models import mobilenet_v3_small
+
+    torch.manual_seed(1)
+    source = mobilenet_v3_small()
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    model = create_model("mobilenet_v3_small", tmp_path / "w.pth")
+    assert torch.equal(model.state_dict()["features.0.0.weight"], source.features[0][0].weight)
+    with pytest.raises(ValueError, match="do not fit"):
+        create_model("mobilenet_v2", tmp_path / "w.pth")
+
+
+def meta(**changes: object) -> dict[str, object]:
+    return {
+        "name": "tiny", "backbone": "mobilenet_v3_small", "dropout": 0.2,
+        "preprocessing": PreprocessSpec().to_dict(),
+        "reference": {"set": "numbers", "quantiles": reference_quantiles(np.linspace(3, 7, 500))},
+        **changes,
+    }  # fmt: skip
+
+
+def test_checkpoint_round_trip(tmp_path: Path) -> None:
+    model = create_model("mobilenet_v3_small", "none", 0.2).eval()
+    save_checkpoint(tmp_path / "c", model, meta())
+    loaded = load_checkpoint(tmp_path / "c")
+    x = torch.rand(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(loaded.model(x), model(x))
+    assert loaded.spec == PreprocessSpec()
+    assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["checkpoint.json", "model.safetensors"]
+    quantiles = loaded.meta["reference"]["quantiles"]
+    assert (len(quantiles), quantiles[0], quantiles[50], quantiles[100]) == (101, 3, 5, 7)
+
+
+def test_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
+    model = create_model("mobilenet_v3_small", "none")
+    with pytest.raises(CheckpointError, match="lacks 'name'"):
+        save_checkpoint(tmp_path, model, {})
+    with pytest.raises(CheckpointError, match="101 ascending"):
+        save_checkpoint(tmp_path, model, meta(reference={"set": "x", "quantiles": [2.0, 1.0]}))
+    with pytest.raises(CheckpointError, match=r"has no checkpoint\.json"):
+        load_checkpoint(tmp_path)
+    save_checkpoint(tmp_path, model, meta())
+    weights = tmp_path / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_checkpoint(tmp_path)
+    text = json.loads((tmp_path / "checkpoint.json").read_text())
+    (tmp_path / "checkpoint.json").write_text(json.dumps({**text, "format": 9}))
+    with pytest.raises(CheckpointError, match="format 9"):
+        load_checkpoint(tmp_path)
+
+
+def test_reference_quantiles_refuse_nan() -> None:
+    with pytest.raises(ValueError, match="finite"):
+        reference_quantiles(np.array([1.0, np.nan]))
+
+
+def folded_layers(model: nn.Module) -> list[FoldedLayer]:
+    generator = torch.Generator().manual_seed(3)
+    return [
+        FoldedLayer(
+            CONV,
+            torch.randn(conv.weight.shape, generator=generator) / conv.weight[0].numel() ** 0.5,
+            torch.rand(conv.out_channels, generator=generator),
+            1,
+        )
+        for conv, _ in conv_norm_pairs(model)
+    ]
+
+
+def test_calibrated_norms_leave_the_function_alone() -> None:
+    model = create_model("mobilenet_v2", "none", 0.0).eval()
+    layers = folded_layers(model)
+    assert load_folded(model, layers) is None
+    x = torch.randn(4, 3, 64, 64)
+    with torch.inference_mode():
+        before = model(x)
+        first = model.features[0][0](x)  # type: ignore[index]
+        expected = nn.functional.conv2d(x, layers[0].weight, layers[0].bias, 2, 1)
+        torch.testing.assert_close(model.features[0][1](first), expected, atol=1e-5, rtol=1e-4)  # type: ignore[index]
+    calibrate_batch_norm(model, x.split(2))
+    with torch.inference_mode():
+        torch.testing.assert_close(model(x), before, atol=1e-4, rtol=1e-3)
+        inside = model.features[0][0](x)  # type: ignore[index]
+    norm = conv_norm_pairs(model)[0][1]
+    torch.testing.assert_close(norm.running_mean, inside.mean((0, 2, 3)), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(
+        norm.running_var, inside.var((0, 2, 3), unbiased=False), atol=1e-4, rtol=1e-3
+    )
+
+
+def test_folded_norms_compute_and_learn_the_same() -> None:
+    torch.manual_seed(0)
+    model = create_model("mobilenet_v2", "none", 0.0)
+    load_folded(model, folded_layers(model))
+    calibrate_batch_norm(model, [torch.randn(4, 3, 64, 64)])
+    model.eval()
+    fast = with_folded_norms(model)
+    assert [id(p) for p in fast.parameters()] == [id(p) for p in model.parameters()]
+    x = torch.randn(2, 3, 64, 64)
+    gradients = []
+    for network in (model, fast):
+        model.zero_grad()
+        distribution.mean(distribution.probabilities(network(x))).sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    torch.testing.assert_close(fast(x), model(x), atol=1e-4, rtol=1e-3)
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4 + 1e-3 * a.abs().max().item(), rtol=1e-2)
+
+
+def test_load_folded_refuses_another_network() -> None:
+    model = create_model("mobilenet_v2", "none")
+    layers = folded_layers(model)
+    with pytest.raises(ValueError, match="52 convolutions, the file 51"):
+        load_folded(model, layers[:-1])
+    with pytest.raises(ValueError, match="expected a convolution"):
+        load_folded(model, layers[::-1])

@@ -1,0 +1,52 @@
+"""``nima analyse``: how controlled changes move the score."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def analyse(
+    photos: Annotated[Path, typer.Argument(help="Folder of photos.")],
+    out: Annotated[Path, typer.Option(help="Folder for the table, the figures and the page.")],
+    checkpoint: Annotated[Optional[Path], typer.Option(help="Score with this checkpoint.")] = None,  # noqa: UP007, UP045
+    url: Annotated[Optional[str], typer.Option(help="Score with this server (gRPC).")] = None,  # noqa: UP007, UP045
+    kind: Annotated[Optional[list[str]], typer.Option(help="Distortion; repeat. All.")] = None,  # noqa: UP007, UP045
+    limit: Annotated[int, typer.Option(min=1, help="At most so many photos, evenly spaced.")] = 100,
+) -> None:
+    """Write scores.parquet, analysis.json and analysis.html."""
+    from rich.console import Console
+
+    from nima_training.analyse import analyse as run
+    from nima_training.analyse import checkpoint_scorer, server_scorer
+    from nima_training.checkpoint import load_checkpoint
+    from nima_training.distill.photos import list_photos
+
+    if (checkpoint is None) == (url is None):
+        typer.echo("nima analyse: give either --checkpoint or --url", err=True)
+        raise typer.Exit(2)
+    console = Console(stderr=True)
+    try:
+        paths = list_photos(photos)
+        paths = [paths[i * len(paths) // min(limit, len(paths))] for i in range(min(limit, len(paths)))]
+        if checkpoint is not None:
+            loaded = load_checkpoint(checkpoint)
+            score, source = checkpoint_scorer(loaded), f"checkpoint {loaded.meta['name']}"
+        else:
+            assert url is not None
+            score, source = server_scorer(url), "a running server"
+        with console.status("scoring") as status:
+            result = run(score, paths, out, source, kind, lambda name: status.update(name))
+    except ValueError as error:
+        typer.echo(f"nima analyse: {error}", err=True)
+        raise typer.Exit(2) from error
+    for name, summary in result["kinds"].items():
+        changes = ", ".join(f"{v['strength']:g}: {v['change']:+.3f}" for v in summary["levels"])
+        falls = f"; falls for {summary['falls']:.0%}" if "falls" in summary else ""
+        typer.echo(f"{name} ({summary['unit']}): {changes}{falls}")
+    typer.echo(f"{result['photos']} photos; page: {out / 'analysis.html'}")

@@ -1,0 +1,61 @@
+"""``nima train``: train a network on a manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def train(
+    manifest: Annotated[Optional[Path], typer.Argument(help="Manifest of nima prepare.")] = None,  # noqa: UP007, UP045
+    photos: Annotated[Optional[Path], typer.Option(help="Folder the manifest's paths start at.")] = None,  # noqa: UP007, UP045
+    out: Annotated[Optional[Path], typer.Option(help="Run directory; holds best/ and last/.")] = None,  # noqa: UP007, UP045
+    config: Annotated[Optional[Path], typer.Option(help="TOML file of TrainConfig fields.")] = None,  # noqa: UP007, UP045
+    backbone: Annotated[Optional[str], typer.Option(help="Name of the backbone.")] = None,  # noqa: UP007, UP045
+    weights: Annotated[Optional[str], typer.Option(help="imagenet, none, or a file.")] = None,  # noqa: UP007, UP045
+    epochs: Annotated[Optional[int], typer.Option(help="Epochs in all.")] = None,  # noqa: UP007, UP045
+    batch_size: Annotated[Optional[int], typer.Option(help="Images a step and process.")] = None,  # noqa: UP007, UP045
+    set_: Annotated[
+        Optional[list[str]],  # noqa: UP007, UP045
+        typer.Option("--set", help="Any other field, as name=value in TOML syntax."),
+    ] = None,
+    print_config: Annotated[bool, typer.Option(help="Print the configuration and stop.")] = False,
+) -> None:
+    """Train, or resume the run in --out. Several GPUs: torchrun -m nima_training.cli.train."""
+    import json
+
+    from rich.console import Console
+
+    from nima_training.config import ConfigError, load_config, parse_assignments
+    from nima_training.data.sources import LabelError
+    from nima_training.loop import TrainingError
+    from nima_training.loop import train as run
+    from nima_training.models import WeightsUnavailable
+
+    try:
+        settings = load_config(
+            config,
+            {
+                **parse_assignments(set_ or []),
+                "manifest": manifest, "photos": photos, "out": out, "backbone": backbone,
+                "weights": weights, "epochs": epochs, "batch_size": batch_size,
+            },
+        )  # fmt: skip
+        if print_config:
+            typer.echo(json.dumps(settings.to_dict(), indent=1))
+            return
+        best = run(settings, Console())
+    except (ConfigError, LabelError, TrainingError, WeightsUnavailable) as error:
+        typer.echo(f"nima train: {error}", err=True)
+        raise typer.Exit(2) from error
+    values = {name: entry["value"] for name, entry in best["validation"].items()}
+    typer.echo(f"best checkpoint: {settings.out / 'best'}; validation {json.dumps(values)}")
+
+
+if __name__ == "__main__":
+    app()

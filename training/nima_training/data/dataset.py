@@ -1,0 +1,167 @@
+"""The manifest as a torch data set: augmented views for training, the server's pixels for evaluation.
+
+Randomness belongs to the sample: view ``i`` of epoch ``e`` depends on (seed, e, i) only, not on
+workers, ranks or where a run was resumed.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from nima_client.preprocess import ImageRejected, PreprocessSpec, preprocess
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from nima_training.data.sources import PROBABILITIES, SUM_TOLERANCE, LabelError
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The paper's: stretch to ``resize`` squared, a random crop of the input size, a mirror image.
+
+    Colour changes are left out on purpose: they change how people rate a photo.
+    """
+
+    resize: int = 256
+    mirror: bool = True
+
+
+def read_manifest(path: Path) -> pd.DataFrame:
+    """A manifest of ``nima prepare``, its ratings checked.
+
+    Raises:
+        LabelError: columns missing, or a rating that is NaN, negative or doesn't sum to 1, with
+            its row.
+    """
+    if not path.is_file():
+        raise LabelError(f"no manifest at {path}: make one with nima prepare")
+    frame = pd.read_parquet(path)
+    needed = ["image_id", "path", "split", *PROBABILITIES]
+    if missing := [name for name in needed if name not in frame]:
+        raise LabelError(f"{path} lacks the columns {missing}: it is not a nima prepare manifest")
+    values = frame[PROBABILITIES].to_numpy(np.float64)
+    bad = ~np.isfinite(values).all(1) | (values < 0).any(1) | (abs(values.sum(1) - 1) > SUM_TOLERANCE)
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise LabelError(
+            f"{path.name}, row {row} (image {frame['image_id'][row]}): ratings must be finite "
+            f"probabilities that sum to 1, found {values[row].tolist()}"
+        )
+    return frame.reset_index(drop=True)
+
+
+def decode_for_training(path: Path, side: int) -> Image.Image:
+    """RGB, upright; a JPEG is decoded at a reduced DCT scale that still covers ``side`` twice."""
+    with Image.open(io.BytesIO(path.read_bytes())) as image:
+        image.draft("RGB", (2 * side, 2 * side))
+        image.load()
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+class Photos(Dataset[dict[str, Any]]):
+    """Rows of a manifest as ``{"pixels": uint8 [3, S, S], "target": FP32 [10], "row": int}``.
+
+    A file that cannot be read gives ``{"row": …, "error": …}``; :func:`collate` sets it aside.
+    """
+
+    def __init__(
+        self,
+        frame: pd.DataFrame,
+        root: Path,
+        spec: PreprocessSpec,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.paths = [root / path for path in frame["path"]]
+        self.ids = frame["image_id"].astype(str).tolist()
+        targets = frame[PROBABILITIES].to_numpy(np.float64)
+        self.targets = torch.from_numpy((targets / targets.sum(1, keepdims=True)).astype(np.float32))
+        self.spec, self.augmentation, self.seed = spec, augmentation, seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        try:
+            pixels = self._train(row) if self.augmentation else self._evaluate(row)
+        except (ImageRejected, OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+            return {"row": row, "error": f"{self.paths[row].name}: {error}"}
+        return {"pixels": pixels, "target": self.targets[row], "row": row}
+
+    def _evaluate(self, row: int) -> Tensor:
+        pixels = preprocess(self.paths[row].read_bytes(), self.spec)
+        return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+
+    def _train(self, row: int) -> Tensor:
+        assert self.augmentation is not None
+        size = self.spec.crop_size
+        resize = max(self.augmentation.resize, size)
+        image = decode_for_training(self.paths[row], resize)
+        view: Image.Image = F.resize(image, [resize, resize], antialias=True)
+        # One generator a sample; torchvision draws from the global one, so lend it for the moment.
+        entropy = np.random.SeedSequence((self.seed, self.epoch, row)).generate_state(1)[0]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(entropy))
+            view = v2.RandomCrop(size)(view)
+            if self.augmentation.mirror:
+                view = v2.RandomHorizontalFlip()(view)
+        return F.pil_to_tensor(view)
+
+
+def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Stack the readable samples; ``errors`` lists the others as (row, reason)."""
+    good = [sample for sample in samples if "error" not in sample]
+    batch: dict[str, Any] = {
+        "errors": [(sample["row"], sample["error"]) for sample in samples if "error" in sample],
+        "rows": [sample["row"] for sample in good],
+    }
+    if good:
+        batch["pixels"] = torch.stack([sample["pixels"] for sample in good])
+        batch["targets"] = torch.stack([sample["target"] for sample in good])
+    return batch
+
+
+class EpochBatches:
+    """Row numbers of each micro-batch of one rank, from any batch of the epoch on.
+
+    The epoch's permutation is cut into global batches of ``batch * ranks`` rows, and rank ``r``
+    takes the ``r``-th slice of each, so that N ranks see what one rank with N times the batch sees.
+    The incomplete last batch is left out.
+    """
+
+    def __init__(
+        self, count: int, batch: int, seed: int, epoch: int, rank: int, ranks: int, start: int = 0
+    ) -> None:
+        self.order = np.random.default_rng((seed, epoch)).permutation(count)
+        self.batch, self.rank, self.ranks, self.start = batch, rank, ranks, start
+        self.batches = count // (batch * ranks)
+
+    def __len__(self) -> int:
+        return self.batches - self.start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for index in range(self.start, self.batches):
+            first = (index * self.ranks + self.rank) * self.batch
+            yield self.order[first : first + self.batch].tolist()
+
+
+def normalise_on_device(pixels: Tensor, spec: PreprocessSpec) -> Tensor:
+    """uint8 ``[B, 3, S, S]`` on any device to normalised FP32, stored channels last.
+
+    The arithmetic of :func:`nima_client.preprocess.normalize`, where the pixels already are.
+    """
+    mean = torch.tensor(spec.mean, device=pixels.device).view(1, 3, 1, 1)
+    std = torch.tensor(spec.std, device=pixels.device).view(1, 3, 1, 1)
+    scaled = (pixels.float() / 255 - mean) / std
+    return scaled.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,412 @@
+"""The training loop, to be read in one sitting.
+
+accelerate moves tensors, casts and averages gradients over processes; everything else is here. A
+run is a sequence of updates; after any of them its whole state can be written, and a run that was
+killed goes on from the last one written and ends with the weights it would have had.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from nima_training import metrics
+from nima_training.checkpoint import reference_quantiles, save_checkpoint, write_json
+from nima_training.config import TrainConfig
+from nima_training.data.dataset import (
+    EpochBatches,
+    Photos,
+    collate,
+    normalise_on_device,
+    read_manifest,
+)
+from nima_training.data.manifest import data_sha256
+from nima_training.data.sources import PROBABILITIES
+from nima_training.distribution import probabilities
+from nima_training.ema import EMA
+from nima_training.losses import emd
+from nima_training.models import create_model, head_module
+from nima_training.state import load_state, save_state
+
+STATE_FILE, HISTORY_FILE = "state.pt", "history.jsonl"
+
+
+class TrainingError(RuntimeError):
+    """The run cannot go on; the message says why and names images where some are to blame."""
+
+
+@dataclass
+class Progressed:
+    """Where a run is; the small part of its state."""
+
+    epoch: int = 0
+    batch: int = 0
+    """Micro-batches of this epoch already done."""
+    update: int = 0
+    best: float = math.inf
+    best_epoch: int = -1
+    stale: int = 0
+    plateau_scale: float = 1.0
+    done: bool = False
+
+
+class Trainer:
+    """One run. ``Trainer(config, console).run()`` trains, resumes, and writes checkpoints."""
+
+    def __init__(self, config: TrainConfig, console: Console) -> None:
+        self.config, self.console = config, console
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.accelerator = Accelerator(mixed_precision=config.precision, cpu=config.cpu)
+        frame = read_manifest(config.manifest)
+        self.data_sha256 = data_sha256(frame) if "sha256" in frame else None
+        self.train_set = Photos(
+            frame[frame["split"] == "train"], config.photos, config.preprocessing,
+            config.augmentation, config.seed,
+        )  # fmt: skip
+        self.val_frame = frame[frame["split"] == "val"]
+        self.val_set = Photos(self.val_frame, config.photos, config.preprocessing)
+        ranks = self.accelerator.num_processes
+        self.per_epoch = len(self.train_set) // (config.batch_size * ranks)
+        if self.per_epoch < config.accumulate or len(self.val_set) == 0:
+            raise TrainingError(
+                f"{len(self.train_set)} training and {len(self.val_set)} validation photos are too "
+                f"few for batches of {config.batch_size} x {ranks} x {config.accumulate}"
+            )
+        self.updates_per_epoch = self.per_epoch // config.accumulate
+        torch.manual_seed(config.seed)
+        self.model = create_model(config.backbone, config.weights, config.dropout)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.at = Progressed()
+        self.skipped: dict[int, str] = {}
+        self.ema = EMA(self.model, config.ema_decay) if config.ema_decay else None
+
+    # ---- one run ---------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end; returns the metrics of the best epoch on the validation split."""
+        config = self.config
+        saved = self._load()
+        if self.at.done:
+            self._say(f"{config.out} is finished; its best epoch was {self.at.best_epoch}")
+        while not self.at.done:
+            self._start_phase(saved)
+            saved = None
+            while not self.at.done:
+                self._epoch()
+                if self.at.epoch == config.frozen_epochs:
+                    break  # the backbone thaws: parameters and optimiser are prepared anew
+        best: dict[str, Any] = json.loads((config.out / "best" / "checkpoint.json").read_text())
+        return dict(best["metrics"])
+
+    def _start_phase(self, saved: dict[str, Any] | None) -> None:
+        """Prepare model and optimiser for the frozen stage or for the whole network."""
+        config = self.config
+        head = list(head_module(self.model, config.backbone).parameters())
+        own = {id(p) for p in head}
+        body = [p for p in self.model.parameters() if id(p) not in own]
+        frozen = self.at.epoch < config.frozen_epochs
+        for parameter in body:
+            parameter.requires_grad_(not frozen)
+        groups: list[dict[str, Any]] = [{"params": head, "base_lr": config.head_lr}]
+        if not frozen:
+            groups.append({"params": body, "base_lr": config.backbone_lr})
+        optimiser = torch.optim.AdamW(groups, lr=config.head_lr, weight_decay=config.weight_decay)
+        self.network: nn.Module = self.accelerator.prepare_model(self.model)
+        if self.ema is not None:
+            device = self.accelerator.device
+            self.ema.state = {name: value.to(device) for name, value in self.ema.state.items()}
+        if config.compile:
+            self.network = torch.compile(self.network)  # type: ignore[assignment]
+        self.optimiser = self.accelerator.prepare_optimizer(optimiser)
+        if saved is not None and saved["optimiser"] is not None:
+            optimiser.load_state_dict(saved["optimiser"])
+            if self.accelerator.scaler is not None and saved["scaler"]:
+                self.accelerator.scaler.load_state_dict(saved["scaler"])
+        self.raw_optimiser, self.frozen = optimiser, frozen
+
+    # ---- one epoch -------------------------------------------------------------------------
+
+    def _epoch(self) -> None:
+        config, at = self.config, self.at
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        self.train_set.epoch = at.epoch
+        batches = EpochBatches(
+            len(self.train_set), config.batch_size, config.seed, at.epoch, rank, ranks, at.batch
+        )
+        loader = DataLoader(
+            self.train_set, batch_sampler=batches, collate_fn=collate, num_workers=config.workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )  # fmt: skip
+        usable = self.updates_per_epoch * config.accumulate
+        total, seen, started, last_save = 0.0, 0, time.monotonic(), time.monotonic()
+        self._set_mode()
+        with self._progress(usable, at.batch) as bar:
+            for batch in loader:
+                if at.batch >= usable:
+                    break
+                total += self._micro_batch(batch)
+                seen += 1
+                at.batch += 1
+                if at.batch % config.accumulate == 0:
+                    self._update()
+                    at.update += 1
+                    if time.monotonic() - last_save >= config.save_seconds:
+                        self._save()
+                        last_save = time.monotonic()
+                speed = seen * config.batch_size * ranks / (time.monotonic() - started)
+                bar.update(0, advance=1, description=f"epoch {at.epoch} {speed:.1f} img/s")
+        self._end_of_epoch(total / max(1, seen), seen * config.batch_size * ranks, started)
+
+    def _micro_batch(self, batch: dict[str, Any]) -> float:
+        """Forward and backward of one micro-batch; the gradients stay in the parameters."""
+        config = self.config
+        for row, reason in batch["errors"]:
+            if row not in self.skipped:
+                self.skipped[row] = reason
+                self.console.print(f"[yellow]skipped[/] {reason}")
+        if "pixels" not in batch:
+            raise TrainingError(f"no photo of a whole batch is readable, e.g. {batch['errors'][0][1]}")
+        device = self.accelerator.device
+        x = normalise_on_device(batch["pixels"].to(device, non_blocking=True), config.preprocessing)
+        target = batch["targets"].to(device, non_blocking=True)
+        # Dropout must not depend on where a run was resumed.
+        torch.manual_seed(hash((config.seed, self.at.epoch, self.at.batch, self.accelerator.process_index)))
+        last = (self.at.batch + 1) % config.accumulate == 0
+        synchronise = _nothing() if last else self.accelerator.no_sync(self.network)
+        with synchronise:
+            with self.accelerator.autocast():
+                logits = self.network(x)
+            losses = emd(probabilities(logits), target, config.emd_r)
+            if not torch.isfinite(losses).all():
+                rows = [row for row, good in zip(batch["rows"], torch.isfinite(losses).tolist(), strict=True) if not good]
+                names = ", ".join(self.train_set.ids[row] for row in rows[:10])
+                raise TrainingError(
+                    f"the loss is not finite at epoch {self.at.epoch}, batch {self.at.batch}, for "
+                    f"{len(rows)} images: {names}. Look at them, or lower the learning rates"
+                )
+            loss = losses.mean()
+            self.accelerator.backward(loss / config.accumulate)
+        return float(loss.detach())
+
+    def _update(self) -> None:
+        """One optimiser step at the learning rates of this moment."""
+        factor = self.learning_rate_factor(self.at.update)
+        for group in self.raw_optimiser.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        if self.config.clip_norm:
+            self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        if self.ema is not None:
+            self.ema.update(self.model)
+
+    def learning_rate_factor(self, update: int) -> float:
+        """What both learning rates are multiplied by at an update."""
+        config = self.config
+        total = self.updates_per_epoch * config.epochs
+        warm = round(config.warmup * total)
+        if update < warm:
+            return (update + 1) / (warm + 1)
+        if config.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * (update - warm) / max(1, total - warm)))
+        return self.at.plateau_scale
+
+    def _set_mode(self) -> None:
+        self.network.train()
+        for name, module in self.model.named_modules():
+            fixed = self.frozen or self.config.norm_statistics == "frozen"
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and fixed:
+                module.eval()
+            if isinstance(module, nn.Dropout) and self.frozen and "classifier" not in name:
+                module.eval()
+
+    # ---- validation and the end of an epoch ----------------------------------------------------
+
+    @torch.inference_mode()
+    def validate(self) -> tuple[dict[str, Any], np.ndarray]:
+        """Metrics and predicted means on the validation split, with the averaged weights if any."""
+        current: dict[str, Tensor] | None = None
+        if self.ema is not None:
+            current = {name: value.clone() for name, value in self.model.state_dict().items()}
+            self.model.load_state_dict(self.ema.state)
+        self.model.eval()
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        mine = list(range(rank, len(self.val_set), ranks))
+        loader = DataLoader(
+            self.val_set, batch_size=self.config.batch_size, sampler=mine, collate_fn=collate,
+            num_workers=self.config.workers,
+        )  # fmt: skip
+        found: list[tuple[int, list[float]]] = []
+        for batch in loader:
+            if "pixels" in batch:
+                x = normalise_on_device(
+                    batch["pixels"].to(self.accelerator.device), self.config.preprocessing
+                )
+                with self.accelerator.autocast():
+                    logits = self.model(x)
+                p = probabilities(logits).cpu().double().numpy()
+                found += list(zip(batch["rows"], p.tolist(), strict=True))
+        if current is not None:
+            self.model.load_state_dict(current)
+        found = sorted(gather_object(found)) if ranks > 1 else sorted(found)
+        if not found:
+            raise TrainingError("no photo of the validation split is readable")
+        predicted = np.array([p for _, p in found])
+        target = self.val_frame[PROBABILITIES].to_numpy(np.float64)[[row for row, _ in found]]
+        return metrics.evaluate(predicted, target), metrics.moments(predicted)[0]
+
+    def _end_of_epoch(self, loss: float, images: int, started: float) -> None:
+        config, at = self.config, self.at
+        speed = images / max(1e-9, time.monotonic() - started)
+        result, means = self.validate()
+        value = result[config.metric]["value"]
+        value = math.inf if value is None else float(value)
+        error = value if config.metric in metrics.LOWER_IS_BETTER else -value
+        if error < at.best:
+            at.best, at.best_epoch, at.stale = error, at.epoch, 0
+            self._checkpoint("best", result, means)
+        else:
+            at.stale += 1
+            if config.schedule == "plateau" and at.stale % max(1, config.plateau_patience) == 0:
+                at.plateau_scale *= config.plateau_factor
+        record = {
+            "epoch": at.epoch, "updates": at.update, "train_loss": loss,
+            "images_per_second": round(speed, 2),
+            **{name: entry["value"] for name, entry in result.items()},
+        }  # fmt: skip
+        self._log(record)
+        at.epoch, at.batch = at.epoch + 1, 0
+        stopped = bool(config.patience) and at.stale >= config.patience
+        if stopped:
+            self._say(f"no better {config.metric} for {at.stale} epochs: stopped")
+        at.done = stopped or at.epoch >= config.epochs
+        if at.done:
+            self._checkpoint("last", result, means)
+        self._save()
+
+    # ---- files -------------------------------------------------------------------------------
+
+    def _checkpoint(self, name: str, result: dict[str, Any], means: np.ndarray) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        config = self.config
+        exported = create_model(config.backbone, "none", config.dropout)
+        exported.load_state_dict(self.ema.state if self.ema is not None else self.model.state_dict())
+        save_checkpoint(
+            config.out / name,
+            exported,
+            {
+                "name": config.name,
+                "backbone": config.backbone,
+                "dropout": config.dropout,
+                "preprocessing": config.preprocessing.to_dict(),
+                "reference": {
+                    "set": f"validation split of {config.manifest.name}, {len(means)} photos",
+                    "quantiles": reference_quantiles(means),
+                },
+                "training": {"command": "train", "epoch": self.at.epoch, **config.to_dict()},
+                "data_sha256": self.data_sha256,
+                "metrics": {"validation": result, "skipped_files": len(self.skipped)},
+            },
+        )
+
+    def _log(self, record: dict[str, Any]) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        with (self.config.out / HISTORY_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        from torch.utils.tensorboard import SummaryWriter
+
+        with SummaryWriter(str(self.config.out / "tensorboard")) as writer:
+            for name, value in record.items():
+                if value is not None and name != "epoch":
+                    writer.add_scalar(name, value, record["epoch"])
+        self._say(
+            f"epoch {record['epoch']}: train EMD {record['train_loss']:.4f}, validation EMD r=2 "
+            f"{record['emd_r2']:.4f}, r=1 {record['emd_r1']:.4f}, Spearman "
+            f"{record['spearman_mean'] or float('nan'):.4f}, {record['images_per_second']:.1f} img/s"
+        )
+
+    def _save(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        scaler = self.accelerator.scaler
+        save_state(
+            self.config.out / STATE_FILE,
+            {
+                "config": self.config.to_dict(), "data_sha256": self.data_sha256,
+                "model": self.model.state_dict(),
+                # A thawing backbone gets a new optimiser: the old one's state would not fit.
+                "optimiser": None if self._at_phase_change() else self.raw_optimiser.state_dict(),
+                "scaler": scaler.state_dict() if scaler is not None else None,
+                "ema": None if self.ema is None else (self.ema.state, self.ema.updates),
+                "at": dict(vars(self.at)), "skipped": self.skipped,
+            },
+        )  # fmt: skip
+
+    def _at_phase_change(self) -> bool:
+        return self.frozen and self.at.epoch >= self.config.frozen_epochs
+
+    def _load(self) -> dict[str, Any] | None:
+        config = self.config
+        saved = load_state(config.out / STATE_FILE)
+        if saved is None:
+            if self.accelerator.is_main_process:
+                config.out.mkdir(parents=True, exist_ok=True)
+                write_json(config.out / "config.json", config.to_dict())
+            return None
+        changed = {
+            name for name, value in config.to_dict().items()
+            if json.dumps(saved["config"].get(name)) != json.dumps(value)
+            and name not in ("workers", "threads", "save_seconds", "cpu", "compile", "out")
+        }  # fmt: skip
+        if changed or saved["data_sha256"] != self.data_sha256:
+            what = ", ".join(sorted(changed)) or "the data"
+            raise TrainingError(
+                f"{config.out} holds a run with other settings ({what}): choose another --out"
+            )
+        self.model.load_state_dict(saved["model"])
+        if self.ema is not None:
+            self.ema.state, self.ema.updates = saved["ema"]
+        self.at, self.skipped = Progressed(**saved["at"]), saved["skipped"]
+        self._say(f"resuming at epoch {self.at.epoch}, batch {self.at.batch}")
+        return saved
+
+    def _say(self, text: str) -> None:
+        if self.accelerator.is_main_process:
+            self.console.print(text)
+
+    def _progress(self, total: int, done: int) -> Progress:
+        bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(),
+            console=self.console, transient=True,
+            disable=not (self.accelerator.is_main_process and self.console.is_terminal),
+        )  # fmt: skip
+        bar.add_task("", total=total, completed=done)
+        return bar
+
+
+def _nothing() -> Any:
+    from contextlib import nullcontext
+
+    return nullcontext()
+
+
+def train(config: TrainConfig, console: Console) -> dict[str, Any]:
+    """Run :class:`Trainer`; returns the best epoch's metrics."""
+    return Trainer(config, console).run()
+
+
