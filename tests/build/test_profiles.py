@@ -17,7 +17,7 @@ from nima_build.checksums import check_checksums, write_checksums
 from nima_build.gpu import find_gpus
 from nima_build.instances import set_instances
 from nima_build.metadata import ArtefactError
-from nima_build.repository import MODELS, config_path, read_config
+from nima_build.repository import MODELS, config_path, load_metadata, read_config
 from nima_client.contract import (
     INPUT_IMAGE,
     MAX_BATCH_SIZE,
@@ -110,6 +110,21 @@ def test_checksums_notice_every_kind_of_damage(repository: Path, tmp_path: Path)
     (copy / "SHA256SUMS").write_text("nonsense\n")
     with pytest.raises(ArtefactError, match="unreadable"):
         check_checksums(copy)
+
+
+@pytest.mark.skipif(
+    not (TREE / "nima_network" / "1" / "model.json").is_file(),
+    reason="no bundled model in this tree",
+)
+def test_committed_repository_is_whole() -> None:
+    assert check_checksums(TREE) >= 3
+    for profile in PROFILES:
+        config = read_config(config_path(TREE, "nima", profile))
+        facts = {key: value.string_value for key, value in config.parameters.items()}
+        served = load_metadata(TREE).served()
+        assert ServedModel.from_parameters(facts) == ServedModel.from_parameters(
+            served.to_parameters()
+        )
 
 
 def load_with_tritonserver(repository: Path, profile: str, folder: Path) -> str:

@@ -1,0 +1,45 @@
+"""docs/deploy-gpu.md: what it names exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "deploy-gpu.md").read_text()
+
+
+def test_files_it_names_exist() -> None:
+    named = set(re.findall(r"\b(?:docker|tests|docs|benchmarks)/[\w./-]+\.\w+", PAGE))
+    assert named
+    missing = [name for name in named if not (ROOT / name).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("command", ["export", "build", "verify"])
+def test_options_it_uses_exist(command: str) -> None:
+    import importlib
+
+    app = importlib.import_module(f"nima_build.cli.{command}").app
+    text = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
+    lines = [line for line in PAGE.splitlines() if f"nima {command}" in line]
+    used = {
+        option
+        for line in lines
+        for use in re.findall(rf"nima {command}([^#`]*)", line)
+        for option in re.findall(r"(?<= )--[\w-]+", use)
+    }
+    missing = [option for option in used if option not in text]
+    assert not missing
+
+
+def test_image_tag_is_the_one_of_the_dockerfile() -> None:
+    tag = re.search(
+        r"^ARG TRITON_TAG=(\S+)$", (ROOT / "docker/server.Dockerfile").read_text(), re.M
+    )
+    assert tag
+    tags = set(re.findall(r"tritonserver:(\d\d\.\d\d-py3)", PAGE))
+    assert tags == {tag[1]}
