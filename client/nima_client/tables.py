@@ -56,9 +56,10 @@ def to_numpy(results: Iterable[ImageScore | ImageFailure]) -> np.ndarray[Any, np
 def to_arrow(results: Iterable[ImageScore | ImageFailure]) -> pa.Table:
     """Results as an Arrow table, one row for each image.
 
-    Columns: ``index`` int64; ``mean``, ``std``, ``percentile`` float64; ``distribution`` fixed-size
-    list of 10 float64; where the score comes from (``source``, ``model_name``, ``model_version``,
-    ``checkpoint_name``, ``checkpoint_sha256``, ``request_id``), ``code`` and ``message`` as strings.
+    Columns: ``index`` int64; ``mean``, ``std``, ``percentile`` float64; ``distribution`` list of
+    10 float64; where the score comes from (``source``, ``model_name``, ``model_version``,
+    ``checkpoint_name``, ``checkpoint_sha256``, ``request_id``), ``code`` and ``message`` as
+    strings.
 
     Raises:
         ModuleNotFoundError: pyarrow is not installed.
@@ -71,7 +72,8 @@ def to_arrow(results: Iterable[ImageScore | ImageFailure]) -> pa.Table:
         [
             pa.field("index", pa.int64(), nullable=False),
             *numbers,
-            pa.field("distribution", pa.list_(pa.float64(), NUM_RATINGS)),
+            # Not a list of fixed size: Parquet cannot read one back that has nulls.
+            pa.field("distribution", pa.list_(pa.float64())),
             *texts,
         ]
     )

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from nima_client.contract import NUM_RATINGS
 from nima_client.library.rows import PROBABILITIES, FailedRow, Row
 
 FORMATS = ("json", "jsonl", "csv", "parquet")
@@ -105,7 +104,7 @@ def parquet_schema() -> Any:
             pa.field("mean", pa.float64(), nullable=False),
             pa.field("std", pa.float64(), nullable=False),
             pa.field("percentile", pa.float64()),
-            pa.field("distribution", pa.list_(pa.float64(), NUM_RATINGS), nullable=False),
+            pa.field("distribution", pa.list_(pa.float64()), nullable=False),
             pa.field("model_version", pa.string()),
             pa.field("checkpoint", pa.string()),
             pa.field("checkpoint_sha256", pa.string()),

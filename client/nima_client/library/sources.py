@@ -10,6 +10,11 @@ import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
@@ -29,21 +34,23 @@ class Photo:
 
     Attributes:
         name: how results call it; unique in a run. Bytes of a path that are not UTF-8 are escaped.
-        path: its file; None for a member of an archive.
-        data: its bytes; None for a file, which is read when its turn comes.
+        path: its file, which is read when its turn comes; or else
+        data: its bytes; or else
+        array: its pixels, uint8 [H, W, 3].
     """
 
     name: str
     path: Path | None = None
     data: bytes | None = None
+    array: npt.NDArray[np.uint8] | None = None
 
     @property
-    def image(self) -> Path | bytes:
+    def image(self) -> Path | bytes | npt.NDArray[np.uint8]:
         """What the client's ``score`` takes."""
-        if self.data is not None:
-            return self.data
-        assert self.path is not None
-        return self.path
+        for given in (self.path, self.data, self.array):
+            if given is not None:
+                return given
+        raise ValueError(f"{self.name}: neither a path nor data nor an array")
 
 
 def display_name(path: str | os.PathLike[str]) -> str:

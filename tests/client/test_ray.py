@@ -1,0 +1,83 @@
+"""Scoring on a local Ray with the real embedded Triton.
+
+Ray binds to the machine's own address; a network namespace with nothing but ``lo`` keeps it in.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ray", reason="nima_client.ray needs the extra ray")
+
+JOB = Path(__file__).parent / "support" / "ray_job.py"
+
+
+@pytest.fixture
+def loopback_only() -> list[str]:
+    """Command prefix that runs a program in a namespace whose only interface is ``lo``."""
+    if shutil.which("unshare") is None or shutil.which("ip") is None:
+        pytest.skip("no unshare or no ip here (Debian: util-linux, iproute2)")
+    prefix = [
+        "unshare",
+        "--net",
+        "--map-root-user",
+        "sh",
+        "-c",
+        'ip link set lo up && exec "$@"',
+        "-",
+    ]
+    if subprocess.run([*prefix, "true"], capture_output=True).returncode != 0:
+        pytest.skip("network namespaces are not allowed here")
+    return prefix
+
+
+@pytest.mark.timeout(300)
+def test_a_local_ray_scores_datasets_and_partitions(
+    loopback_only: list[str], tmp_path: Path
+) -> None:
+    # Nothing outside can reach the namespace: no token, which Ray would leave in the home folder.
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    done = subprocess.run(
+        [*loopback_only, sys.executable, str(JOB), str(tmp_path)],
+        capture_output=True, text=True, timeout=280, check=False, env=environment,
+    )  # fmt: skip
+    lines = [line for line in done.stdout.splitlines() if line.startswith("REPORT ")]
+    assert done.returncode == 0, done.stderr[-4000:]
+    report = json.loads(lines[0].removeprefix("REPORT "))
+    assert report == {
+        "dataset": True,
+        "bad": "UNSUPPORTED",
+        "codes": ["None"],
+        "columns": [
+            "path", "mean", "std", "percentile", "distribution",
+            "model_version", "checkpoint", "checkpoint_sha256", "code", "message",
+        ],
+        "arrays": True,
+        "after a dead actor": True,
+        "failed": True,
+        "kept": True,
+        "exactly the rest": True,
+        "nothing left": True,
+        "partitions": True,
+        "leftovers": [],
+    }  # fmt: skip
+
+
+def test_wrong_inputs_are_told(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    import nima_client.ray
+
+    with pytest.raises(ValueError, match="no Parquet files"):
+        nima_client.ray.score_partitions(str(tmp_path), str(tmp_path / "out"), "h:1")
+    with pytest.raises(ValueError, match="same file name"):
+        nima_client.ray.score_partitions(["a/x.parquet", "b/x.parquet"], "out", "h:1")
+    with pytest.raises(ValueError, match="image_column"):
+        nima_client.ray.Scorer("h:1")(pa.table({"jpeg": [b"x"]}))
