@@ -1,0 +1,107 @@
+"""The examples run as they are."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from kserve_server import KServeServer
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, photo: Callable[..., bytes]) -> Path:
+    for number in range(6):
+        (tmp_path / f"{number}.jpg").write_bytes(photo(number))
+    (tmp_path / "broken.jpg").write_bytes(b"no photo")
+    return tmp_path
+
+
+def run(script: str, *arguments: object, url: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / script), *map(str, arguments)],
+        capture_output=True, text=True, timeout=120, env={**os.environ, "NIMA_URL": url},
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def load(script: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(script, EXAMPLES / f"{script}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[script] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_asyncio_pipeline(folder: Path, triton: Any) -> None:
+    lines = run("asyncio_pipeline.py", folder, "--keep", 3, url=triton.grpc_url).splitlines()
+    assert "skipped" in lines[0]
+    assert "broken.jpg" in lines[0]
+    means = [float(line.split()[0]) for line in lines[1:]]
+    assert len(means) == 3
+    assert means == sorted(means, reverse=True)
+
+
+def test_notebook(folder: Path, triton: Any) -> None:
+    pytest.importorskip("pandas")
+    out = run("notebook.py", folder, url=triton.grpc_url)
+    assert "UNSUPPORTED" in out
+    assert "most disputed:" in out
+
+
+def test_fastapi_service(
+    server: KServeServer, photo: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("fastapi")
+    httpx = pytest.importorskip("httpx")
+    import grpc
+
+    monkeypatch.setenv("NIMA_URL", server.url)
+    service = load("fastapi_service")
+
+    async def use() -> list[Any]:
+        transport = httpx.ASGITransport(app=service.app)
+        async with (
+            service.app.router.lifespan_context(service.app),
+            httpx.AsyncClient(transport=transport, base_url="http://test") as http,
+        ):
+            ready = await http.get("/ready")
+            good = await http.post("/score", content=photo(1))
+            bad = await http.post("/score", content=b"no photo")
+            server.behaviour = lambda number, images, context: context.abort(
+                grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size"
+            )
+            busy = await http.post("/score", content=photo(1))
+            server.behaviour = lambda number, images, context: server._sleep(9, context)
+            slow = await http.post("/score", content=photo(1))
+            server.stop()
+            gone = await http.post("/score", content=photo(1))
+        return [ready, good, bad, busy, slow, gone]
+
+    monkeypatch.setattr(service, "DEADLINE_S", 0.5)
+    answers = asyncio.run(use())
+    assert [a.status_code for a in answers] == [200, 200, 422, 503, 504, 502]
+    assert answers[0].json() == {"checkpoint": "fake"}
+    assert 1 <= answers[1].json()["mean"] <= 10
+    assert answers[2].json()["detail"]["code"] == "UNSUPPORTED"
+    assert answers[3].headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_every_example_says_what_it_is(script: Path) -> None:
+    text = script.read_text(encoding="utf-8")
+    assert text.startswith(('"""', "# %% [markdown]"))
+    compile(text, str(script), "exec")
