@@ -56,7 +56,7 @@ PNG_COMPRESS_LEVEL: Final = 1
 """For arrays and PIL images, which travel as PNG: level 1 is the fastest that still filters."""
 
 COMPRESSION: Final[str | None] = None
-"""gRPC compression. Off: photos are compressed already, gzip took time and saved under one percent
+"""gRPC compression. Off: photos are compressed already, gzip took time and saved one percent
 (docs/client.md)."""
 
 # The server's minimum interval is 300 s: one ping sooner earns a GOAWAY. 350 s leaves room for
