@@ -35,7 +35,9 @@ def test_maximum_entropy_at_the_centre_is_uniform() -> None:
     np.testing.assert_allclose(maximum_entropy(5.5), 0.1, atol=1e-9)
 
 
-@pytest.mark.parametrize(("mean", "std"), [(5.2, 1.4), (3.0, 0.6), (8.8, 2.0), (5.5, 4.4), (4.0, 0.02)])
+@pytest.mark.parametrize(
+    ("mean", "std"), [(5.2, 1.4), (3.0, 0.6), (8.8, 2.0), (5.5, 4.4), (4.0, 0.02)]
+)
 def test_maximum_entropy_of_mean_and_std(mean: float, std: float) -> None:
     p = maximum_entropy(mean, std)
     assert p @ RATINGS == pytest.approx(mean, abs=1e-5)
@@ -89,16 +91,24 @@ def test_malformed_ava_rows_are_named(tmp_path: Path, line: str, reason: str) ->
 
 def test_label_json(tmp_path: Path) -> None:
     path = tmp_path / "labels.json"
-    path.write_text(json.dumps([{"image_id": "231893", "label": [2, 8, 19, 36, 76, 52, 16, 9, 3, 2]}]))
+    path.write_text(
+        json.dumps([{"image_id": "231893", "label": [2, 8, 19, 36, 76, 52, 16, 9, 3, 2]}])
+    )
     frame = sources.read_label_json(path)
     assert frame["votes"][0] == 223
-    path.write_text(json.dumps([{"image_id": "1", "label": [1] * 10}, {"image_id": "2", "label": [None] + [1] * 9}]))
+    path.write_text(
+        json.dumps(
+            [{"image_id": "1", "label": [1] * 10}, {"image_id": "2", "label": [None] + [1] * 9}]
+        )
+    )
     with pytest.raises(sources.LabelError, match="row 2: a rating is NaN"):
         sources.read_label_json(path)
 
 
 def test_tid2013_groups_by_reference(tmp_path: Path) -> None:
-    (tmp_path / "mos_with_names.txt").write_text("5.51429 I01_01_1.bmp\n3.25 i01_01_2.bmp\n2 I02_04_5.bmp\n")
+    (tmp_path / "mos_with_names.txt").write_text(
+        "5.51429 I01_01_1.bmp\n3.25 i01_01_2.bmp\n2 I02_04_5.bmp\n"
+    )
     frame = sources.read_tid2013(tmp_path)
     assert frame["group"].tolist() == ["i01", "i01", "i02"]
     assert frame["tags"][2] == ["distortion:04"]

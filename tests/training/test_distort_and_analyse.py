@@ -83,10 +83,10 @@ def test_tone_and_colour_by_hand() -> None:
 def test_crops_keep_the_stated_part(make_photo: MakePhoto) -> None:
     image = make_photo(4, (200, 100))
     assert distort(image, "crop", 0.4).size == (120, 60)
-    corners = {distort(image, "off_centre", 1.0, np.random.default_rng(s)).tobytes() for s in range(20)}
-    expected = {
-        image.crop((x, y, x + 120, y + 60)).tobytes() for x in (0, 80) for y in (0, 40)
+    corners = {
+        distort(image, "off_centre", 1.0, np.random.default_rng(s)).tobytes() for s in range(20)
     }
+    expected = {image.crop((x, y, x + 120, y + 60)).tobytes() for x in (0, 80) for y in (0, 40)}
     assert corners == expected
 
 
@@ -133,9 +133,9 @@ def test_analyse_finds_what_a_judge_likes(tmp_path: Path, make_photo: MakePhoto)
     page = (tmp_path / "out" / "analysis.html").read_text()
     assert page.count("<svg") == 2 * len(kinds)
     assert "Clear against blurry" in page
-    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
-        "http://creativecommons.org", ""
-    )
+    assert "http://" not in page.replace("http://www.w3.org", "").replace(
+        "http://purl.org", ""
+    ).replace("http://creativecommons.org", "")
 
 
 def test_analyse_refuses_unknown_kinds_and_empty_input(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from nima_client.preprocess import preprocess
 
+from nima_client.preprocess import preprocess
 from nima_training import distribution
 from nima_training.checkpoint import load_checkpoint
 from nima_training.cli.import_ import app as import_app
@@ -56,6 +56,7 @@ def keras_file(path: Path, model: torch.nn.Module, drop: str = "") -> None:
     """Write ``model`` as Keras lays out its MobileNet weights."""
     names = ["conv1"] + [f"conv_{kind}_{n}" for n in range(1, 14) for kind in ("dw", "pw")]
     with h5py.File(path, "w") as file:
+
         def put(layer: str, parameter: str, value: torch.Tensor) -> None:
             if layer != drop:
                 file[f"{layer}/{layer}/{parameter}:0"] = value.detach().numpy()
@@ -90,7 +91,9 @@ def test_keras_layout(tmp_path: Path) -> None:
     model = randomised("mobilenet_v1")
     keras_file(tmp_path / "w.hdf5", model)
     imported = import_weights(tmp_path / "w.hdf5").model
-    for (name, a), b in zip(model.state_dict().items(), imported.state_dict().values(), strict=True):
+    for (name, a), b in zip(
+        model.state_dict().items(), imported.state_dict().values(), strict=True
+    ):
         if not name.endswith("num_batches_tracked"):
             assert torch.equal(a, b), name
 

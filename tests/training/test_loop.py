@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from nima_client.preprocess import PreprocessSpec
 from rich.console import Console
 from safetensors.torch import load_file
 
+from nima_client.preprocess import PreprocessSpec
 from nima_training.checkpoint import load_checkpoint
 from nima_training.config import ConfigError, TrainConfig, load_config
 from nima_training.data.dataset import Augmentation, EpochBatches, read_manifest
@@ -71,7 +71,9 @@ def test_sixty_four_photos_overfit(data: tuple[Path, Path], tmp_path: Path) -> N
         ),
         quiet(),
     )  # fmt: skip
-    history = [json.loads(line) for line in (tmp_path / "run/history.jsonl").read_text().splitlines()]
+    history = [
+        json.loads(line) for line in (tmp_path / "run/history.jsonl").read_text().splitlines()
+    ]
     assert history[0]["emd_r2"] > 0.05
     best = load_checkpoint(tmp_path / "run/best").meta["metrics"]["validation"]
     assert best["emd_r2"]["value"] < 0.02
@@ -97,16 +99,21 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def test_resume_after_sigkill_gives_the_same_weights(data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_resume_after_sigkill_gives_the_same_weights(
+    data: tuple[Path, Path], tmp_path: Path
+) -> None:
     changes = {
         "epochs": 5, "frozen_epochs": 1, "batch_size": 8, "dropout": 0.3, "ema_decay": 0.9,
         "accumulate": 2, "save_seconds": 0.0, "patience": 0,
     }  # fmt: skip
     outs = [tmp_path / "whole", tmp_path / "killed"]
     files = [
-        write_toml(tmp_path / f"{out.name}.toml", data, out, **{**changes, "name": "n"}) for out in outs
+        write_toml(tmp_path / f"{out.name}.toml", data, out, **{**changes, "name": "n"})
+        for out in outs
     ]
-    subprocess.run(command(files[0]), check=True, env=environment(), capture_output=True, timeout=200)
+    subprocess.run(
+        command(files[0]), check=True, env=environment(), capture_output=True, timeout=200
+    )
     state = outs[1] / "state.pt"
     kills = 0
     for wanted in (3, 11):  # in the middle of two epochs
@@ -122,7 +129,9 @@ def test_resume_after_sigkill_gives_the_same_weights(data: tuple[Path, Path], tm
     assert kills == 2
     at = torch.load(state, weights_only=True)["at"]
     assert not at["done"]
-    subprocess.run(command(files[1]), check=True, env=environment(), capture_output=True, timeout=200)
+    subprocess.run(
+        command(files[1]), check=True, env=environment(), capture_output=True, timeout=200
+    )
     whole, killed = (load_file(out / "last/model.safetensors") for out in outs)
     assert whole.keys() == killed.keys()
     for name in whole:
@@ -137,15 +146,20 @@ def test_two_processes_match_one_with_the_doubled_batch(
     two = write_toml(tmp_path / "2.toml", data, tmp_path / "two", batch_size=8, **changes)
     subprocess.run(command(one), check=True, env=environment(), capture_output=True, timeout=200)
     torchrun = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1",
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
+        "--master-addr=127.0.0.1",
         f"--master-port={free_port()}", "-m", "nima_training.cli.train", "--config", str(two),
     ]  # fmt: skip
     done = subprocess.run(torchrun, env=environment(), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (load_file(tmp_path / out / "last/model.safetensors") for out in ("one", "two"))
     start = Trainer(config(data, tmp_path / "x"), quiet()).model.state_dict()
-    moved = max((first[n] - start[n]).abs().max().item() for n in first if first[n].is_floating_point())
-    apart = max((first[n] - second[n]).abs().max().item() for n in first if first[n].is_floating_point())
+    moved = max(
+        (first[n] - start[n]).abs().max().item() for n in first if first[n].is_floating_point()
+    )
+    apart = max(
+        (first[n] - second[n]).abs().max().item() for n in first if first[n].is_floating_point()
+    )
     assert moved > 1e-3
     # Gradients summed in another order; Adam divides small ones by their own size.
     assert apart < 0.05 * moved
@@ -184,7 +198,9 @@ def test_a_nan_label_is_refused_with_its_row(data: tuple[Path, Path], tmp_path: 
         train(config((bad, data[1]), tmp_path / "run"), quiet())
 
 
-def test_a_loss_that_is_not_finite_names_the_images(data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_names_the_images(
+    data: tuple[Path, Path], tmp_path: Path
+) -> None:
     trainer = Trainer(config(data, tmp_path / "run", batch_size=16), quiet())
     with torch.no_grad():
         next(trainer.model.parameters()).fill_(float("nan"))
@@ -193,7 +209,9 @@ def test_a_loss_that_is_not_finite_names_the_images(data: tuple[Path, Path], tmp
 
 
 def test_frozen_stage_moves_only_the_head(data: tuple[Path, Path], tmp_path: Path) -> None:
-    trainer = Trainer(config(data, tmp_path / "run", epochs=1, frozen_epochs=1, batch_size=16), quiet())
+    trainer = Trainer(
+        config(data, tmp_path / "run", epochs=1, frozen_epochs=1, batch_size=16), quiet()
+    )
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.run()
     changed = {n for n, v in trainer.model.state_dict().items() if not torch.equal(v, before[n])}
@@ -213,7 +231,9 @@ def test_ranks_and_resume_share_one_order() -> None:
     whole = [row for batch in EpochBatches(50, 8, 1, 3, 0, 1) for row in batch]
     split = [list(EpochBatches(50, 4, 1, 3, rank, 2)) for rank in (0, 1)]
     assert whole == [row for pair in zip(*split, strict=True) for batch in pair for row in batch]
-    assert list(EpochBatches(50, 8, 1, 3, 0, 1, start=2)) == list(EpochBatches(50, 8, 1, 3, 0, 1))[2:]
+    assert (
+        list(EpochBatches(50, 8, 1, 3, 0, 1, start=2)) == list(EpochBatches(50, 8, 1, 3, 0, 1))[2:]
+    )
     assert len(set(whole)) == 48
 
 

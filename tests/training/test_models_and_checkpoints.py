@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nima_client.preprocess import PreprocessSpec
 from torch import nn
 
+from nima_client.preprocess import PreprocessSpec
 from nima_training import distribution
 from nima_training.checkpoint import (
     CheckpointError,
@@ -41,13 +41,17 @@ def test_every_backbone_gives_ten_logits(backbone: str) -> None:
     assert [m.p for m in dropouts] == [0.5]
 
 
-def test_unknown_backbone_and_absent_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_backbone_and_absent_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ValueError, match="unknown backbone 'vgg11'"):
         create_model("vgg11")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     for name in ("http_proxy", "https_proxy", "HTTPS_PROXY", "HTTP_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens on the discard port
-    with pytest.raises(WeightsUnavailable, match=r"place it at .*mobilenet_v3_small.*--weights none"):
+    with pytest.raises(
+        WeightsUnavailable, match=r"place it at .*mobilenet_v3_small.*--weights none"
+    ):
         create_model("mobilenet_v3_small")
 
 
@@ -80,7 +84,10 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
     with torch.inference_mode():
         assert torch.equal(loaded.model(x), model(x))
     assert loaded.spec == PreprocessSpec()
-    assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["checkpoint.json", "model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "c").iterdir()) == [
+        "checkpoint.json",
+        "model.safetensors",
+    ]
     quantiles = loaded.meta["reference"]["quantiles"]
     assert (len(quantiles), quantiles[0], quantiles[50], quantiles[100]) == (101, 3, 5, 7)
 

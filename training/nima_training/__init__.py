@@ -1,1 +1,1 @@
-"""Training half of NIMA on Triton: data, models, losses, loops, evaluation and checkpoints (PyTorch)."""
+"""Training half of NIMA on Triton: data, models, losses, the loop, evaluation, checkpoints."""

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
+
 from nima_client.preprocess import (
     DEFAULT_LIMITS,
     ImageRejected,
@@ -20,8 +22,6 @@ from nima_client.preprocess import (
     decode,
     to_pixels,
 )
-from PIL import Image
-
 from nima_training import metrics, pages, plots
 from nima_training.checkpoint import Checkpoint, write_atomically, write_json
 from nima_training.distort import DISTORTIONS, distort
@@ -102,7 +102,9 @@ def analyse(
         progress(path.name)
         cases = [(CLEAN, 0.0)] + [(k, s) for k in chosen for s in DISTORTIONS[k].levels]
         images = [
-            image if kind == CLEAN else distort(image, kind, strength, np.random.default_rng(number))
+            image
+            if kind == CLEAN
+            else distort(image, kind, strength, np.random.default_rng(number))
             for kind, strength in cases
         ]
         means, stds = metrics.moments(score(images))
@@ -159,9 +161,7 @@ def summarise(table: pd.DataFrame, kind: str) -> dict[str, Any]:
     return summary
 
 
-def _page(
-    path: Path, result: dict[str, Any], table: pd.DataFrame, photos: dict[str, Path]
-) -> None:
+def _page(path: Path, result: dict[str, Any], table: pd.DataFrame, photos: dict[str, Path]) -> None:
     clean = table[table["kind"] == CLEAN]
     sections = []
     for kind, summary in result["kinds"].items():
@@ -182,7 +182,7 @@ def _page(
         if "falls" in summary:
             text = (
                 f"The score falls with strength for {summary['falls']:.0%} of the photos; at the "
-                f"strongest level {summary['falls_at_strongest']:.0%} score below their clean photo."
+                f"strongest {summary['falls_at_strongest']:.0%} score below their clean photo."
             )
         rows = [
             [f"{v['strength']:g}", f"{v['mean']:.3f}", f"{v['change']:+.3f}", f"{v['fell']:.0%}"]

@@ -21,6 +21,7 @@ import numpy as np
 from torch import nn
 
 from nima_training.distribution import NUM_RATINGS
+import itertools
 
 if TYPE_CHECKING:
     from nima_client.preprocess import PreprocessSpec
@@ -62,7 +63,7 @@ def sha256_file(path: Path) -> str:
 
 
 def git_commit() -> str | None:
-    """HEAD of the repository this package runs from, with ``-dirty`` if it differs; None outside."""
+    """HEAD of this package's repository, with ``-dirty`` if it differs; None outside one."""
     here = Path(__file__).parent
     try:
         commit = subprocess.run(
@@ -169,9 +170,9 @@ def load_checkpoint(directory: str | Path) -> Checkpoint:
         CheckpointError: files missing, metadata malformed, or weights whose hash is not the one
             the metadata names.
     """
-    from nima_client.preprocess import PreprocessSpec
     from safetensors.torch import load_file
 
+    from nima_client.preprocess import PreprocessSpec
     from nima_training.models import create_model
 
     directory = Path(directory)
@@ -194,6 +195,6 @@ def _check_reference(reference: object) -> None:
         raise CheckpointError('checkpoint metadata: "reference" needs "set" and "quantiles"')
     quantiles = reference["quantiles"]
     if len(quantiles) != NUM_QUANTILES or any(
-        low > high for low, high in zip(quantiles, quantiles[1:], strict=False)
+        low > high for low, high in itertools.pairwise(quantiles)
     ):
         raise CheckpointError(f"reference quantiles must be {NUM_QUANTILES} ascending numbers")

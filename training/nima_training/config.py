@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nima_client.preprocess import PreprocessSpec
-
 from nima_training.data.dataset import Augmentation
 from nima_training.metrics import METRICS
 from nima_training.models import BACKBONES
@@ -89,7 +88,10 @@ class TrainConfig:
             "backbone_lr": (self.backbone_lr >= 0, "not negative"),
             "head_lr": (self.head_lr > 0, "positive"),
             "warmup": (0 <= self.warmup < 1, "in [0, 1)"),
-            "schedule": (self.schedule in ("cosine", "plateau", "constant"), "cosine, plateau or constant"),
+            "schedule": (
+                self.schedule in ("cosine", "plateau", "constant"),
+                "cosine, plateau or constant",
+            ),
             "norm_statistics": (self.norm_statistics in ("train", "frozen"), "train or frozen"),
             "precision": (self.precision in ("no", "fp16", "bf16"), "no, fp16 or bf16"),
             "ema_decay": (0 <= self.ema_decay < 1, "in [0, 1)"),
@@ -153,8 +155,6 @@ def _convert(name: str, value: Any) -> Any:
     if isinstance(default, (int, float, str)) and not isinstance(value, type(default)):
         raise TypeError(f"must be of type {type(default).__name__}")
     return value
-
-
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def gaussian_blur(image: Image.Image, strength: float, rng: np.random.Generator)
 
 
 def motion_blur(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
-    """Straight motion in a random direction; ``strength`` is its length in percent of the short side."""
+    """Straight motion in a random direction; ``strength`` is its length, % of the short side."""
     length = strength / 100 * min(image.size)
     angle = rng.uniform(0, math.pi)
     steps = max(2, math.ceil(length) + 1)
@@ -71,7 +71,7 @@ def exposure(image: Image.Image, strength: float, rng: np.random.Generator) -> I
 
 
 def contrast(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
-    """Contrast about the mean grey; ``strength`` is log2 of the factor (0 leaves the photo as is)."""
+    """Contrast about the mean grey; ``strength`` is log2 of the factor (0: as is)."""
     return ImageEnhance.Contrast(image).enhance(2.0**strength)
 
 
@@ -133,7 +133,12 @@ class Distortion:
 
 DISTORTIONS: dict[str, Distortion] = {
     "gaussian_blur": Distortion(
-        gaussian_blur, "sigma, % of short side", (0.25, 0.5, 1.0, 2.0, 4.0), (0.15, 2.2), (3.0,), True
+        gaussian_blur,
+        "sigma, % of short side",
+        (0.25, 0.5, 1.0, 2.0, 4.0),
+        (0.15, 2.2),
+        (3.0,),
+        True,
     ),
     "motion_blur": Distortion(
         motion_blur, "length, % of short side", (1.0, 2.0, 4.0, 8.0), None, (2.0, 5.0), True
@@ -150,9 +155,7 @@ DISTORTIONS: dict[str, Distortion] = {
     "contrast": Distortion(
         contrast, "log2 of factor", (-2.0, -1.0, -0.5, 0.5, 1.0), (-1.5, 1.0), (-2.0, 1.4)
     ),
-    "saturation": Distortion(
-        saturation, "factor - 1", (-1.0, -0.5, 0.5, 1.0), (-1.0, 1.0), (1.5,)
-    ),
+    "saturation": Distortion(saturation, "factor - 1", (-1.0, -0.5, 0.5, 1.0), (-1.0, 1.0), (1.5,)),
     "colour_cast": Distortion(
         colour_cast, "red gain - 1", (-0.4, -0.2, -0.1, 0.1, 0.2, 0.4), (-0.3, 0.3), (-0.4, 0.4)
     ),

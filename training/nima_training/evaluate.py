@@ -1,4 +1,4 @@
-"""``nima evaluate``: predictions of a checkpoint against true distributions, as figures and a page."""
+"""``nima evaluate``: predictions against true distributions, as figures and a page."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def evaluate(
     split: str = "test",
     bootstrap: int = 1000,
 ) -> dict[str, Any]:
-    """Score a split; write ``metrics.json``, ``predictions.parquet`` and ``report.html`` to ``out``.
+    """Score a split; write ``metrics.json``, ``predictions.parquet`` and ``report.html``.
 
     Raises:
         ValueError: the split is empty or none of its photos is readable.
@@ -98,7 +98,10 @@ def predictions_table(frame: pd.DataFrame, predicted: np.ndarray, true: np.ndarr
         table[f"true_{name}"] = true[:, index]
     table["predicted_mean"], table["predicted_std"] = metrics.moments(predicted)
     table["true_mean"], table["true_std"] = metrics.moments(true)
-    table["emd_r1"], table["emd_r2"] = metrics.emd(predicted, true, 1), metrics.emd(predicted, true, 2)
+    table["emd_r1"], table["emd_r2"] = (
+        metrics.emd(predicted, true, 1),
+        metrics.emd(predicted, true, 2),
+    )
     return table
 
 
@@ -145,7 +148,8 @@ def _page(
         pages.plot("Spreads", plots.scatter(pick("true_std"), pick("predicted_std"), "std")),
         pages.plot("Calibration", plots.calibration(pick("true_mean"), pick("predicted_mean"))),
         pages.plot(
-            "Scores", plots.histogram({"true": pick("true_mean"), "predicted": pick("predicted_mean")})
+            "Scores",
+            plots.histogram({"true": pick("true_mean"), "predicted": pick("predicted_mean")}),
         ),
     ]
     pages.write_page(

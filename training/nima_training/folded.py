@@ -48,7 +48,9 @@ def load_folded(model: nn.Module, layers: Sequence[FoldedLayer]) -> Tensor | Non
     """
     pairs = conv_norm_pairs(model)
     if not len(pairs) <= len(layers) <= len(pairs) + 1:
-        raise ValueError(f"the network has {len(pairs)} convolutions, the file {len(layers)} layers")
+        raise ValueError(
+            f"the network has {len(pairs)} convolutions, the file {len(layers)} layers"
+        )
     for (conv, norm), layer in zip(pairs, layers, strict=False):
         if layer.op == DENSE or layer.weight.shape != conv.weight.shape:
             raise ValueError(
@@ -56,7 +58,8 @@ def load_folded(model: nn.Module, layers: Sequence[FoldedLayer]) -> Tensor | Non
                 f"{layer.op} {tuple(layer.weight.shape)}"
             )
         conv.weight.copy_(layer.weight)
-        assert norm.running_mean is not None and norm.running_var is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         norm.running_mean.zero_()
         norm.running_var.fill_(1.0)
         norm.weight.fill_((1.0 + norm.eps) ** 0.5)
@@ -100,7 +103,8 @@ def calibrate_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> None:
         count, total, squares = sums[norm]
         mean = total / count
         variance = (squares / count - mean.square()).clamp_min(1e-6)
-        assert norm.running_mean is not None and norm.running_var is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         # y = gain * x + shift is what the layer computes now; keep it.
         gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
         shift = norm.bias.double() - gain * norm.running_mean.double()
@@ -124,14 +128,21 @@ class FoldedConvNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``norm(conv(x))`` with the running statistics."""
         conv, norm = self.conv, self.norm
-        assert norm.running_mean is not None and norm.running_var is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         gain = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         bias = norm.bias - norm.running_mean * gain
         if conv.bias is not None:
             bias = bias + conv.bias * gain
         weight = conv.weight * gain.view(-1, 1, 1, 1)
         return nn.functional.conv2d(
-            x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups  # type: ignore[arg-type]
+            x,
+            weight,
+            bias,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,  # type: ignore[arg-type]
         )
 
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from nima_client.preprocess import PreprocessSpec
 from torch import Tensor, nn
 
+from nima_client.preprocess import PreprocessSpec
 from nima_training.distribution import NUM_RATINGS
 from nima_training.folded import conv_norm_pairs, load_folded
 from nima_training.models import create_model, head_module
@@ -79,13 +79,15 @@ def import_tflite(path: Path) -> Imported:
 
 
 def import_keras(path: Path) -> Imported:
-    """idealo's Keras MobileNet weights (``conv1``, ``conv_dw_N``, ``conv_pw_N``, a dense layer)."""
+    """Idealo's Keras MobileNet weights (``conv1``, ``conv_dw_N``, ``conv_pw_N``, a dense layer)."""
     arrays = _keras_arrays(path)
     names = ["conv1"] + [f"conv_{kind}_{n}" for n in range(1, 14) for kind in ("dw", "pw")]
     model = create_model("mobilenet_v1", weights="none", dropout=0.0)
     if missing := [name for name in names if name not in arrays]:
         known = ", ".join(sorted(arrays)[:5])
-        raise ImportFailed(f"{path.name} is not a Keras MobileNet: no layer {missing[0]!r} (has {known}, …)")
+        raise ImportFailed(
+            f"{path.name} is not a Keras MobileNet: no layer {missing[0]!r} (has {known}, …)"
+        )
     with torch.no_grad():
         for name, (conv, norm) in zip(names, conv_norm_pairs(model), strict=True):
             layer, batch_norm = arrays[name], arrays.get(f"{name}_bn")
@@ -96,7 +98,8 @@ def import_keras(path: Path) -> Imported:
             else:
                 kernel = layer["kernel"].transpose(3, 2, 0, 1)  # HWIO -> OIHW
             _copy(conv.weight, kernel, name)
-            assert norm.running_mean is not None and norm.running_var is not None
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
             _copy(norm.weight, batch_norm["gamma"], name)
             _copy(norm.bias, batch_norm["beta"], name)
             _copy(norm.running_mean, batch_norm["moving_mean"], name)
@@ -106,7 +109,9 @@ def import_keras(path: Path) -> Imported:
         if name.startswith("dense") and value["kernel"].shape[-1] == NUM_RATINGS
     ]  # fmt: skip
     if len(heads) != 1:
-        raise ImportFailed(f"{path.name}: expected one dense layer of {NUM_RATINGS}, found {len(heads)}")
+        raise ImportFailed(
+            f"{path.name}: expected one dense layer of {NUM_RATINGS}, found {len(heads)}"
+        )
     kernel = torch.from_numpy(heads[0]["kernel"].T.copy())
     _set_head(model, "mobilenet_v1", kernel, torch.from_numpy(heads[0]["bias"]), path)
     return Imported(model.eval(), "mobilenet_v1", PreprocessSpec(), "Keras HDF5")
@@ -154,7 +159,9 @@ def _keras_arrays(path: Path) -> dict[str, dict[str, np.ndarray]]:
 
 def _copy(target: Tensor, value: np.ndarray, name: str) -> None:
     if tuple(target.shape) != value.shape:
-        raise ImportFailed(f"layer {name}: expected shape {tuple(target.shape)}, found {value.shape}")
+        raise ImportFailed(
+            f"layer {name}: expected shape {tuple(target.shape)}, found {value.shape}"
+        )
     target.copy_(torch.from_numpy(np.ascontiguousarray(value)))
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from nima_client.preprocess import ImageRejected, PreprocessSpec, normalize, preprocess
 from torch import Tensor, nn
 
+from nima_client.preprocess import ImageRejected, PreprocessSpec, normalize, preprocess
 from nima_training import distribution
 
 BATCH = 32

@@ -178,12 +178,16 @@ class Trainer:
                 self.skipped[row] = reason
                 self.console.print(f"[yellow]skipped[/] {reason}")
         if "pixels" not in batch:
-            raise TrainingError(f"no photo of a whole batch is readable, e.g. {batch['errors'][0][1]}")
+            raise TrainingError(
+                f"no photo of a whole batch is readable, e.g. {batch['errors'][0][1]}"
+            )
         device = self.accelerator.device
         x = normalise_on_device(batch["pixels"].to(device, non_blocking=True), config.preprocessing)
         target = batch["targets"].to(device, non_blocking=True)
         # Dropout must not depend on where a run was resumed.
-        torch.manual_seed(hash((config.seed, self.at.epoch, self.at.batch, self.accelerator.process_index)))
+        torch.manual_seed(
+            hash((config.seed, self.at.epoch, self.at.batch, self.accelerator.process_index))
+        )
         last = (self.at.batch + 1) % config.accumulate == 0
         synchronise = _nothing() if last else self.accelerator.no_sync(self.network)
         with synchronise:
@@ -191,7 +195,13 @@ class Trainer:
                 logits = self.network(x)
             losses = emd(probabilities(logits), target, config.emd_r)
             if not torch.isfinite(losses).all():
-                rows = [row for row, good in zip(batch["rows"], torch.isfinite(losses).tolist(), strict=True) if not good]
+                rows = [
+                    row
+                    for row, good in zip(
+                        batch["rows"], torch.isfinite(losses).tolist(), strict=True
+                    )
+                    if not good
+                ]
                 names = ", ".join(self.train_set.ids[row] for row in rows[:10])
                 raise TrainingError(
                     f"the loss is not finite at epoch {self.at.epoch}, batch {self.at.batch}, for "
@@ -304,7 +314,9 @@ class Trainer:
             return
         config = self.config
         exported = create_model(config.backbone, "none", config.dropout)
-        exported.load_state_dict(self.ema.state if self.ema is not None else self.model.state_dict())
+        exported.load_state_dict(
+            self.ema.state if self.ema is not None else self.model.state_dict()
+        )
         save_checkpoint(
             config.out / name,
             exported,
@@ -337,7 +349,8 @@ class Trainer:
         self._say(
             f"epoch {record['epoch']}: train EMD {record['train_loss']:.4f}, validation EMD r=2 "
             f"{record['emd_r2']:.4f}, r=1 {record['emd_r1']:.4f}, Spearman "
-            f"{record['spearman_mean'] or float('nan'):.4f}, {record['images_per_second']:.1f} img/s"
+            f"{record['spearman_mean'] or float('nan'):.4f}, "
+            f"{record['images_per_second']:.1f} img/s"
         )
 
     def _save(self) -> None:
@@ -408,5 +421,3 @@ def _nothing() -> Any:
 def train(config: TrainConfig, console: Console) -> dict[str, Any]:
     """Run :class:`Trainer`; returns the best epoch's metrics."""
     return Trainer(config, console).run()
-
-

@@ -5,7 +5,7 @@ Talebi & Milanfar (2017), equation 1::
     EMD(p, q) = (1/N * sum_k |CDF_p(k) - CDF_q(k)|^r)^(1/r)
 
 The paper trains with r = 2 (the seed article calls that exponent gamma) and reports r = 1. With
-r = 1, ``N * EMD`` is the Wasserstein distance of the ratings 1..N. All losses are means over the batch.
+r = 1, ``N * EMD`` is the Wasserstein distance of the ratings 1..N. Losses are batch means.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class EMDLoss(nn.Module):
 
 
 class DistillationLoss(nn.Module):
-    """Kullback-Leibler divergence from the teacher's distribution, plus the squared error of the mean.
+    """Kullback-Leibler divergence from the teacher, plus the squared error of the mean.
 
     The divergence (Hinton et al., 2015) matches the whole distribution; the second term, weighted
     by ``mean_weight``, puts the gradient where the published figure is read: on the mean rating.

@@ -86,8 +86,7 @@ BACKBONES: dict[str, Backbone] = {
 
 
 class WeightsUnavailable(RuntimeError):
-    """The pretrained weights are neither on disk nor downloadable; the message says where to put them."""
-
+    """Pretrained weights are neither on disk nor to be had; the message says where to put them."""
 
 
 def create_model(
@@ -187,7 +186,9 @@ def _load_backbone(model: nn.Module, state: dict[str, Tensor], head: str) -> Non
     own = {name for name in model.state_dict() if kept(name)}
     state = {name: value for name, value in state.items() if kept(name)}
     if missing := sorted(own - state.keys()):
-        raise ValueError(f"weights do not fit the backbone: {len(missing)} missing, e.g. {missing[0]}")
+        raise ValueError(
+            f"weights do not fit the backbone: {len(missing)} missing, e.g. {missing[0]}"
+        )
     if extra := sorted(state.keys() - own):
         raise ValueError(f"weights do not fit the backbone: {len(extra)} unknown, e.g. {extra[0]}")
     model.load_state_dict(state, strict=False)

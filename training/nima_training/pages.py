@@ -9,9 +9,9 @@ from pathlib import Path
 
 from jinja2 import Environment
 from markupsafe import Markup
-from nima_client.preprocess import PreprocessSpec, decode
 from PIL import Image
 
+from nima_client.preprocess import PreprocessSpec, decode
 from nima_training.checkpoint import write_atomically
 
 TEMPLATE = """<!doctype html>
@@ -20,17 +20,22 @@ TEMPLATE = """<!doctype html>
 <style>
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem;
        color: #1c2128; background: #fff }
-table { border-collapse: collapse } th, td { padding: .25rem .7rem; border-bottom: 1px solid #d8dee4;
-       text-align: right } th:first-child, td:first-child { text-align: left }
+table { border-collapse: collapse } th, td { padding: .25rem .7rem; text-align: right;
+       border-bottom: 1px solid #d8dee4 } th:first-child, td:first-child { text-align: left }
 .grid { display: flex; flex-wrap: wrap; gap: 1rem } figure { margin: 0 } img { max-width: 190px }
 figcaption { font-size: 12px; color: #57606a; max-width: 20rem } p.note { color: #57606a }
 </style></head><body>
 <h1>{{ title }}</h1><p class="note">{{ note }}</p>
 {% for section in sections %}
 <section><h2>{{ section.title }}</h2>{% if section.text %}<p>{{ section.text }}</p>{% endif %}
-{% if section.rows %}<table><thead><tr>{% for name in section.columns %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
-<tbody>{% for row in section.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</tbody></table>{% endif %}
-<div class="grid">{% for item in section.figures %}<figure>{% if item.image %}<img alt="{{ item.caption }}" src="{{ item.image }}">{% endif %}
+{% if section.rows %}<table><thead><tr>{% for name in section.columns %}
+<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>{% for row in section.rows %}<tr>
+{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</tbody></table>{% endif %}
+<div class="grid">{% for item in section.figures %}<figure>
+{% if item.image %}<img alt="{{ item.caption }}" src="{{ item.image }}">
+{% endif %}
 {{ item.svg }}<figcaption>{{ item.caption }}</figcaption></figure>{% endfor %}</div></section>
 {% endfor %}</body></html>
 """
@@ -75,8 +80,10 @@ def thumbnail(path: Path, side: int = 190) -> str:
 
 def write_page(path: Path, title: str, note: str, sections: list[Section]) -> None:
     """Render and write atomically."""
-    text = Environment(autoescape=True).from_string(TEMPLATE).render(
-        title=title, note=note, sections=sections
+    text = (
+        Environment(autoescape=True)
+        .from_string(TEMPLATE)
+        .render(title=title, note=note, sections=sections)
     )
 
     def write(temporary: Path) -> None:

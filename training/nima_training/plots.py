@@ -51,7 +51,7 @@ def scatter(true: np.ndarray, predicted: np.ndarray, label: str) -> str:
 
 
 def calibration(true: np.ndarray, predicted: np.ndarray, bins: int = 10) -> str:
-    """Average true mean of photos binned by predicted mean (equal counts), with its standard error."""
+    """True mean, with its standard error, of photos binned by predicted mean (equal counts)."""
     figure, axes = plt.subplots(figsize=(4, 4))
     groups = [g for g in np.array_split(np.argsort(predicted, kind="stable"), bins) if len(g)]
     x = [predicted[g].mean() for g in groups]

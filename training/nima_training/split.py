@@ -19,9 +19,7 @@ MAX_PAIRWISE = 20_000
 
 def difference_hash(image: Image.Image) -> int:
     """64-bit dHash of an image."""
-    small = np.asarray(
-        image.convert("L").resize((9, 8), Image.Resampling.BILINEAR), dtype=np.int16
-    )
+    small = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BILINEAR), dtype=np.int16)
     return int.from_bytes(np.packbits(small[:, :-1] > small[:, 1:]).tobytes(), "big")
 
 

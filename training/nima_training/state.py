@@ -1,4 +1,4 @@
-"""Resumable state of a run: tensors, numbers and nested containers, loadable without code execution."""
+"""Resumable state of a run: tensors, numbers and containers, loaded without running code."""
 
 from __future__ import annotations
 

@@ -62,9 +62,7 @@ def read_tflite(path: str | Path) -> TFLiteNetwork:
         raise TFLiteError(f"{path} is not a TFLite file (no TFL3 identifier)")
     model = tflite.Model.GetRootAsModel(data, 0)
     graph = model.Subgraphs(0)
-    names = {
-        value: name for name, value in vars(tflite.BuiltinOperator).items() if name.isupper()
-    }
+    names = {value: name for name, value in vars(tflite.BuiltinOperator).items() if name.isupper()}
     types = {value: name for name, value in vars(tflite.TensorType).items() if name.isupper()}
     layers: list[FoldedLayer] = []
     operators: list[str] = []
@@ -118,7 +116,9 @@ def _constant(model: Any, graph: Any, index: int, types: dict[int, str]) -> np.n
         raise TFLiteError(f"tensor {tensor.Name().decode()!r} has type {kind}: not supported")
     raw = model.Buffers(tensor.Buffer()).DataAsNumpy()
     if not isinstance(raw, np.ndarray):
-        raise TFLiteError(f"tensor {tensor.Name().decode()!r} is not constant: not a trained network")
+        raise TFLiteError(
+            f"tensor {tensor.Name().decode()!r} is not constant: not a trained network"
+        )
     value = raw.view(_NUMPY_TYPES[kind]).reshape(tensor.ShapeAsNumpy())
     quantisation = tensor.Quantization()
     if kind.startswith("FLOAT") or quantisation is None or quantisation.ScaleLength() == 0:

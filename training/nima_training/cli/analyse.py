@@ -14,9 +14,9 @@ app = typer.Typer(add_completion=False)
 def analyse(
     photos: Annotated[Path, typer.Argument(help="Folder of photos.")],
     out: Annotated[Path, typer.Option(help="Folder for the table, the figures and the page.")],
-    checkpoint: Annotated[Optional[Path], typer.Option(help="Score with this checkpoint.")] = None,  # noqa: UP007, UP045
-    url: Annotated[Optional[str], typer.Option(help="Score with this server (gRPC).")] = None,  # noqa: UP007, UP045
-    kind: Annotated[Optional[list[str]], typer.Option(help="Distortion; repeat. All.")] = None,  # noqa: UP007, UP045
+    checkpoint: Annotated[Optional[Path], typer.Option(help="Score with this checkpoint.")] = None,  # noqa: UP045
+    url: Annotated[Optional[str], typer.Option(help="Score with this server (gRPC).")] = None,  # noqa: UP045
+    kind: Annotated[Optional[list[str]], typer.Option(help="Distortion; repeat. All.")] = None,  # noqa: UP045
     limit: Annotated[int, typer.Option(min=1, help="At most so many photos, evenly spaced.")] = 100,
 ) -> None:
     """Write scores.parquet, analysis.json and analysis.html."""
@@ -33,7 +33,9 @@ def analyse(
     console = Console(stderr=True)
     try:
         paths = list_photos(photos)
-        paths = [paths[i * len(paths) // min(limit, len(paths))] for i in range(min(limit, len(paths)))]
+        paths = [
+            paths[i * len(paths) // min(limit, len(paths))] for i in range(min(limit, len(paths)))
+        ]
         if checkpoint is not None:
             loaded = load_checkpoint(checkpoint)
             score, source = checkpoint_scorer(loaded), f"checkpoint {loaded.meta['name']}"

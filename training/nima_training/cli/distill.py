@@ -19,15 +19,15 @@ def distill(
         Path, typer.Option(help="Scratch for views, labels and resumable state; several GB.")
     ],
     init: Annotated[
-        Optional[Path],  # noqa: UP007, UP045
+        Optional[Path],  # noqa: UP045
         typer.Option(help="ImageNet MobileNetV2 TFLite to start from; none starts at random."),
     ] = None,
     name: Annotated[str, typer.Option(help="Name stored in the checkpoint.")] = "nima_mobilenet_v2",
     views: Annotated[int, typer.Option(min=64, help="Augmented views to make and label.")] = 24_000,
     small_epochs: Annotated[float, typer.Option(help="Epochs on views of half the size.")] = 3,
-    small_minutes: Annotated[Optional[float], typer.Option(help="Time limit of it.")] = None,  # noqa: UP007, UP045
+    small_minutes: Annotated[Optional[float], typer.Option(help="Time limit of it.")] = None,  # noqa: UP045
     full_epochs: Annotated[float, typer.Option(help="Epochs on views of full size.")] = 2,
-    full_minutes: Annotated[Optional[float], typer.Option(help="Time limit of it.")] = None,  # noqa: UP007, UP045
+    full_minutes: Annotated[Optional[float], typer.Option(help="Time limit of it.")] = None,  # noqa: UP045
     seed: Annotated[int, typer.Option(help="Seed of the split, the views and the order.")] = 20,
     workers: Annotated[int, typer.Option(min=1, help="Processes that make and label views.")] = 2,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the training step.")] = 2,
@@ -59,7 +59,7 @@ def distill(
     metrics = run(config, console)
     for part, values in metrics.items():
         console.print(
-            f"held-out {part}: {values['views']:.0f} views, spearman {values['spearman_mean']:.4f}, "
-            f"MAE {values['mae_mean']:.4f}, EMD r=2 {values['emd_r2']:.4f}"
+            f"held-out {part}, {values['views']:.0f} views: Spearman "
+            f"{values['spearman_mean']:.4f}, MAE {values['mae_mean']:.4f}, EMD r=2 {values['emd_r2']:.4f}"
         )
     console.print(f"checkpoint written to {out}")

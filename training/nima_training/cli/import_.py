@@ -19,7 +19,7 @@ def import_(
     photos: Annotated[
         Path, typer.Option(help="Folder of photos that the reference quantiles are taken on.")
     ],
-    name: Annotated[Optional[str], typer.Option(help="Name; default the file's.")] = None,  # noqa: UP007, UP045
+    name: Annotated[Optional[str], typer.Option(help="Name; default the file's.")] = None,  # noqa: UP045
     check: Annotated[
         int,
         typer.Option(help="Compare with the TFLite interpreter on so many photos (TFLite only)."),
@@ -50,7 +50,9 @@ def import_(
         raise typer.Exit(2)
     metrics: dict[str, object] = {}
     if check:
-        metrics["interpreter"] = _compare(source, [paths[i] for i in good[:: max(1, len(good) // check)]][:check], imported)
+        metrics["interpreter"] = _compare(
+            source, [paths[i] for i in good[:: max(1, len(good) // check)]][:check], imported
+        )
         console.print(f"against ai-edge-litert: {metrics['interpreter']}")
     save_checkpoint(
         out,
@@ -77,8 +79,8 @@ def import_(
 def _compare(source: Path, paths: list[Path], imported: object) -> dict[str, float]:
     """Difference of the means between the imported network and the TFLite interpreter."""
     import numpy as np
-    from nima_client.preprocess import preprocess
 
+    from nima_client.preprocess import preprocess
     from nima_training import distribution
     from nima_training.distill.teacher import TFLiteTeacher
     from nima_training.imports import Imported

@@ -18,13 +18,13 @@ def prepare(
     ],
     photos: Annotated[Path, typer.Option(help="Folder of the photos, searched recursively.")],
     out: Annotated[Path, typer.Option(help="Manifest to write (.parquet).")],
-    kind: Annotated[Optional[str], typer.Option(help=f"{KINDS}; default: by name.")] = None,  # noqa: UP007, UP045
+    kind: Annotated[Optional[str], typer.Option(help=f"{KINDS}; default: by name.")] = None,  # noqa: UP045
     ava_lists: Annotated[
-        Optional[Path],  # noqa: UP007, UP045
+        Optional[Path],  # noqa: UP045
         typer.Option(help="Folder with AVA's generic_test.jpgl: the official split."),
     ] = None,
-    ava_styles: Annotated[Optional[Path], typer.Option(help="Folder with AVA's style lists.")] = None,  # noqa: UP007, UP045
-    ava_tags: Annotated[Optional[Path], typer.Option(help="AVA's tags.txt.")] = None,  # noqa: UP007, UP045
+    ava_styles: Annotated[Path | None, typer.Option(help="Folder with AVA's style lists.")] = None,
+    ava_tags: Annotated[Optional[Path], typer.Option(help="AVA's tags.txt.")] = None,  # noqa: UP045
     min_side: Annotated[int, typer.Option(min=1, help="Drop smaller photos.")] = 32,
     workers: Annotated[int, typer.Option(min=1, help="Processes that check files.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,

@@ -12,16 +12,18 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def train(
-    manifest: Annotated[Optional[Path], typer.Argument(help="Manifest of nima prepare.")] = None,  # noqa: UP007, UP045
-    photos: Annotated[Optional[Path], typer.Option(help="Folder the manifest's paths start at.")] = None,  # noqa: UP007, UP045
-    out: Annotated[Optional[Path], typer.Option(help="Run directory; holds best/ and last/.")] = None,  # noqa: UP007, UP045
-    config: Annotated[Optional[Path], typer.Option(help="TOML file of TrainConfig fields.")] = None,  # noqa: UP007, UP045
-    backbone: Annotated[Optional[str], typer.Option(help="Name of the backbone.")] = None,  # noqa: UP007, UP045
-    weights: Annotated[Optional[str], typer.Option(help="imagenet, none, or a file.")] = None,  # noqa: UP007, UP045
-    epochs: Annotated[Optional[int], typer.Option(help="Epochs in all.")] = None,  # noqa: UP007, UP045
-    batch_size: Annotated[Optional[int], typer.Option(help="Images a step and process.")] = None,  # noqa: UP007, UP045
+    manifest: Annotated[Optional[Path], typer.Argument(help="Manifest of nima prepare.")] = None,  # noqa: UP045
+    photos: Annotated[
+        Path | None, typer.Option(help="Folder the manifest's paths start at.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory; holds best/ and last/.")] = None,
+    config: Annotated[Optional[Path], typer.Option(help="TOML file of TrainConfig fields.")] = None,  # noqa: UP045
+    backbone: Annotated[Optional[str], typer.Option(help="Name of the backbone.")] = None,  # noqa: UP045
+    weights: Annotated[Optional[str], typer.Option(help="imagenet, none, or a file.")] = None,  # noqa: UP045
+    epochs: Annotated[Optional[int], typer.Option(help="Epochs in all.")] = None,  # noqa: UP045
+    batch_size: Annotated[Optional[int], typer.Option(help="Images a step and process.")] = None,  # noqa: UP045
     set_: Annotated[
-        Optional[list[str]],  # noqa: UP007, UP045
+        Optional[list[str]],  # noqa: UP045
         typer.Option("--set", help="Any other field, as name=value in TOML syntax."),
     ] = None,
     print_config: Annotated[bool, typer.Option(help="Print the configuration and stop.")] = False,

@@ -1,8 +1,8 @@
-"""Ratings and photos: label files of every kind to one Parquet manifest, and the manifest to batches.
+"""Ratings and photos: label files to one Parquet manifest, and the manifest to batches.
 
-    sources.py  AVA.txt, label JSON, TID2013, CSV/Parquet -> one table of distributions
-    maxent.py   a mean (and std) -> the least committed distribution that has it
-    ava.py      the official AVA lists, styles and tags
-    manifest.py table + folder of photos -> checked, split manifest
-    dataset.py  manifest -> augmented or evaluation tensors
+sources.py  AVA.txt, label JSON, TID2013, CSV/Parquet -> one table of distributions
+maxent.py   a mean (and std) -> the least committed distribution that has it
+ava.py      the official AVA lists, styles and tags
+manifest.py table + folder of photos -> checked, split manifest
+dataset.py  manifest -> augmented or evaluation tensors
 """

@@ -1,4 +1,4 @@
-"""The official AVA lists (Murray et al., CVPR 2012): generic split, 14 photographic styles, tags."""
+"""The official AVA lists (Murray et al., CVPR 2012): generic split, 14 styles, tags."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def read_styles(folder: Path) -> dict[str, list[str]]:
         raise LabelError(f"test.jpgl has {len(test)} rows, test.multilab {len(rows)}")
     for image_id, flags in zip(test, rows, strict=True):
         if len(flags) != len(names):
-            raise LabelError(f"test.multilab: {len(flags)} flags for image {image_id}, not {len(names)}")
+            raise LabelError(
+                f"test.multilab: {len(flags)} flags for image {image_id}, not {len(names)}"
+            )
         own = [names[number] for number, flag in enumerate(flags, start=1) if flag == "1"]
         styles.setdefault(image_id, []).extend(name for name in own if name not in styles[image_id])
     return styles

@@ -1,4 +1,4 @@
-"""The manifest as a torch data set: augmented views for training, the server's pixels for evaluation.
+"""The manifest as a torch data set: augmented views, or the server's pixels.
 
 Randomness belongs to the sample: view ``i`` of epoch ``e`` depends on (seed, e, i) only, not on
 workers, ranks or where a run was resumed.
@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from nima_client.preprocess import ImageRejected, PreprocessSpec, preprocess
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from nima_client.preprocess import ImageRejected, PreprocessSpec, preprocess
 from nima_training.data.sources import PROBABILITIES, SUM_TOLERANCE, LabelError
 
 
@@ -50,7 +50,9 @@ def read_manifest(path: Path) -> pd.DataFrame:
     if missing := [name for name in needed if name not in frame]:
         raise LabelError(f"{path} lacks the columns {missing}: it is not a nima prepare manifest")
     values = frame[PROBABILITIES].to_numpy(np.float64)
-    bad = ~np.isfinite(values).all(1) | (values < 0).any(1) | (abs(values.sum(1) - 1) > SUM_TOLERANCE)
+    bad = (
+        ~np.isfinite(values).all(1) | (values < 0).any(1) | (abs(values.sum(1) - 1) > SUM_TOLERANCE)
+    )
     if bad.any():
         row = int(np.argmax(bad))
         raise LabelError(
@@ -85,7 +87,9 @@ class Photos(Dataset[dict[str, Any]]):
         self.paths = [root / path for path in frame["path"]]
         self.ids = frame["image_id"].astype(str).tolist()
         targets = frame[PROBABILITIES].to_numpy(np.float64)
-        self.targets = torch.from_numpy((targets / targets.sum(1, keepdims=True)).astype(np.float32))
+        self.targets = torch.from_numpy(
+            (targets / targets.sum(1, keepdims=True)).astype(np.float32)
+        )
         self.spec, self.augmentation, self.seed = spec, augmentation, seed
         self.epoch = 0
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
 from nima_client.preprocess import (
     DEFAULT_LIMITS,
     ImageRejected,
@@ -25,7 +26,6 @@ from nima_client.preprocess import (
     decode,
     inspect_header,
 )
-
 from nima_training.checkpoint import write_atomically, write_json
 from nima_training.split import difference_hash, group_near_duplicates, split_by_group, unit_hash
 
@@ -156,7 +156,7 @@ def build_manifest(
     workers: int = 1,
     seed: int = 0,
 ) -> Report:
-    """Check the photos of ``ratings``, split them and write ``out`` (Parquet) and ``out``.report.json.
+    """Check and split the photos of ``ratings``; write ``out`` (Parquet) and its ``.report.json``.
 
     Args:
         ratings: a table of :mod:`nima_training.data.sources`.

@@ -104,7 +104,7 @@ def read_ava(path: Path, tag_names: dict[int, str] | None = None) -> pd.DataFram
 
 
 def read_label_json(path: Path) -> pd.DataFrame:
-    """A JSON list of ``{"image_id": …, "label": [ten counts or probabilities]}`` (idealo's format)."""
+    """idealo's JSON list of ``{"image_id": …, "label": [ten counts or probabilities]}``."""
     try:
         samples = json.loads(path.read_text())
     except json.JSONDecodeError as error:
@@ -115,7 +115,9 @@ def read_label_json(path: Path) -> pd.DataFrame:
     for number, sample in enumerate(samples, start=1):
         label = sample.get("label") if isinstance(sample, dict) else None
         if not isinstance(label, list) or len(label) != 10 or "image_id" not in sample:
-            raise LabelError(f'{path.name}, row {number}: needs "image_id" and a "label" of ten numbers')
+            raise LabelError(
+                f'{path.name}, row {number}: needs "image_id" and a "label" of ten numbers'
+            )
         labels.append([np.nan if value is None else value for value in label])
     try:
         values = np.array(labels, dtype=np.float64)

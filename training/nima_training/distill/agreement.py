@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from nima_client.preprocess import PreprocessSpec
 from torch import Tensor, nn
 
+from nima_client.preprocess import PreprocessSpec
 from nima_training import distribution, metrics
 from nima_training.distill.teacher import TFLiteTeacher
 from nima_training.distill.views import test_views
@@ -25,7 +25,9 @@ class HeldOut:
         self, photos: Sequence[Path], teacher: TFLiteTeacher, spec: PreprocessSpec, seed: int
     ) -> None:
         named = [
-            view for number, path in enumerate(photos) for view in test_views(path, number, spec, seed)
+            view
+            for number, path in enumerate(photos)
+            for view in test_views(path, number, spec, seed)
         ]
         self.spec = spec
         self.sets = np.array([name for name, _ in named])
@@ -33,7 +35,7 @@ class HeldOut:
         self.labels = torch.from_numpy(teacher(self.pixels))
 
     def measure(self, model: nn.Module, downscale: int = 1) -> dict[str, dict[str, float]]:
-        """:func:`agreement` of each set and of all together, on views ``downscale`` times smaller."""
+        """:func:`agreement` of each set and of all, on views ``downscale`` times smaller."""
         network = nn.Sequential(nn.AvgPool2d(downscale), with_folded_norms(model))
         predicted = predict(network, self.pixels, self.spec)
         result = {}
@@ -44,7 +46,7 @@ class HeldOut:
 
 
 def agreement(predicted: Tensor, target: Tensor) -> dict[str, float]:
-    """Agreement of distributions ``[N, 10]``: correlations and errors of the mean and std, and EMD."""
+    """Correlations and errors of mean and std, and EMD, of distributions ``[N, 10]``."""
     mean, target_mean = distribution.mean(predicted).numpy(), distribution.mean(target).numpy()
     std, target_std = distribution.std(predicted).numpy(), distribution.std(target).numpy()
     error = np.abs(mean - target_mean)

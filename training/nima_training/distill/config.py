@@ -1,4 +1,4 @@
-"""Everything that decides a distillation run, with the defaults that made the bundled checkpoint."""
+"""Everything that decides a distillation run, defaults as for the bundled checkpoint."""
 
 from __future__ import annotations
 

@@ -15,9 +15,9 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from nima_client.preprocess import PreprocessSpec
 from rich.progress import track
 
+from nima_client.preprocess import PreprocessSpec
 from nima_training.checkpoint import write_json
 from nima_training.distill.config import ViewConfig
 from nima_training.distill.teacher import TFLiteTeacher
@@ -71,7 +71,9 @@ def build_pool(
             np.lib.format.open_memmap(directory / f"{name}.npy", "w+", dtype, shape).flush()
         write_json(plan_file, plan)
     elif json.loads(plan_file.read_text()) != plan:
-        raise ValueError(f"{directory} holds a pool made with other settings: choose another --work-dir")
+        raise ValueError(
+            f"{directory} holds a pool made with other settings: choose another --work-dir"
+        )
     todo = [s for s in range(-(-count // SHARD)) if not _marker(directory, s).exists()]
     if todo:
         jobs = [(directory, photos, teacher, shard, count, spec, view, seed) for shard in todo]

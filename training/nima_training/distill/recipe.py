@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from nima_client.preprocess import PreprocessSpec, preprocess
 from rich.console import Console
 from torch import Tensor, nn
 
+from nima_client.preprocess import PreprocessSpec, preprocess
 from nima_training import distribution
 from nima_training.checkpoint import (
     META_FILE,
@@ -190,7 +190,11 @@ def write_checkpoint(
                 "set": f"{len(everything)} photographs of {config.photos.name}, whole, undistorted",
                 "quantiles": reference_quantiles(means),
             },
-            "training": {"command": "distill", **training, "teacher_sha256": sha256_file(config.teacher)},
+            "training": {
+                "command": "distill",
+                **training,
+                "teacher_sha256": sha256_file(config.teacher),
+            },
             "data_sha256": data.hexdigest(),
             "metrics": {"to": f"teacher {config.teacher.name}", "held_out": metrics},
         },

@@ -27,7 +27,8 @@ WARMUP = 0.03
 class Stage:
     """What a stage trains and on what.
 
-    ``part`` is trained, ``fast`` computes it (the same parameters, norms folded); ``fetch`` gives its inputs for sorted row numbers; ``measure`` maps the
+    ``part`` is trained, ``fast`` computes it (the same parameters, norms folded); ``fetch`` gives
+    its inputs for sorted row numbers; ``measure`` maps the
     averaged weights to the selection error, lower is better, and a line to print.
     """
 
@@ -127,7 +128,9 @@ def train_stage(
         labels = torch.from_numpy(stage.labels[rows]).to(device)
         value = loss(stage.fast(stage.fetch(rows).to(device)), labels)
         if not torch.isfinite(value):
-            raise FloatingPointError(f"{stage.name}: loss is {value.item()} on pool rows {rows.tolist()}")
+            raise FloatingPointError(
+                f"{stage.name}: loss is {value.item()} on pool rows {rows.tolist()}"
+            )
         optimiser.zero_grad(set_to_none=True)
         value.backward()
         nn.utils.clip_grad_norm_(part.parameters(), 1.0)

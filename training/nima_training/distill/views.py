@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from nima_client.preprocess import PreprocessSpec, to_pixels
 from PIL import Image, ImageOps
 
+from nima_client.preprocess import PreprocessSpec, to_pixels
 from nima_training.distill.config import ViewConfig
 from nima_training.distort import DISTORTIONS, distort
 
@@ -33,9 +33,7 @@ def random_crop(image: Image.Image, config: ViewConfig, rng: np.random.Generator
     return image.crop((round(left), round(top), round(left + width), round(top + height)))
 
 
-def random_distortions(
-    image: Image.Image, count: int, rng: np.random.Generator
-) -> Image.Image:
+def random_distortions(image: Image.Image, count: int, rng: np.random.Generator) -> Image.Image:
     """``count`` different distortions of the kinds and strengths that training may see."""
     for kind in rng.choice(TRAIN_KINDS, size=count, replace=False):
         limits = DISTORTIONS[kind].train_range

@@ -1,0 +1,164 @@
+"""Distillation: views, pool, stages and the whole recipe on a handful of photos."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import nn
+
+from nima_client.preprocess import PreprocessSpec
+from nima_training import distribution
+from nima_training.checkpoint import load_checkpoint
+from nima_training.distill.config import DistillConfig, StageConfig, ViewConfig
+from nima_training.distill.head import fit_head
+from nima_training.distill.pool import build_pool
+from nima_training.distill.recipe import distill
+from nima_training.distill.stages import Stage, learning_rate_factor, train_stage
+from nima_training.distill.views import test_views as held_out_views
+from nima_training.distill.views import training_view
+from nima_training.losses import DistillationLoss
+from nima_training.split import difference_hash, group_near_duplicates, split_by_group
+
+MakePhoto = Callable[..., Image.Image]
+SPEC = PreprocessSpec(resize_size=64, crop_size=64)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory, make_photo: MakePhoto) -> list[Path]:
+    folder = tmp_path_factory.mktemp("photos")
+    for seed in range(40):
+        make_photo(seed, (96, 80)).save(folder / f"{seed:03d}.png")
+    return sorted(folder.iterdir())
+
+
+def test_views_follow_from_their_number(photos: list[Path]) -> None:
+    config = ViewConfig()
+    views = [training_view(photos, n, SPEC, config, 1) for n in range(60)]
+    assert all(view.shape == (64, 64, 3) and view.dtype == np.uint8 for view in views)
+    assert np.array_equal(views[17], training_view(photos, 17, SPEC, config, 1))
+    assert not np.array_equal(views[17], training_view(photos, 17, SPEC, config, 2))
+    assert not np.array_equal(views[3], views[43])  # the same photo, another view
+    sets = [name for name, _ in held_out_views(photos[0], 0, SPEC, 1)]
+    assert sets == ["clean", "seen", "unseen_strength", "unseen_kind"]
+
+
+def test_split_keeps_look_alikes_together(make_photo: MakePhoto) -> None:
+    images = [make_photo(seed, (96, 80)) for seed in range(30)]
+    images += [image.resize((192, 160)) for image in images]
+    hashes = [difference_hash(image) for image in images]
+    groups = group_near_duplicates(hashes)
+    assert groups[30:] == groups[:30]
+    names = [f"{i}.jpg" for i in range(60)]
+    parts = split_by_group(names, groups, {"a": 0.5, "b": 0.5})
+    assert parts[30:] == parts[:30]
+    assert set(parts) == {"a", "b"}
+    more = split_by_group([*names, "new.jpg"], [*groups, 60], {"a": 0.5, "b": 0.5})
+    assert more[:60] == parts  # adding photos moves none
+
+
+def test_learning_rate_warms_up_and_falls() -> None:
+    factors = [learning_rate_factor(x) for x in np.linspace(0, 1, 101)]
+    assert factors[0] < 0.1
+    assert max(factors) == pytest.approx(1, abs=1e-2)
+    assert factors[-1] == pytest.approx(0, abs=1e-6)
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+
+
+def test_head_fit_recovers_a_linear_teacher() -> None:
+    torch.manual_seed(0)
+    features = torch.randn(600, 12) * torch.linspace(0.5, 3, 12) + 1
+    teacher = nn.Linear(12, 10)
+    with torch.no_grad():
+        labels = distribution.probabilities(teacher(features))
+    _layer, penalty, error = fit_head(features[:500], labels[:500], features[500:], labels[500:])
+    assert penalty == 1e-4
+    assert error < 0.02
+
+
+class Toy:
+    """A small stage over random features; ``fail_at`` stops it in the middle like a kill."""
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        torch.manual_seed(1)
+        self.part = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 10))
+        generator = torch.Generator().manual_seed(2)
+        self.x = torch.randn(64, 8, generator=generator)
+        self.y = torch.softmax(torch.randn(64, 10, generator=generator), 1).numpy()
+        self.calls, self.fail_at = 0, fail_at
+
+    def fetch(self, rows: np.ndarray) -> torch.Tensor:
+        self.calls += 1
+        if self.calls == self.fail_at:
+            raise KeyboardInterrupt
+        return self.x[rows]
+
+    def run(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+        monkeypatch.setattr("nima_training.distill.stages.SAVE_EVERY_SECONDS", -1.0)
+        stage = Stage(
+            "toy", self.part, self.part, self.part[3], self.fetch, self.y,
+            lambda state: (float(state["3.weight"].square().sum()), "x"),
+            StageConfig(5, 1e-2, 1e-2, batch_size=16),
+        )  # fmt: skip
+        return train_stage(stage, file, DistillationLoss(), 0.0, 0.9, 0, Console(quiet=True))
+
+
+def test_a_stage_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Toy().run(tmp_path / "a.pt", monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        Toy(fail_at=9).run(tmp_path / "b.pt", monkeypatch)
+    resumed = Toy()
+    result = resumed.run(tmp_path / "b.pt", monkeypatch)
+    assert 0 < resumed.calls < 20
+    assert all(torch.equal(whole[name], result[name]) for name in whole)
+    finished = Toy()
+    finished.run(tmp_path / "b.pt", monkeypatch)
+    assert finished.calls == 0
+
+
+def test_the_whole_recipe_resumes_and_writes_a_checkpoint(
+    photos: list[Path], shared_dir: Path, tmp_path: Path
+) -> None:
+    config = DistillConfig(
+        photos[0].parent,
+        shared_dir / "models" / "nima_mobilenet_aesthetic_int8.tflite",
+        shared_dir / "models" / "tf2_mobilenet_v2_1.0_224_ptq.tflite",
+        tmp_path / "work",
+        tmp_path / "out",
+        name="tiny",
+        views=32,
+        head_views=32,
+        small_stage=StageConfig(1, 1e-4, 1e-4, batch_size=8, downscale=2),
+        full_stage=StageConfig(0.25, 1e-4, 1e-4, batch_size=8, frozen_blocks=3),
+        workers=1,
+    )
+    metrics = distill(config, Console(quiet=True))
+    loaded = load_checkpoint(tmp_path / "out")
+    assert loaded.meta["metrics"]["held_out"] == metrics
+    assert set(metrics) == {"clean", "seen", "unseen_strength", "unseen_kind", "all"}
+    assert len(loaded.meta["reference"]["quantiles"]) == 101
+    assert str(tmp_path) not in (tmp_path / "out/checkpoint.json").read_text()
+    hash_before = loaded.meta["weights_sha256"]
+    assert distill(config, Console(quiet=True)) == metrics  # nothing left to do
+    assert load_checkpoint(tmp_path / "out").meta["weights_sha256"] == hash_before
+    with pytest.raises(ValueError, match="other settings"):
+        build_pool(
+            tmp_path / "work/pool-train", photos[:5], config.teacher, 32, PreprocessSpec(),
+            replace(config.view, mixed=0.5), config.seed, 1,
+        )  # fmt: skip
+
+
+def test_bundled_checkpoint_is_whole_and_small() -> None:
+    folder = Path(__file__).resolve().parents[2] / "training/checkpoints/nima_mobilenet_v2"
+    loaded = load_checkpoint(folder)
+    assert loaded.meta["backbone"] == "mobilenet_v2"
+    assert loaded.spec == PreprocessSpec()
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 12_000_000
+    held_out = loaded.meta["metrics"]["held_out"]
+    assert held_out["all"]["views"] > 900

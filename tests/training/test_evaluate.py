@@ -1,0 +1,118 @@
+"""`nima evaluate` and the demo: files, figures and pages from a real (small) network."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from nima_client.preprocess import PreprocessSpec
+from nima_training import metrics
+from nima_training.checkpoint import load_checkpoint, reference_quantiles, save_checkpoint
+from nima_training.cli.evaluate import app as evaluate_app
+from nima_training.data.manifest import build_manifest
+from nima_training.data.sources import PROBABILITIES, read_own
+from nima_training.evaluate import by_label
+from nima_training.inference import predict_files
+from nima_training.models import create_model
+
+MakeSet = Callable[[Path, int], tuple[Path, Path]]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    model = create_model("mobilenet_v3_small", "none", 0.0).eval()
+    with torch.no_grad():  # spread the scores, as an untrained head barely does
+        for parameter in model.classifier.parameters():  # type: ignore[union-attr]
+            parameter.mul_(8)
+    return save_checkpoint(
+        tmp_path_factory.mktemp("c") / "tiny",
+        model,
+        {
+            "name": "<tiny & co>", "backbone": "mobilenet_v3_small", "dropout": 0.0,
+            "preprocessing": PreprocessSpec(resize_size=64, crop_size=64).to_dict(),
+            "reference": {"set": "x", "quantiles": reference_quantiles(np.arange(9.0))},
+        },
+    )  # fmt: skip
+
+
+def test_evaluate_writes_figures_table_and_page(
+    checkpoint: Path, tmp_path: Path, make_set: MakeSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, labels = make_set(tmp_path, 44)
+    manifest = tmp_path / "m.parquet"
+    styles = {f"photo{i:03d}": ["HDR"] if i % 2 else ["Macro", "HDR"] for i in range(44)}
+    build_manifest(
+        read_own(labels), photos, manifest, styles=styles, fractions={"test": 1.0, "train": 0.0}
+    )
+    (photos / "photo002.png").write_bytes(b"gone bad since")
+    arguments = [
+        str(checkpoint), "--manifest", str(manifest), "--photos", str(photos), "--out",
+        str(tmp_path / "out"), "--bootstrap", "50",
+    ]  # fmt: skip
+    evaluate_app(arguments, standalone_mode=False)
+    assert "skipped photo002" in capsys.readouterr().err
+    result = json.loads((tmp_path / "out/metrics.json").read_text())
+    table = pd.read_parquet(tmp_path / "out/predictions.parquet")
+    assert result["photos"] == len(table) == 43
+    predicted = table[[f"predicted_{name}" for name in PROBABILITIES]].to_numpy()
+    true = table[[f"true_{name}" for name in PROBABILITIES]].to_numpy()
+    np.testing.assert_allclose(predicted.sum(1), 1, atol=1e-6)
+    again = metrics.evaluate(predicted, true)
+    for name, entry in result["overall"].items():
+        assert entry["value"] == pytest.approx(again[name]["value"], abs=1e-9)
+        assert entry["low"] <= entry["high"]
+    assert result["styles"]["HDR"]["photos"] == 43
+    assert result["styles"]["Macro"]["photos"] == 21
+    page = (tmp_path / "out/report.html").read_text()
+    assert "&lt;tiny &amp; co&gt;" in page
+    assert "<tiny" not in page
+    assert page.count("data:image/jpeg;base64,") == 18
+    assert not re.search(r'(?:src|href)="(?!data:|#)', page)
+    # The same photo always gets the same score.
+    first = (tmp_path / "out/metrics.json").read_bytes()
+    evaluate_app(arguments, standalone_mode=False)
+    assert (tmp_path / "out/metrics.json").read_bytes() == first
+
+
+def test_a_photo_has_one_score_whatever_its_company(
+    checkpoint: Path, tmp_path: Path, make_set: MakeSet
+) -> None:
+    photos, _ = make_set(tmp_path, 9)
+    loaded = load_checkpoint(checkpoint)
+    paths = sorted(photos.iterdir())
+    together, good, failures = predict_files(loaded.model, paths, loaded.spec, batch=9)
+    alone = torch.cat([predict_files(loaded.model, [p], loaded.spec)[0] for p in paths])
+    assert good == list(range(9))
+    assert not failures
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+def test_small_groups_are_left_out() -> None:
+    p = np.full((25, 10), 0.1)
+    groups = by_label([["often", "rare"] if i < 5 else ["often"] for i in range(25)], p, p)
+    assert list(groups) == ["often"]
+    assert by_label(None, p, p) == {}
+
+
+def test_an_empty_split_is_refused(
+    checkpoint: Path, tmp_path: Path, make_set: MakeSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, labels = make_set(tmp_path, 6)
+    build_manifest(read_own(labels), photos, tmp_path / "m.parquet", fractions={"train": 1.0})
+    from click.exceptions import Exit
+
+    with pytest.raises((SystemExit, Exit)):
+        evaluate_app(
+            [str(checkpoint), "--manifest", str(tmp_path / "m.parquet"), "--photos", str(photos),
+             "--out", str(tmp_path / "o")],
+            standalone_mode=True,
+        )  # fmt: skip
+    assert "no photo in the split 'test'" in capsys.readouterr().err
