@@ -95,6 +95,17 @@ bench: $(BENCH_READY) $(PERF)/bin/perf_analyzer ## Load-test against the limit: 
 	@test -n "$(BENCH_PHOTOS)" || { echo "Pass a folder of photos: make bench IMAGES=folder"; exit 1; }
 	@$(BIN)/nima bench $(BENCH_PHOTOS) $(BENCH_ARGS)
 
+PEERS := .venv-peers
+$(PEERS)/.ready: benchmarks/peers/requirements.txt | $(BIN)/python
+	@echo "Installing the peers into $(PEERS) (about 330 MB) …"
+	@$(BIN)/python -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+bench-peers: $(TEST_READY) $(PEERS)/.ready ## Compare with FastAPI, LitServe, BentoML, tutorial-style Triton
+	@test -n "$(BENCH_PHOTOS)" || { echo "Pass a folder of photos: make bench-peers IMAGES=folder"; exit 1; }
+	@$(BIN)/python benchmarks/peers/compare.py --photos $(BENCH_PHOTOS) $(BENCH_ARGS)
+
 clean: ## Remove the environment and every cache
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

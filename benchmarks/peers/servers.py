@@ -1,0 +1,260 @@
+"""Starts each peer on a free loopback port, and says how a photo is sent to it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.utils
+import tritonclient.http as triton_http
+from http_load import LoadError, ask, post
+
+from nima_build.metadata import ModelMetadata
+from nima_build.server import EmbeddedServer, ServerOptions
+
+HERE = Path(__file__).resolve().parent
+CLIENT = HERE.parents[1] / "client"
+START_TIMEOUT = 60.0
+_CLIENT_TYPE = "multipart/form-data; boundary=nima"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A running server.
+
+    Attributes:
+        name: as the table shows it.
+        address: host and port.
+        requests: one whole HTTP request a photo.
+        kind: how its answers are read: ``json`` or ``triton``.
+    """
+
+    name: str
+    address: tuple[str, int]
+    requests: list[bytes]
+    kind: str = "json"
+
+    def mean(self, index: int) -> float:
+        """Mean rating of one photo, to check that every server does the same work."""
+        body = ask(self.address, self.requests[index])
+        if self.kind == "triton":
+            outputs = json.loads(body)["outputs"]
+            return float(next(o["data"][0] for o in outputs if o["name"] == "MEAN"))
+        return float(json.loads(body)["mean"])
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def _raw(photo: bytes) -> bytes:
+    return post("127.0.0.1", "/score", "image/jpeg", photo)
+
+
+def _multipart(photo: bytes) -> bytes:
+    body = (
+        b'--nima\r\nContent-Disposition: form-data; name="image"; filename="photo.jpg"\r\n'
+        b"Content-Type: image/jpeg\r\n\r\n" + photo + b"\r\n--nima--\r\n"
+    )
+    return post("127.0.0.1", "/score", _CLIENT_TYPE, body)
+
+
+def _triton(photo: bytes) -> bytes:
+    image = triton_http.InferInput("IMAGE", [1, 1], "BYTES")
+    image.set_data_from_numpy(np.array([[photo]], dtype=np.object_))
+    outputs = [
+        triton_http.InferRequestedOutput(name, binary_data=False)
+        for name in ("DISTRIBUTION", "MEAN", "STD")
+    ]
+    body, length = triton_http.InferenceServerClient.generate_request_body([image], outputs=outputs)
+    extra = f"Inference-Header-Content-Length: {length}\r\n"
+    return post("127.0.0.1", "/v2/models/nima/infer", "application/octet-stream", body, extra)
+
+
+def _wait(target: Target, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT
+    problem = "it never listened"
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            target.mean(0)
+            return
+        except (OSError, LoadError, ValueError) as error:
+            problem = str(error)
+            time.sleep(0.25)
+    tail = " / ".join(log.read_text(errors="replace").splitlines()[-6:])
+    raise RuntimeError(f"{target.name} did not start ({problem}): {tail}")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all servers share.
+
+    Attributes:
+        photos: encoded files.
+        repository: the product's model repository.
+        metadata: its network.
+        workers: processes or instances for each server: the cores.
+        python: interpreter of the peers' environment.
+        folder: for logs and rendered repositories.
+    """
+
+    photos: list[bytes]
+    repository: Path
+    metadata: ModelMetadata
+    workers: int
+    python: Path
+    folder: Path
+
+    @property
+    def onnx(self) -> Path:
+        """The network."""
+        return self.repository / "nima_network" / "1" / "model.onnx"
+
+
+@contextlib.contextmanager
+def _process(
+    name: str, setting: Setting, command: list[str], port: int, request: str, pillow: bool = False
+) -> Iterator[Target]:
+    log = setting.folder / f"{name.replace(' ', '_')}.log"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{HERE}{os.pathsep}{CLIENT}",
+        "NIMA_ONNX": str(setting.onnx),
+        "NIMA_SPEC": json.dumps(setting.metadata.spec.to_dict()),
+        "NIMA_WORKERS": str(setting.workers),
+        "NIMA_PILLOW": "1" if pillow else "0",
+        "BENTOML_DO_NOT_TRACK": "True",
+        "BENTOML_HOME": str(setting.folder / "bentoml"),
+    }
+    make = {"raw": _raw, "multipart": _multipart}[request]
+    target = Target(name, ("127.0.0.1", port), [make(photo) for photo in setting.photos])
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=HERE,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        _wait(target, process, log)
+        yield target
+    finally:
+        # Its own session: workers and helpers end with it, nothing else does.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(8)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@contextlib.contextmanager
+def product(setting: Setting) -> Iterator[Target]:
+    """The server of this project."""
+    with EmbeddedServer(ServerOptions(model_repository=setting.repository)) as server:
+        yield _of_triton("NIMA on Triton", server, setting)
+
+
+def _of_triton(name: str, server: EmbeddedServer, setting: Setting) -> Target:
+    host, _, port = server.http_url.partition(":")
+    return Target(name, (host, int(port)), [_triton(p) for p in setting.photos], "triton")
+
+
+def fastapi(setting: Setting, pillow: bool = False) -> contextlib.AbstractContextManager[Target]:
+    """FastAPI and uvicorn, tuned; or with a plain Pillow decode."""
+    port = _free_port()
+    command = [
+        *(str(setting.python), "-m", "uvicorn", "fastapi_app:app", "--host", "127.0.0.1"),
+        *("--port", str(port), "--workers", str(setting.workers), "--loop", "uvloop"),
+        *("--http", "httptools", "--no-access-log", "--log-level", "warning"),
+    ]
+    name = "FastAPI, Pillow decode" if pillow else "FastAPI + ONNX Runtime"
+    return _process(name, setting, command, port, "raw", pillow)
+
+
+def litserve(setting: Setting) -> contextlib.AbstractContextManager[Target]:
+    """LitServe."""
+    port = _free_port()
+    command = [str(setting.python), "litserve_app.py", str(port), str(setting.workers)]
+    return _process("LitServe", setting, command, port, "multipart")
+
+
+def bentoml(setting: Setting) -> contextlib.AbstractContextManager[Target]:
+    """BentoML."""
+    port = _free_port()
+    command = [
+        *(str(setting.python), "-m", "bentoml", "serve", "bentoml_app:Nima"),
+        *("--host", "127.0.0.1", "--port", str(port), "--working-dir", str(HERE)),
+    ]
+    return _process("BentoML", setting, command, port, "raw")
+
+
+@contextlib.contextmanager
+def triton_tutorial(setting: Setting) -> Iterator[Target]:
+    """A Triton ensemble of two Python models with FP32 pixels between them."""
+    repository = setting.folder / "tutorial"
+    _write_tutorial(setting, repository)
+    with EmbeddedServer(ServerOptions(model_repository=repository)) as server:
+        yield _of_triton("Triton, tutorial-style", server, setting)
+
+
+def _write_tutorial(setting: Setting, repository: Path) -> None:
+    """The tutorial's two models under the names that the embedded server renders."""
+    side = setting.metadata.spec.crop_size
+    network, preprocess = repository / "nima_network", repository / "nima_preprocess"
+    for model in (network, preprocess, repository / "nima"):
+        (model / "1").mkdir(parents=True)
+    shutil.copy(HERE / "triton_tutorial" / "preprocess.py", preprocess / "1" / "model.py")
+    shutil.copy(HERE / "triton_tutorial" / "network.py", network / "1" / "model.py")
+    setting.metadata.save(network / "1" / "model.json")
+    graph = onnx.load(setting.onnx).graph
+    first = next(node for node in graph.node if node.op_type == "Conv")
+    onnx.utils.extract_model(
+        str(setting.onnx),
+        str(network / "1" / "model.onnx"),
+        [first.input[0]],
+        ["DISTRIBUTION", "MEAN", "STD"],
+    )
+    scores = """output [
+  { name: "DISTRIBUTION" data_type: TYPE_FP32 dims: [ 10 ] },
+  { name: "MEAN" data_type: TYPE_FP32 dims: [ 1 ] },
+  { name: "STD" data_type: TYPE_FP32 dims: [ 1 ] }
+]
+"""
+    image = 'input [ { name: "IMAGE" data_type: TYPE_STRING dims: [ 1 ] } ]\n'
+    pixels = f'[ {{ name: "INPUT" data_type: TYPE_FP32 dims: [ 3, {side}, {side} ] }} ]\n'
+    group = f"instance_group [ {{ kind: KIND_CPU count: {setting.workers} }} ]\n"
+    python = 'backend: "python"\nmax_batch_size: 8\ndynamic_batching { }\n' + group
+    maps = "".join(
+        f'output_map {{ key: "{n}" value: "{n}" }}\n' for n in ("DISTRIBUTION", "MEAN", "STD")
+    )
+    (preprocess / "config.pbtxt").write_text(
+        f'name: "nima_preprocess"\n{python}{image}output {pixels}'
+    )
+    (network / "config.pbtxt").write_text(f'name: "nima_network"\n{python}input {pixels}{scores}')
+    (repository / "nima" / "config.pbtxt").write_text(
+        f'name: "nima"\nplatform: "ensemble"\nmax_batch_size: 8\n{image}{scores}'
+        'ensemble_scheduling { step [\n{ model_name: "nima_preprocess" model_version: -1\n'
+        'input_map { key: "IMAGE" value: "IMAGE" } output_map { key: "INPUT" value: "INPUT" } },\n'
+        '{ model_name: "nima_network" model_version: -1\n'
+        f'input_map {{ key: "INPUT" value: "INPUT" }}\n{maps}}}\n] }}\n'
+    )
