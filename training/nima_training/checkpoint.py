@@ -8,6 +8,7 @@ SHA-256 of the safetensors file is the checkpoint's identity and travels to the 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import subprocess
@@ -21,7 +22,6 @@ import numpy as np
 from torch import nn
 
 from nima_training.distribution import NUM_RATINGS
-import itertools
 
 if TYPE_CHECKING:
     from nima_client.preprocess import PreprocessSpec

@@ -112,8 +112,8 @@ def import_keras(path: Path) -> Imported:
         raise ImportFailed(
             f"{path.name}: expected one dense layer of {NUM_RATINGS}, found {len(heads)}"
         )
-    kernel = torch.from_numpy(heads[0]["kernel"].T.copy())
-    _set_head(model, "mobilenet_v1", kernel, torch.from_numpy(heads[0]["bias"]), path)
+    weight = torch.from_numpy(heads[0]["kernel"].T.copy())
+    _set_head(model, "mobilenet_v1", weight, torch.from_numpy(heads[0]["bias"]), path)
     return Imported(model.eval(), "mobilenet_v1", PreprocessSpec(), "Keras HDF5")
 
 

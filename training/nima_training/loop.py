@@ -153,7 +153,8 @@ class Trainer:
         usable = self.updates_per_epoch * config.accumulate
         total, seen, started, last_save = 0.0, 0, time.monotonic(), time.monotonic()
         self._set_mode()
-        with self._progress(usable, at.batch) as bar:
+        with self._progress() as bar:
+            task = bar.add_task("", total=usable, completed=at.batch)
             for batch in loader:
                 if at.batch >= usable:
                     break
@@ -167,7 +168,7 @@ class Trainer:
                         self._save()
                         last_save = time.monotonic()
                 speed = seen * config.batch_size * ranks / (time.monotonic() - started)
-                bar.update(0, advance=1, description=f"epoch {at.epoch} {speed:.1f} img/s")
+                bar.update(task, advance=1, description=f"epoch {at.epoch} {speed:.1f} img/s")
         self._end_of_epoch(total / max(1, seen), seen * config.batch_size * ranks, started)
 
     def _micro_batch(self, batch: dict[str, Any]) -> float:
@@ -402,13 +403,12 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.console.print(text)
 
-    def _progress(self, total: int, done: int) -> Progress:
+    def _progress(self) -> Progress:
         bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(),
             console=self.console, transient=True,
             disable=not (self.accelerator.is_main_process and self.console.is_terminal),
         )  # fmt: skip
-        bar.add_task("", total=total, completed=done)
         return bar
 
 

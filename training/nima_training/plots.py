@@ -70,7 +70,7 @@ def histogram(series: Mapping[str, np.ndarray]) -> str:
     figure, axes = plt.subplots(figsize=(4, 3))
     edges = np.linspace(1, 10, 46)
     for (label, values), colour in zip(series.items(), (TRUE, PREDICTED), strict=False):
-        axes.hist(values, edges, alpha=0.6, label=label, color=colour)
+        axes.hist(values, edges.tolist(), alpha=0.6, label=label, color=colour)
     axes.set_xlabel("mean rating")
     axes.legend()
     return svg(figure)

@@ -60,6 +60,7 @@ def distill(
     for part, values in metrics.items():
         console.print(
             f"held-out {part}, {values['views']:.0f} views: Spearman "
-            f"{values['spearman_mean']:.4f}, MAE {values['mae_mean']:.4f}, EMD r=2 {values['emd_r2']:.4f}"
+            f"{values['spearman_mean']:.4f}, MAE {values['mae_mean']:.4f}, "
+            f"EMD r=2 {values['emd_r2']:.4f}"
         )
     console.print(f"checkpoint written to {out}")

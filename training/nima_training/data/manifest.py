@@ -82,11 +82,11 @@ def check_file(path: Path, min_side: int) -> FileCheck:
         image = decode(data, PreprocessSpec(), DEFAULT_LIMITS)
     except ImageRejected as error:
         return FileCheck(*common, error=f"{error.code.value.lower()}: {error.detail}")
-    error = None
+    small = None
     if min(header.width, header.height) < min_side:
-        error = f"too small: {header.width}x{header.height}"
+        small = f"too small: {header.width}x{header.height}"
     digest = f"{difference_hash(image):016x}"
-    return FileCheck(*common, header.width, header.height, digest, error)
+    return FileCheck(*common, header.width, header.height, digest, small)
 
 
 def find_files(photos: Path) -> dict[str, Path]:

@@ -104,7 +104,7 @@ def read_ava(path: Path, tag_names: dict[int, str] | None = None) -> pd.DataFram
 
 
 def read_label_json(path: Path) -> pd.DataFrame:
-    """idealo's JSON list of ``{"image_id": …, "label": [ten counts or probabilities]}``."""
+    """The JSON list of idealo: of ``{"image_id": …, "label": [ten counts or probabilities]}``."""
     try:
         samples = json.loads(path.read_text())
     except json.JSONDecodeError as error:

@@ -34,8 +34,8 @@ def fit_head(
     for penalty in PENALTIES:
         layer = _solve((features - centre) / scale, labels, penalty)
         with torch.no_grad():  # undo the standardisation inside the layer
-            layer.bias -= (layer.weight / scale) @ centre
-            layer.weight /= scale
+            layer.weight.div_(scale)
+            layer.bias.sub_(layer.weight @ centre)
             predicted = distribution.mean(distribution.probabilities(layer(selection)))
         error = float((predicted - distribution.mean(selection_labels)).abs().mean())
         if best is None or error < best[2]:

@@ -53,17 +53,25 @@ def build_student(config: DistillConfig, pool: Pool) -> nn.Module:
     return model.to(device)
 
 
+def blocks(model: nn.Module) -> nn.Sequential:
+    """The blocks of a torchvision MobileNet."""
+    features = model.get_submodule("features")
+    assert isinstance(features, nn.Sequential)
+    return features
+
+
 class Tail(nn.Module):
     """The trainable rest of a torchvision MobileNet behind its first ``start`` blocks."""
 
     def __init__(self, model: nn.Module, start: int) -> None:
         super().__init__()
-        self.features = model.features[start:]  # type: ignore[index]
-        self.classifier = model.classifier
+        self.features = blocks(model)[start:]
+        self.classifier = model.get_submodule("classifier")
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits from the output of the first blocks."""
-        return self.classifier(self.features(x).mean((2, 3)))  # type: ignore[no-any-return]
+        logits: Tensor = self.classifier(self.features(x).mean((2, 3)))
+        return logits
 
 
 def distill(config: DistillConfig, console: Console) -> dict[str, Any]:
@@ -102,7 +110,7 @@ def distill(config: DistillConfig, console: Console) -> dict[str, Any]:
     def run(name: str, stage: StageConfig) -> None:
         """Train the blocks after the frozen ones, which are computed without gradients."""
         frozen = stage.frozen_blocks
-        start = with_folded_norms(model.features[:frozen])  # type: ignore[index]
+        start = with_folded_norms(blocks(model)[:frozen])
         tail = Tail(model, frozen)
         device = next(model.parameters()).device
 
@@ -140,13 +148,13 @@ def _fit_head(
     config: DistillConfig, model: nn.Module, pool: Pool, selection: HeldOut, console: Console
 ) -> None:
     """Fit the head on the backbone's features of the first views."""
-    fast = with_folded_norms(model).eval()
+    fast = with_folded_norms(blocks(model)).eval()
 
     @torch.inference_mode()
     def features(pixels: np.ndarray) -> Tensor:
         device = next(model.parameters()).device
         parts = [
-            fast.features(network_input(pixels[i : i + 32], SPEC).to(device)).mean((2, 3)).cpu()  # type: ignore[operator]
+            fast(network_input(pixels[i : i + 32], SPEC).to(device)).mean((2, 3)).cpu()
             for i in range(0, len(pixels), 32)
         ]
         return torch.cat(parts)
