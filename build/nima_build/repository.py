@@ -163,6 +163,10 @@ def render(source: Path, destination: Path, options: RenderOptions) -> ModelMeta
         config = read_config(config_path(source, model, options.profile))
         for key, value in _facts(model, metadata).items():
             config.parameters[key].string_value = value
+        for step in config.ensemble_scheduling.step:
+            # Pinned: with "the latest", an answer would name one version and come from another
+            # while a rollout has two of them loaded.
+            step.model_version = 1
         if model == PREPROCESS_MODEL:
             config.parameters["max_bytes"].string_value = str(options.limits.max_bytes)
             config.parameters["max_pixels"].string_value = str(options.limits.max_pixels)

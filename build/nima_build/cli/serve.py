@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Optional
@@ -40,21 +42,57 @@ def serve(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Keep tritonserver's log here."),
     ] = None,
+    tls_cert: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="PEM certificate chain: encrypt gRPC (HTTP is then off)."),
+    ] = None,
+    tls_key: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="PEM private key of the certificate."),
+    ] = None,
+    tls_ca: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="PEM authority of the certificate, and of clients with --mutual-tls."),
+    ] = None,
+    mutual_tls: Annotated[bool, typer.Option(help="Ask clients for a certificate.")] = False,
+    admin_token: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            envvar="NIMA_ADMIN_TOKEN",
+            help="Opens the repository, shared-memory, trace and logging APIs to whoever sends it "
+            "in the header nima-admin; closed to everybody by default.",
+        ),
+    ] = None,
 ) -> None:
     """Serve the model with the embedded tritonserver until Ctrl-C or SIGTERM.
 
     Prints one endpoint a line once a real inference has answered. A dead or hung server or Python
-    stub is restarted with backoff; what happens is told on standard error.
+    stub is restarted with backoff; what happens is told on standard error. SIGHUP puts the network
+    that now lies in the repository in place of the one served, without a failed request; SIGUSR1
+    goes back to the one before.
     """
     from nima_build.metadata import ArtefactError
-    from nima_build.server import EmbeddedServer, ServerError, ServerOptions, Supervisor
+    from nima_build.repository import default_repository
+    from nima_build.server import (
+        EmbeddedServer,
+        Rollout,
+        ServerError,
+        ServerOptions,
+        ServerTLS,
+        Supervisor,
+    )
     from nima_client.preprocess import Limits
 
     def report(line: str) -> None:
         print(f"nima serve: {line}", file=sys.stderr, flush=True)
 
-    server = EmbeddedServer(
-        ServerOptions(
+    tls_files = (tls_cert, tls_key, tls_ca)
+    if any(tls_files) and not all(tls_files):
+        raise typer.BadParameter("--tls-cert, --tls-key and --tls-ca go together")
+    if mutual_tls and not tls_cert:
+        raise typer.BadParameter("--mutual-tls needs --tls-cert, --tls-key and --tls-ca")
+    try:
+        options = ServerOptions(
             model_repository=model_repository,
             grpc_port=grpc_port,
             http_port=http_port,
@@ -63,8 +101,15 @@ def serve(
             instances=instances or None,
             limits=Limits(max_bytes, max_pixels),
             log_file=log_file,
+            tls=ServerTLS(tls_cert, tls_key, tls_ca, mutual_tls)
+            if tls_cert and tls_key and tls_ca
+            else None,
+            admin_token=admin_token,
         )
-    )
+    except ServerError as error:
+        report(str(error))
+        raise typer.Exit(1) from None
+    server = EmbeddedServer(options)
     supervisor = Supervisor(server, report=report)
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
@@ -73,7 +118,29 @@ def serve(
             raise KeyboardInterrupt
         supervisor.stop()
 
+    def change(action: Callable[[], Rollout]) -> None:
+        try:
+            done = action()
+        except ServerError as error:
+            report(str(error))
+        else:
+            report(
+                f"version {done.version} ({done.metadata.name}, checkpoint "
+                f"{done.metadata.checkpoint_sha256[:12]}) in place of {done.previous} "
+                f"after {done.seconds:.1f} s"
+            )
+
+    def on_change(number: int, _frame: FrameType | None) -> None:
+        if starting:
+            return
+        source = model_repository or default_repository()
+        action = (lambda: server.roll_out(source)) if number == signal.SIGHUP else server.roll_back
+        # Beside the supervisor's loop, which goes on meanwhile.
+        threading.Thread(target=change, args=(action,), daemon=True).start()
+
     starting = True
+    signal.signal(signal.SIGHUP, on_change)
+    signal.signal(signal.SIGUSR1, on_change)
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, interrupt)
     try:

@@ -8,6 +8,7 @@ from nima_build.server._embedded import EmbeddedServer
 from nima_build.server._install import ServerError, missing_packages
 from nima_build.server._options import ServerOptions
 from nima_build.server._probe import Probe, ProbeResult
+from nima_build.server._rollout import Rollout, RolloutError
 from nima_build.server._security import ADMIN_HEADER, GRPC_ADMIN_HEADER, ServerTLS
 from nima_build.server._supervisor import RestartPolicy, Supervisor
 
@@ -18,6 +19,8 @@ __all__ = [
     "Probe",
     "ProbeResult",
     "RestartPolicy",
+    "Rollout",
+    "RolloutError",
     "ServerError",
     "ServerOptions",
     "ServerTLS",

@@ -12,13 +12,15 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 from nima_build.metadata import ModelMetadata
-from nima_build.repository import RenderOptions, default_repository, render
+from nima_build.repository import MODELS, RenderOptions, default_repository, render
 from nima_build.server._install import (
     ServerError,
     check_numpy,
@@ -29,6 +31,7 @@ from nima_build.server._install import (
 from nima_build.server._options import ServerOptions
 from nima_build.server._ports import free_ports, require_free
 from nima_build.server._probe import Probe
+from nima_build.server._rollout import Repository, Rollout
 from nima_build.server._security import restriction_arguments
 from nima_client.contract import NETWORK_MODEL, PREPROCESS_MODEL
 
@@ -73,6 +76,7 @@ class EmbeddedServer:
         self._admin_token = self.options.admin_token or secrets.token_urlsafe(24)
         self._ports: list[int] = []
         self._stubs: frozenset[int] = frozenset()
+        self._changing = threading.Lock()
 
     def __enter__(self) -> EmbeddedServer:
         self.start()
@@ -173,6 +177,40 @@ class EmbeddedServer:
             self.stop()
             raise
 
+    def roll_out(self, source: Path) -> Rollout:
+        """Serve the network of another repository from now on, without a failed request.
+
+        Raises:
+            RolloutError: the old one serves on; says why.
+        """
+        return self._change(lambda repository: repository.roll_out(source))
+
+    def roll_back(self) -> Rollout:
+        """Serve the version before the present one again.
+
+        Raises:
+            RolloutError: the present one serves on; says why.
+        """
+        return self._change(lambda repository: repository.roll_back())
+
+    def _change(self, action: Callable[[Repository], Rollout]) -> Rollout:
+        if self._folder is None:
+            raise ServerError("the server has not been started")
+        client = self.probe(self.options.start_timeout).connect()
+        with self._changing, client:
+            # Stubs of the version that goes end, some time after its last request; until there are
+            # as many as before, none is missed.
+            count, self._stubs = len(self._stubs), frozenset()
+            try:
+                done = action(Repository(self._folder / "models", client, self._admin_token))
+            finally:
+                deadline = time.monotonic() + self.options.start_timeout
+                while len(self.stub_pids()) != count and time.monotonic() < deadline:
+                    time.sleep(_POLL_SECONDS)
+                self._stubs = self.stub_pids()
+            self.metadata = done.metadata
+            return done
+
     def _choose_ports(self) -> None:
         options = self.options
         wanted = [options.grpc_port, options.http_port, options.metrics_port]
@@ -226,9 +264,11 @@ class EmbeddedServer:
             "--allow-gpu-metrics=false",
             "--log-format=ISO8601",
             f"--exit-timeout-secs={max(1, round(self.options.stop_timeout))}",
-            # Names this server's shared memory, so that it alone is removed after a crash.
+            "--model-control-mode=explicit",
+            *(f"--load-model={model}" for model in MODELS),
             *restriction_arguments(self._admin_token),
             *(self.options.tls.arguments() if self.options.tls else []),
+            # Names this server's shared memory, so that it alone is removed after a crash.
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
             *self.options.extra_arguments,
         ]

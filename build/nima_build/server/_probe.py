@@ -65,7 +65,7 @@ class Probe:
         start = time.monotonic()
         try:
             if self._client is None:
-                self._client = self._connect()
+                self._client = self.connect()
             answer = self._client.infer(
                 MODEL_NAME, self._inputs, outputs=self._outputs, client_timeout=self._timeout
             )
@@ -79,7 +79,8 @@ class Probe:
             return ProbeResult(False, time.monotonic() - start, f"mean rating {mean}")
         return ProbeResult(True, time.monotonic() - start)
 
-    def _connect(self) -> Any:
+    def connect(self) -> Any:
+        """A new ``InferenceServerClient``, encrypted as the server is."""
         tls = self._tls
         if tls is None:
             return self._triton.InferenceServerClient(self._url)

@@ -1,0 +1,165 @@
+"""A new model version on the real server, under load and without retries: nothing fails."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import onnx
+import onnx.numpy_helper
+import pytest
+from _load import photos, supervised
+
+from nima_build.metadata import METADATA_NAME, ModelMetadata
+from nima_build.server import EmbeddedServer, RolloutError, ServerOptions
+from nima_client import NO_RETRIES, ImageScore, NimaClient
+from nima_client.contract import NETWORK_MODEL
+
+
+def variant(repository: Path, folder: Path, name: str, scale: float) -> Path:
+    """A repository whose network gives other scores and says that it is another checkpoint."""
+    copy = folder / name
+    shutil.copytree(repository, copy)
+    version = copy / NETWORK_MODEL / "1"
+    graph = onnx.load(version / "model.onnx")
+    # The head: the largest matrix of ten rows or columns.
+    heads = [t for t in graph.graph.initializer if 10 in t.dims and len(t.dims) == 2]
+    head = max(heads, key=lambda t: t.dims[0] * t.dims[1])
+    head.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(head) * scale, head.name))
+    onnx.save(graph, version / "model.onnx")
+    values = ModelMetadata.load(version / METADATA_NAME).__dict__ | {
+        "name": name,
+        "checkpoint_sha256": hashlib.sha256(name.encode()).hexdigest(),
+        "onnx_sha256": hashlib.sha256((version / "model.onnx").read_bytes()).hexdigest(),
+    }
+    ModelMetadata(**values).save(version / METADATA_NAME)
+    return copy
+
+
+class Load:
+    """Scores in a thread, without retries, until told to stop."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._stop = threading.Event()
+        self.results: list[tuple[int, object]] = []
+        self._thread = threading.Thread(target=self._run)
+
+    def _images(self):
+        number = 0
+        while not self._stop.is_set():
+            yield photos()[number % len(photos())]
+            number += 1
+
+    def _run(self) -> None:
+        with NimaClient(self._url, retry=NO_RETRIES, max_in_flight=4) as client:
+            for result in client.score_iter(self._images(), on_error="return"):
+                self.results.append((result.index % len(photos()), result))
+
+    def __enter__(self) -> Load:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(60)
+
+    def wait_for(self, more: int) -> None:
+        """Until ``more`` further answers are there."""
+        goal, end = len(self.results) + more, time.monotonic() + 60
+        while len(self.results) < goal and time.monotonic() < end:
+            time.sleep(0.02)
+        assert len(self.results) >= goal
+
+
+def scores_of(url: str) -> list[ImageScore]:
+    with NimaClient(url) as client:
+        return client.score(photos())
+
+
+def test_new_version_and_back_without_a_failed_request(repository: Path, tmp_path: Path) -> None:
+    new = variant(repository, tmp_path, "second", 0.5)
+    with supervised(ServerOptions(model_repository=repository, instances=1)) as (
+        server,
+        sup,
+        lines,
+    ):
+        first = scores_of(server.grpc_url)
+        with Load(server.grpc_url) as load:
+            load.wait_for(30)
+            out = server.roll_out(new)
+            load.wait_for(30)
+            second = scores_of(server.grpc_url)
+            back = server.roll_back()
+            load.wait_for(30)
+        assert (out.version, out.previous, back.version) == (2, 1, 1)
+        print(f"out {out.seconds:.1f} s, back {back.seconds:.1f} s, {len(load.results)} requests")
+        assert sup.restarts == 0, lines
+        assert server.metadata.name == first[0].checkpoint_name
+
+    # Clients see version and checkpoint, and every score belongs to what it says it belongs to.
+    assert {s.model_version for s in first} == {"1"}
+    assert {(s.model_version, s.checkpoint_name) for s in second} == {("2", "second")}
+    assert first[0].distribution != second[0].distribution
+    by_version = {"1": first, "2": second}
+    seen = collections.Counter()
+    for which, result in load.results:
+        assert isinstance(result, ImageScore), result
+        expected = by_version[result.model_version][which]
+        assert result.distribution == expected.distribution
+        assert result.checkpoint_sha256 == expected.checkpoint_sha256
+        seen[result.model_version] += 1
+    assert min(seen["1"], seen["2"]) >= 30
+
+
+def test_a_restarted_server_serves_what_was_rolled_out(repository: Path, tmp_path: Path) -> None:
+    new = variant(repository, tmp_path, "second", 0.5)
+    with EmbeddedServer(ServerOptions(model_repository=repository, instances=1)) as server:
+        server.roll_out(new)
+        before = scores_of(server.grpc_url)
+        server.end_processes(grace=0)
+        server.launch()
+        after = scores_of(server.grpc_url)
+        assert [s.distribution for s in after] == [s.distribution for s in before]
+        assert {(s.model_version, s.checkpoint_name) for s in after} == {("2", "second")}
+
+
+def test_a_bad_version_leaves_the_old_one_in_place(repository: Path, tmp_path: Path) -> None:
+    damaged = variant(repository, tmp_path, "damaged", 0.5)
+    with (damaged / NETWORK_MODEL / "1" / "model.onnx").open("r+b") as file:
+        file.truncate(1000)
+    broken = tmp_path / "broken"
+    shutil.copytree(damaged, broken)
+    path = broken / NETWORK_MODEL / "1" / METADATA_NAME
+    digest = hashlib.sha256((broken / NETWORK_MODEL / "1" / "model.onnx").read_bytes()).hexdigest()
+    ModelMetadata(**ModelMetadata.load(path).__dict__ | {"onnx_sha256": digest}).save(path)
+    other = variant(repository, tmp_path, "other", 0.5)
+    path = other / NETWORK_MODEL / "1" / METADATA_NAME
+    values = ModelMetadata.load(path).__dict__
+    wide = values["preprocessing"] | {"resize_size": 256}
+    ModelMetadata(**values | {"preprocessing": wide}).save(path)
+
+    with EmbeddedServer(ServerOptions(model_repository=repository, instances=1)) as server:
+        first = scores_of(server.grpc_url)
+        with Load(server.grpc_url) as load:
+            with pytest.raises(RolloutError, match="first: there is none"):
+                server.roll_back()
+            with pytest.raises(RolloutError, match="not the file that"):
+                server.roll_out(damaged)
+            with pytest.raises(RolloutError, match="version 2 was not put in place"):
+                server.roll_out(broken)
+            with pytest.raises(RolloutError, match="another preprocessing"):
+                server.roll_out(other)
+            load.wait_for(30)
+        assert all(isinstance(result, ImageScore) for _, result in load.results)
+        after = scores_of(server.grpc_url)
+        assert [s.to_dict() | {"request_id": ""} for s in after] == [
+            s.to_dict() | {"request_id": ""} for s in first
+        ]
+        # A good one still goes out.
+        assert server.roll_out(variant(repository, tmp_path, "good", 0.5)).version == 2
+        assert {s.checkpoint_name for s in scores_of(server.grpc_url)} == {"good"}
