@@ -80,7 +80,7 @@ $(PERF)/bin/perf_analyzer: | $(BIN)/python
 	@$(BIN)/python -m venv $(PERF)
 	@$(PERF)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
 		tritonclient==2.50.0 nvidia-cuda-runtime-cu12==12.9.79
-	@scripts/apt-packages.sh
+	@scripts/apt-packages.sh libb64-0d
 	@test -x $@ && touch $@
 
 perf-analyzer: $(PERF)/bin/perf_analyzer ## Fetch Triton's load generator into .venv-perf
@@ -107,5 +107,5 @@ bench-peers: $(TEST_READY) $(PEERS)/.ready ## Compare with FastAPI, LitServe, Be
 	@$(BIN)/python benchmarks/peers/compare.py --photos $(BENCH_PHOTOS) $(BENCH_ARGS)
 
 clean: ## Remove the environment and every cache
-	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) .venv-perf .venv-peers .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
