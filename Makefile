@@ -17,7 +17,7 @@ TEST_PACKAGES := chromium libb64-0d libfaketime
 PYTEST_ARGS ?=
 
 # Runs, not files:
-.PHONY: help demo serve test test-all lint format model verify gpu-check fuzz clean perf-analyzer bench bench-peers
+.PHONY: help demo serve test test-all lint format model verify gpu-check fuzz train-demo clean perf-analyzer bench bench-peers
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ test: $(TEST_READY) lint ## Set up everything, lint, and run the whole suite
 
 test-all: $(TEST_READY) lint ## The suite with the slow tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+train-demo: $(TEST_READY) ## Prepare, train, evaluate and analyse: make train-demo [IMAGES=folder]
+	@$(BIN)/python -m nima_training.demo $(IMAGES)
 
 model: $(TEST_READY) ## Export the bundled checkpoint into model_repository/ and renew its golden scores
 	@$(BIN)/nima export --bundled
