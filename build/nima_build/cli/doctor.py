@@ -1,0 +1,93 @@
+"""``nima doctor``: examine a deployment and say what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+_COLOURS = {"ok": "green", "warning": "yellow", "failure": "red", "skipped": "dim"}
+
+
+@app.command()
+def doctor(
+    url: Annotated[
+        Optional[str],  # noqa: UP045 - typer reads it at run time on Python 3.10
+        typer.Option(help="host:port of the server (gRPC). Default: $NIMA_URL or 127.0.0.1:8001."),
+    ] = None,
+    http_url: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="host:port of its HTTP endpoint, for the clock."),
+    ] = None,
+    metrics_url: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="host:port of its metrics, for the queue."),
+    ] = None,
+    model_repository: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="The repository that the server should be serving."),
+    ] = None,
+    tls_ca: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="PEM authority of the server's certificate: speak TLS."),
+    ] = None,
+    tls_cert: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="PEM certificate of this client, for mutual TLS."),
+    ] = None,
+    tls_key: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="PEM private key of that certificate."),
+    ] = None,
+    header: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="name=value for every call; may be given again."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="JSON Lines, one finding a line.")
+    ] = False,
+) -> None:
+    """Check a deployment: files, connection, contract, scores, speed, closed APIs, clock, queue.
+
+    Says what to do about each thing that is not well. Exit status 1 when something fails.
+    """
+    from rich.console import Console
+
+    import nima_client
+    from nima_build.doctor import examine
+    from nima_build.doctor_finding import Target
+    from nima_client._defaults import default_url
+
+    pairs = [item.partition("=") for item in header or []]
+    if any(not name or not equals for name, equals, _ in pairs):
+        raise typer.BadParameter("--header wants name=value")
+    try:
+        tls = nima_client.TLS(tls_ca, tls_cert, tls_key) if tls_ca or tls_cert else None
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    target = Target(
+        url=url or default_url(),
+        http_url=http_url,
+        metrics_url=metrics_url,
+        model_repository=model_repository,
+        tls=tls,
+        headers=tuple((name, value) for name, _, value in pairs),
+    )
+    console = Console(highlight=False, soft_wrap=True)
+    failed = False
+    for finding in examine(target):
+        failed |= finding.status == "failure"
+        if as_json:
+            print(json.dumps(dataclasses.asdict(finding)), flush=True)
+            continue
+        colour = _COLOURS[finding.status]
+        console.print(f"[{colour}]{finding.status:8}[/] {finding.check:13} ", end="")
+        console.print(finding.detail, markup=False)
+        if finding.advice:
+            console.print(f"         -> {finding.advice}", markup=False)
+    raise typer.Exit(1 if failed else 0)
