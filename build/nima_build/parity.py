@@ -36,6 +36,7 @@ TOLERANCES = {
     "golden": Tolerance(1e-3, 5e-4),
     "onnx-fp32": Tolerance(1e-4, 1e-4),
     "onnx-fp16": Tolerance(0.01, 0.005),
+    "pytorch-fp16": Tolerance(0.01, 0.005),
     "onnx-int8": Tolerance(0.05, 0.02),
     "tensorrt": Tolerance(0.01, 0.005),
     "triton": Tolerance(1e-4, 1e-4),
@@ -158,8 +159,14 @@ def onnx_scorer(model: bytes | Path) -> Scorer:
     return score
 
 
-def pytorch_scorer(checkpoint: Path, metadata: ModelMetadata) -> Scorer:
+def pytorch_scorer(checkpoint: Path, metadata: ModelMetadata, *, half: bool = False) -> Scorer:
     """Training's own code on the checkpoint the graph was exported from.
+
+    Args:
+        checkpoint: folder of the checkpoint.
+        metadata: of the graph; must name the same weights.
+        half: run the folded network in FP16, weights and activations: what TensorRT is asked for,
+            and what ONNX Runtime on a CPU does with the weights alone.
 
     Raises:
         ArtefactError: no torch, no such checkpoint, or another one.
@@ -167,24 +174,28 @@ def pytorch_scorer(checkpoint: Path, metadata: ModelMetadata) -> Scorer:
     try:
         import torch
 
+        from nima_build.graph import ScoringGraph
         from nima_training import distribution
         from nima_training.checkpoint import load_checkpoint
     except ModuleNotFoundError as error:
         raise ArtefactError(f"PyTorch is not installed ({error.name})") from None
+    from nima_client.preprocess import normalize
+
     try:
         loaded = load_checkpoint(checkpoint)
     except ValueError as error:
         raise ArtefactError(str(error)) from None
     if loaded.meta["weights_sha256"] != metadata.checkpoint_sha256:
         raise ArtefactError(f"model.onnx was exported from another checkpoint than {checkpoint}")
+    dtype = torch.float16 if half else torch.float32
+    network = ScoringGraph(loaded.model, loaded.spec).network if half else loaded.model
+    network = network.to(dtype)
 
     def score(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        from nima_client.preprocess import normalize
-
         rows = []
         with torch.no_grad():
             for image in pixels:
-                logits = loaded.model(torch.from_numpy(normalize(image[None], loaded.spec)))
+                logits = network(torch.from_numpy(normalize(image[None], loaded.spec)).to(dtype))
                 rows.append(distribution.probabilities(logits).numpy())
         return np.concatenate(rows)
 

@@ -67,6 +67,7 @@ def verify(
         stages.append(StageResult("onnx-fp32", "skip", note=f"it is the reference: {error}"))
     stages.insert(0, _golden_stage(metadata, photos, expected))
     stages.append(_fp16_stage(graph, names, pixels, expected))
+    stages.append(_pytorch_fp16_stage(checkpoint, metadata, names, pixels, expected))
     stages.append(_int8_stage(network, names, pixels, expected))
     stages.append(_tensorrt_stage(network, metadata, names, pixels, expected))
     stages.append(_triton_stage(url, photos, expected))
@@ -118,8 +119,25 @@ def _fp16_stage(
     from nima_build.half import to_fp16
 
     half = to_fp16(onnx.load(graph)).SerializeToString()
-    note = "FP16 weights; on a CPU, arithmetic between casts is FP32"
+    note = "FP16 weights (a CPU computes between the casts in FP32)"
     return compare("onnx-fp16", names, expected, onnx_scorer(half)(pixels), note)
+
+
+def _pytorch_fp16_stage(
+    checkpoint: Path | None,
+    metadata: ModelMetadata,
+    names: list[str],
+    pixels: npt.NDArray[Any],
+    expected: npt.NDArray[Any],
+) -> StageResult:
+    try:
+        if checkpoint is None:
+            raise ArtefactError("no checkpoint was named")
+        scorer = pytorch_scorer(checkpoint, metadata, half=True)
+    except ArtefactError as error:
+        return StageResult("pytorch-fp16", "skip", note=str(error))
+    note = "FP16 weights and activations, as TensorRT is asked for"
+    return compare("pytorch-fp16", names, expected, scorer(pixels), note)
 
 
 def _int8_stage(

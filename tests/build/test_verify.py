@@ -45,9 +45,27 @@ def test_good_export_passes(network: Path, checkpoint: Path, photos: list[Path])
     assert found["onnx-fp32"].status == "pass"
     assert found["onnx-fp32"].mean_difference < 1e-4
     assert found["onnx-fp16"].mean_difference > 0, "equal to the bit: nothing ran in FP16"
+    assert found["pytorch-fp16"].mean_difference > 0
     assert found["tensorrt"].status == "skip"
     assert "nima build" in found["tensorrt"].note
     assert found["triton"].status == "skip"
+
+
+def test_running_triton_is_compared(repository: Path, checkpoint: Path, photos: list[Path]) -> None:
+    pytest.importorskip("pytriton", reason="needs the extra serve")
+    from nima_build.server import EmbeddedServer, ServerOptions
+
+    network = repository / "nima_network" / "1"
+    with EmbeddedServer(ServerOptions(model_repository=repository, instances=1)) as server:
+        report = verify(network, photos, checkpoint=checkpoint, url=server.grpc_url)
+        url = server.grpc_url
+    (stage,) = [stage for stage in report.stages if stage.stage == "triton"]
+    assert stage.status == "pass", stage.note
+    assert stage.photos == len(photos)
+    assert stage.mean_difference is not None
+    assert stage.mean_difference < 1e-4
+    gone = verify(network, photos, checkpoint=checkpoint, url=url)
+    assert states(gone)["triton"] == "fail"
 
 
 def test_wrong_weights_fail(network: Path, checkpoint: Path, photos: list[Path]) -> None:
@@ -133,5 +151,5 @@ def test_bundled_model_passes_against_its_golden_scores() -> None:
     assert golden.checkpoint_sha256 == metadata.checkpoint_sha256, "run `make model`"
     result = CliRunner().invoke(app, [])
     assert result.exit_code == 0, result.output
-    for stage in ("golden", "onnx-fp32", "onnx-fp16"):
-        assert f"{stage}" in result.output
+    for stage in ("golden", "onnx-fp32", "onnx-fp16", "pytorch-fp16"):
+        assert stage in result.output
