@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from nima_training import metrics
-from nima_training.checkpoint import reference_quantiles, save_checkpoint, write_json
 from nima_training.config import TrainConfig
 from nima_training.data.dataset import (
     EpochBatches,
@@ -38,13 +38,7 @@ from nima_training.distribution import probabilities
 from nima_training.ema import EMA
 from nima_training.losses import emd
 from nima_training.models import create_model, head_module
-from nima_training.state import load_state, save_state
-
-STATE_FILE, HISTORY_FILE = "state.pt", "history.jsonl"
-
-
-class TrainingError(RuntimeError):
-    """The run cannot go on; the message says why and names images where some are to blame."""
+from nima_training.run_dir import RunDirectory, TrainingError
 
 
 @dataclass
@@ -71,7 +65,7 @@ class Trainer:
             torch.set_num_threads(config.threads)
         self.accelerator = Accelerator(mixed_precision=config.precision, cpu=config.cpu)
         frame = read_manifest(config.manifest)
-        self.data_sha256 = data_sha256(frame) if "sha256" in frame else None
+        self.files = RunDirectory(config, data_sha256(frame) if "sha256" in frame else None)
         self.train_set = Photos(
             frame[frame["split"] == "train"], config.photos, config.preprocessing,
             config.augmentation, config.seed,
@@ -190,7 +184,7 @@ class Trainer:
             hash((config.seed, self.at.epoch, self.at.batch, self.accelerator.process_index))
         )
         last = (self.at.batch + 1) % config.accumulate == 0
-        synchronise = _nothing() if last else self.accelerator.no_sync(self.network)
+        synchronise = nullcontext() if last else self.accelerator.no_sync(self.network)
         with synchronise:
             with self.accelerator.autocast():
                 logits = self.network(x)
@@ -236,13 +230,15 @@ class Trainer:
         return self.at.plateau_scale
 
     def _set_mode(self) -> None:
+        """Train mode, but for what is frozen: dropout and statistics of the backbone, or these."""
         self.network.train()
-        for name, module in self.model.named_modules():
-            fixed = self.frozen or self.config.norm_statistics == "frozen"
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and fixed:
-                module.eval()
-            if isinstance(module, nn.Dropout) and self.frozen and "classifier" not in name:
-                module.eval()
+        if self.frozen:
+            self.model.eval()
+            head_module(self.model, self.config.backbone).train()
+        if self.config.norm_statistics == "frozen":
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
 
     # ---- validation and the end of an epoch ----------------------------------------------------
 
@@ -298,7 +294,13 @@ class Trainer:
             "images_per_second": round(speed, 2),
             **{name: entry["value"] for name, entry in result.items()},
         }  # fmt: skip
-        self._log(record)
+        if self.accelerator.is_main_process:
+            self.files.log(record)
+        self._say(
+            f"epoch {at.epoch}: train EMD {loss:.4f}, validation EMD r=2 {record['emd_r2']:.4f}, "
+            f"r=1 {record['emd_r1']:.4f}, Spearman {record['spearman_mean'] or math.nan:.4f}, "
+            f"{speed:.1f} img/s"
+        )
         at.epoch, at.batch = at.epoch + 1, 0
         stopped = bool(config.patience) and at.stale >= config.patience
         if stopped:
@@ -311,87 +313,33 @@ class Trainer:
     # ---- files -------------------------------------------------------------------------------
 
     def _checkpoint(self, name: str, result: dict[str, Any], means: np.ndarray) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        config = self.config
-        exported = create_model(config.backbone, "none", config.dropout)
-        exported.load_state_dict(
-            self.ema.state if self.ema is not None else self.model.state_dict()
-        )
-        save_checkpoint(
-            config.out / name,
-            exported,
-            {
-                "name": config.name,
-                "backbone": config.backbone,
-                "dropout": config.dropout,
-                "preprocessing": config.preprocessing.to_dict(),
-                "reference": {
-                    "set": f"validation split of {config.manifest.name}, {len(means)} photos",
-                    "quantiles": reference_quantiles(means),
-                },
-                "training": {"command": "train", "epoch": self.at.epoch, **config.to_dict()},
-                "data_sha256": self.data_sha256,
-                "metrics": {"validation": result, "skipped_files": len(self.skipped)},
-            },
-        )
-
-    def _log(self, record: dict[str, Any]) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        with (self.config.out / HISTORY_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        from torch.utils.tensorboard import SummaryWriter
-
-        with SummaryWriter(str(self.config.out / "tensorboard")) as writer:
-            for name, value in record.items():
-                if value is not None and name != "epoch":
-                    writer.add_scalar(name, value, record["epoch"])
-        self._say(
-            f"epoch {record['epoch']}: train EMD {record['train_loss']:.4f}, validation EMD r=2 "
-            f"{record['emd_r2']:.4f}, r=1 {record['emd_r1']:.4f}, Spearman "
-            f"{record['spearman_mean'] or float('nan'):.4f}, "
-            f"{record['images_per_second']:.1f} img/s"
-        )
+        if self.accelerator.is_main_process:
+            weights = self.ema.state if self.ema is not None else self.model.state_dict()
+            self.files.checkpoint(name, weights, self.at.epoch, result, means, len(self.skipped))
 
     def _save(self) -> None:
         if not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler
-        save_state(
-            self.config.out / STATE_FILE,
+        # A thawing backbone gets a new optimiser: the old one's state would not fit.
+        thawing = self.frozen and self.at.epoch >= self.config.frozen_epochs
+        self.files.save(
             {
-                "config": self.config.to_dict(), "data_sha256": self.data_sha256,
                 "model": self.model.state_dict(),
-                # A thawing backbone gets a new optimiser: the old one's state would not fit.
-                "optimiser": None if self._at_phase_change() else self.raw_optimiser.state_dict(),
+                "optimiser": None if thawing else self.raw_optimiser.state_dict(),
                 "scaler": scaler.state_dict() if scaler is not None else None,
                 "ema": None if self.ema is None else (self.ema.state, self.ema.updates),
-                "at": dict(vars(self.at)), "skipped": self.skipped,
-            },
-        )  # fmt: skip
-
-    def _at_phase_change(self) -> bool:
-        return self.frozen and self.at.epoch >= self.config.frozen_epochs
+                "at": dict(vars(self.at)),
+                "skipped": self.skipped,
+            }
+        )
 
     def _load(self) -> dict[str, Any] | None:
-        config = self.config
-        saved = load_state(config.out / STATE_FILE)
+        saved = self.files.load()
         if saved is None:
             if self.accelerator.is_main_process:
-                config.out.mkdir(parents=True, exist_ok=True)
-                write_json(config.out / "config.json", config.to_dict())
+                self.files.start()
             return None
-        changed = {
-            name for name, value in config.to_dict().items()
-            if json.dumps(saved["config"].get(name)) != json.dumps(value)
-            and name not in ("workers", "threads", "save_seconds", "cpu", "compile", "out")
-        }  # fmt: skip
-        if changed or saved["data_sha256"] != self.data_sha256:
-            what = ", ".join(sorted(changed)) or "the data"
-            raise TrainingError(
-                f"{config.out} holds a run with other settings ({what}): choose another --out"
-            )
         self.model.load_state_dict(saved["model"])
         if self.ema is not None:
             self.ema.state, self.ema.updates = saved["ema"]
@@ -404,18 +352,11 @@ class Trainer:
             self.console.print(text)
 
     def _progress(self) -> Progress:
-        bar = Progress(
+        return Progress(
             TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(),
             console=self.console, transient=True,
             disable=not (self.accelerator.is_main_process and self.console.is_terminal),
         )  # fmt: skip
-        return bar
-
-
-def _nothing() -> Any:
-    from contextlib import nullcontext
-
-    return nullcontext()
 
 
 def train(config: TrainConfig, console: Console) -> dict[str, Any]:

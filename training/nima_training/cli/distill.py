@@ -37,6 +37,7 @@ def distill(
 
     from rich.console import Console
 
+    from nima_training.distill.agreement import agreement_line
     from nima_training.distill.config import DistillConfig, StageConfig
     from nima_training.distill.recipe import distill as run
 
@@ -56,11 +57,11 @@ def distill(
         small_stage=stage(defaults.small_stage, small_epochs, small_minutes),
         full_stage=stage(defaults.full_stage, full_epochs, full_minutes),
     )
-    metrics = run(config, console)
+    try:
+        metrics = run(config, console)
+    except (ValueError, OSError) as error:
+        typer.echo(f"nima distill: {error}", err=True)
+        raise typer.Exit(2) from error
     for part, values in metrics.items():
-        console.print(
-            f"held-out {part}, {values['views']:.0f} views: Spearman "
-            f"{values['spearman_mean']:.4f}, MAE {values['mae_mean']:.4f}, "
-            f"EMD r=2 {values['emd_r2']:.4f}"
-        )
+        console.print(agreement_line(part, values), soft_wrap=True)
     console.print(f"checkpoint written to {out}")

@@ -63,3 +63,11 @@ def agreement(predicted: Tensor, target: Tensor) -> dict[str, float]:
         "emd_r2": float(emd(predicted, target, 2).mean()),
     }
     return {name: round(value, 5) for name, value in values.items()}
+
+
+def agreement_line(part: str, values: dict[str, float]) -> str:
+    """One line of text for the figures of one held-out set."""
+    return (
+        f"held-out {part}, {values['views']:.0f} views: Spearman {values['spearman_mean']:.4f}, "
+        f"MAE {values['mae_mean']:.4f}, EMD r=2 {values['emd_r2']:.4f}, r=1 {values['emd_r1']:.4f}"
+    )

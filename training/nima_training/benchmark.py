@@ -1,0 +1,93 @@
+"""What training costs on this machine: decoding per core, and a training step per backbone.
+
+python -m nima_training.benchmark PHOTOS [--backbone mobilenet_v2 …]
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+
+def rates(work: Callable[[], int], seconds: float = 3.0) -> list[float]:
+    """Items per second of repeated calls of ``work``, each returning how many it did."""
+    work()
+    found: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(found) < 3:
+        start = time.perf_counter()
+        count = work()
+        found.append(count / (time.perf_counter() - start))
+    return found
+
+
+def line(name: str, values: list[float]) -> str:
+    """Median and range of the rates."""
+    middle = statistics.median(values)
+    return f"{name:42} {middle:8.1f} img/s  ({min(values):.1f}..{max(values):.1f}, n={len(values)})"
+
+
+@app.command()
+def benchmark(
+    photos: Annotated[Path, typer.Argument(help="Folder of photos.")],
+    backbone: Annotated[Optional[list[str]], typer.Option(help="Backbone; repeat.")] = None,  # noqa: UP045
+    batch: Annotated[int, typer.Option(min=1, help="Images a step.")] = 16,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of a training step.")] = 1,
+    seconds: Annotated[float, typer.Option(help="Time for each figure.")] = 3.0,
+) -> None:
+    """Print decoding and augmentation per core, and forward plus backward per backbone."""
+    import pandas as pd
+    import torch
+
+    from nima_client.preprocess import PreprocessSpec
+    from nima_training.data.dataset import Augmentation, Photos
+    from nima_training.data.sources import PROBABILITIES
+    from nima_training.distill.photos import list_photos
+    from nima_training.losses import EMDLoss
+    from nima_training.models import BACKBONES, create_model
+
+    torch.set_num_threads(1)
+    paths = list_photos(photos)[:64]
+    frame = pd.DataFrame({"image_id": [p.stem for p in paths], "path": [p.name for p in paths]})
+    frame[PROBABILITIES] = 0.1
+    spec = PreprocessSpec()
+    typer.echo(f"{len(paths)} photos of {photos.name}")
+    for name, augmentation in (("evaluation", None), ("training view", Augmentation())):
+        data = Photos(frame, photos, spec, augmentation)
+        rows = iter(range(10**9))
+
+        def decode(data: Photos = data, rows: object = rows) -> int:
+            for _ in range(8):
+                data[next(rows) % len(data)]  # type: ignore[call-overload]
+            return 8
+
+        typer.echo(line(f"decode, one core, {name}", rates(decode, seconds)))
+    torch.set_num_threads(threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loss = EMDLoss()
+    for chosen in backbone or ["mobilenet_v2", "mobilenet_v3_small", "resnet50"]:
+        size = BACKBONES[chosen].input_size
+        model = create_model(chosen, "none").to(device).train()
+        x = torch.randn(batch, 3, size, size, device=device)
+        x = x.contiguous(memory_format=torch.channels_last)
+        target = torch.full((batch, 10), 0.1, device=device)
+
+        def step(model: torch.nn.Module = model, x: torch.Tensor = x) -> int:
+            loss(model(x), target).backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            return batch
+
+        label = f"step, {chosen}, batch {batch}, {threads} threads, {device.type}"
+        typer.echo(line(label, rates(step, seconds)))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,38 @@
+"""Measure a distilled checkpoint again: agreement with its teacher on the held-out photos.
+
+python -m nima_training.distill.measure CHECKPOINT --photos FOLDER --teacher TFLITE
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def measure(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint directory.")],
+    photos: Annotated[Path, typer.Option(help="The folder of photos it was distilled on.")],
+    teacher: Annotated[Path, typer.Option(help="TFLite NIMA to agree with.")],
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the teacher.")] = 2,
+) -> None:
+    """Print one line for each held-out set, as `nima distill` does at its end."""
+    from nima_training.checkpoint import load_checkpoint
+    from nima_training.distill.agreement import HeldOut, agreement_line
+    from nima_training.distill.photos import split_photos
+    from nima_training.distill.teacher import TFLiteTeacher
+
+    loaded = load_checkpoint(checkpoint)
+    seed = int(loaded.meta["training"]["seed"])
+    test = split_photos(photos, seed)["test"]
+    held_out = HeldOut(test, TFLiteTeacher(teacher, threads), loaded.spec, seed)
+    for part, values in held_out.measure(loaded.model).items():
+        typer.echo(agreement_line(part, values))
+
+
+if __name__ == "__main__":
+    app()

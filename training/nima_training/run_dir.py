@@ -1,0 +1,119 @@
+"""The files of a training run: ``config.json``, ``state.pt``, ``history.jsonl``, checkpoints, logs.
+
+<out>/config.json     the settings the run was started with
+<out>/state.pt        everything needed to go on from the last saved update
+<out>/history.jsonl   one line an epoch
+<out>/tensorboard/    the same figures for TensorBoard
+<out>/best/, last/    checkpoints
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from nima_training.checkpoint import reference_quantiles, save_checkpoint, write_json
+from nima_training.config import TrainConfig
+from nima_training.models import create_model
+from nima_training.state import load_state, save_state
+
+STATE_FILE, HISTORY_FILE, CONFIG_FILE = "state.pt", "history.jsonl", "config.json"
+# What a resumed run may change without becoming another run.
+FREE_FIELDS = frozenset({"workers", "threads", "save_seconds", "cpu", "compile", "out"})
+
+
+class TrainingError(RuntimeError):
+    """The run cannot go on; the message says why and names images where some are to blame."""
+
+
+class RunDirectory:
+    """Reads and writes the files of one run; only the main process may write."""
+
+    def __init__(self, config: TrainConfig, data_sha256: str | None) -> None:
+        self.config, self.data_sha256 = config, data_sha256
+
+    def load(self) -> dict[str, Any] | None:
+        """The state to go on from, or None for a new run.
+
+        Raises:
+            TrainingError: the directory holds a run with other settings or data.
+        """
+        saved = load_state(self.config.out / STATE_FILE)
+        if saved is None:
+            return None
+        changed = {
+            name
+            for name, value in self.config.to_dict().items()
+            if name not in FREE_FIELDS
+            and json.dumps(saved["config"].get(name)) != json.dumps(value)
+        }
+        if changed or saved["data_sha256"] != self.data_sha256:
+            what = ", ".join(sorted(changed)) or "the data"
+            raise TrainingError(
+                f"{self.config.out} holds a run with other settings ({what}): choose another --out"
+            )
+        return saved
+
+    def start(self) -> None:
+        """Make the directory of a new run and note its settings."""
+        self.config.out.mkdir(parents=True, exist_ok=True)
+        write_json(self.config.out / CONFIG_FILE, self.config.to_dict())
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replace the saved state, atomically."""
+        settings = {"config": self.config.to_dict(), "data_sha256": self.data_sha256}
+        save_state(self.config.out / STATE_FILE, {**settings, **state})
+
+    def checkpoint(
+        self,
+        name: str,
+        weights: dict[str, Tensor],
+        epoch: int,
+        result: dict[str, Any],
+        means: np.ndarray,
+        skipped: int,
+    ) -> None:
+        """Write ``weights`` as the checkpoint ``name``.
+
+        Args:
+            name: ``"best"`` or ``"last"``.
+            weights: a state dict of the backbone with its head.
+            epoch: that the weights are from.
+            result: metrics on the validation split.
+            means: predicted means there, for the reference quantiles.
+            skipped: training files that could not be read.
+        """
+        config = self.config
+        model = create_model(config.backbone, "none", config.dropout)
+        model.load_state_dict(weights)
+        save_checkpoint(
+            config.out / name,
+            model,
+            {
+                "name": config.name,
+                "backbone": config.backbone,
+                "dropout": config.dropout,
+                "preprocessing": config.preprocessing.to_dict(),
+                "reference": {
+                    "set": f"validation split of {config.manifest.name}, {len(means)} photos",
+                    "quantiles": reference_quantiles(means),
+                },
+                "training": {"command": "train", "epoch": epoch, **config.to_dict()},
+                "data_sha256": self.data_sha256,
+                "metrics": {"validation": result, "skipped_files": skipped},
+            },
+        )
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append an epoch's figures to the history and to TensorBoard's files."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        with (self.config.out / HISTORY_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        with SummaryWriter(str(self.config.out / "tensorboard")) as writer:
+            for name, value in record.items():
+                if value is not None and name != "epoch":
+                    writer.add_scalar(name, value, record["epoch"])
