@@ -79,7 +79,9 @@ def benchmark(
         x = x.contiguous(memory_format=torch.channels_last)
         target = torch.full((batch, 10), 0.1, device=device)
 
-        def step(model: torch.nn.Module = model, x: torch.Tensor = x) -> int:
+        def step(
+            model: torch.nn.Module = model, x: torch.Tensor = x, target: torch.Tensor = target
+        ) -> int:
             loss(model(x), target).backward()
             if device.type == "cuda":
                 torch.cuda.synchronize()
