@@ -205,3 +205,20 @@ def test_tritonserver_loads_the_profile_as_far_as_its_backends_go(
     assert set(states) - {"nima"} == {"nima_preprocess", "nima_network"}
     # An ensemble is only looked at when every step is ready.
     assert states.get("nima", "READY") == "READY"
+
+
+def test_triton_runs_the_gpu_model_up_to_the_gpu(repository: Path, tmp_path: Path) -> None:
+    """Put on the CPU, Triton starts gpu_model.py, which imports gpu_pixels and nvImageCodec.
+
+    Then it needs CV-CUDA and a GPU: that is the one thing it may fail for.
+    """
+    pytest.importorskip("pytriton", reason="needs the extra serve")
+    pytest.importorskip("nvidia.nvimgcodec", reason="needs the extra gpu-preprocessing")
+    if find_gpus():
+        pytest.skip("this machine has a GPU")
+    copy = Path(shutil.copytree(repository, tmp_path / "copy"))
+    config = copy / "nima_preprocess" / "config.pbtxt"
+    config.write_text(config.read_text().replace("KIND_GPU", "KIND_CPU"))
+    (tmp_path / "run").mkdir()
+    states = model_states(load_with_tritonserver(copy, "default", tmp_path / "run"))
+    assert re.search(r"No module named 'cvcuda'|libcuda", states["nima_preprocess"])

@@ -177,4 +177,5 @@ def on_gpu(spec, limits, device_id):
     Raises:
         ImportError: nvImageCodec or CV-CUDA is missing from the image.
     """
-    return GpuPixels(spec, limits, JpegDecoder(device_id), CvCuda(spec))
+    operations = CvCuda(spec)
+    return GpuPixels(spec, limits, JpegDecoder(device_id), operations)
