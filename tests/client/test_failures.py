@@ -254,8 +254,9 @@ def test_a_request_has_its_own_limit(caller: Make, server: KServeServer, photo: 
 def test_leaving_a_stream_cancels_what_is_under_way(
     caller: Make, server: KServeServer, photo: Make
 ) -> None:
-    server.behaviour = lambda number, images, context: (
-        server._sleep(20.0, context) if number > 2 else None
+    # The first answer comes when the window is full.
+    server.behaviour = lambda number, images, context: server._sleep(
+        20.0 if number > 1 else 0.5, context
     )
     client = caller(server.url, max_in_flight=4)
     stream = client.score_iter((photo(0) for _ in range(10**9)), ordered=False)

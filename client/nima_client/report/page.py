@@ -102,7 +102,8 @@ class _Verbatim(str):
 
 
 def _asset(name: str) -> str:
-    return importlib.resources.files(__package__).joinpath("assets").joinpath(name).read_text("utf-8")
+    folder = importlib.resources.files(__package__).joinpath("assets")
+    return folder.joinpath(name).read_text("utf-8")
 
 
 def _hash(text: str) -> str:
