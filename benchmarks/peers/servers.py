@@ -72,7 +72,8 @@ def _multipart(photo: bytes) -> bytes:
     return post("127.0.0.1", "/score", _CLIENT_TYPE, body)
 
 
-def _triton(photo: bytes) -> bytes:
+def triton_request(photo: bytes) -> bytes:
+    """A request of one photo for Triton's HTTP endpoint."""
     image = triton_http.InferInput("IMAGE", [1, 1], "BYTES")
     image.set_data_from_numpy(np.array([[photo]], dtype=np.object_))
     outputs = [
@@ -176,7 +177,7 @@ def product(setting: Setting) -> Iterator[Target]:
 
 def _of_triton(name: str, server: EmbeddedServer, setting: Setting) -> Target:
     host, _, port = server.http_url.partition(":")
-    return Target(name, (host, int(port)), [_triton(p) for p in setting.photos], "triton")
+    return Target(name, (host, int(port)), [triton_request(p) for p in setting.photos], "triton")
 
 
 def fastapi(setting: Setting, pillow: bool = False) -> contextlib.AbstractContextManager[Target]:

@@ -1,0 +1,180 @@
+"""What one more worker brings, whether memory stays flat, what a large folder costs.
+
+    python benchmarks/scale.py --photos FOLDER [--stream-seconds 60] [--files 1000] [--out FOLDER]
+
+Three measurements into one ``scale.json``:
+
+- workers: throughput with 1 instance of each step up to one a core, in turn with the in-process
+  limit on as many cores;
+- memory: resident and shared memory of server, stubs and client while a stream is scored;
+- folder: time and peak memory of ``nima score`` over many files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from nima_build.bench.limit import LimitMeter
+from nima_build.bench.machine import describe_machine
+from nima_build.bench.photos import load_photos, split_by_size
+from nima_build.files import write_atomic
+from nima_build.repository import default_repository, load_metadata
+from nima_build.server import EmbeddedServer, ServerOptions
+from nima_client import NimaClient
+
+IN_FLIGHT = 8
+MIB = 2**20
+
+
+def throughput(url: str, photos: Sequence[bytes], seconds: float) -> float:
+    """Images per second with :data:`IN_FLIGHT` requests in flight, through the SDK."""
+    with NimaClient(url, max_in_flight=IN_FLIGHT) as client:
+        client.score(photos[:IN_FLIGHT])
+        begin = time.perf_counter()
+        stream = client.score_iter(itertools.cycle(photos), ordered=False)
+        for answered, _ in enumerate(stream, start=1):
+            if (taken := time.perf_counter() - begin) > seconds:
+                return answered / taken
+    raise AssertionError("an endless stream ended")
+
+
+def workers(
+    photos: Sequence[bytes], repository: Path, seconds: float, rounds: int
+) -> list[dict[str, float]]:
+    """Throughput and limit for every number of workers; medians over rounds, in turn."""
+    spec = load_metadata(repository).spec
+    onnx = repository / "nima_network" / "1" / "model.onnx"
+    cores = len(os.sched_getaffinity(0))
+    samples: dict[int, list[tuple[float, float]]] = {k: [] for k in range(1, cores + 1)}
+    with LimitMeter(photos, spec, onnx) as meter:
+        for _ in range(rounds):
+            for count, found in samples.items():
+                options = ServerOptions(model_repository=repository, instances=count)
+                with EmbeddedServer(options) as server:
+                    before = meter.rate("combined", seconds / 2, cores=count)
+                    rate = throughput(server.grpc_url, photos, seconds)
+                    after = meter.rate("combined", seconds / 2, cores=count)
+                found.append((rate, (before + after) / 2))
+                print(f"{count} workers: {rate:.1f} images/s, limit {found[-1][1]:.1f}", flush=True)
+    return [
+        {
+            "workers": count,
+            "images_per_second": statistics.median(rate for rate, _ in found),
+            "per_worker": statistics.median(rate / count for rate, _ in found),
+            "share_of_limit": statistics.median(rate / limit for rate, limit in found),
+        }
+        for count, found in samples.items()
+    ]
+
+
+def _memory(server: EmbeddedServer) -> dict[str, float]:
+    """MiB: private memory of server, stubs and this client, and the server's shared memory."""
+
+    def private(pid: int) -> float:
+        info = psutil.Process(pid).memory_info()
+        return (info.rss - info.shared) / MIB
+
+    assert server.pid is not None
+    shared = sum(path.stat().st_blocks * 512 for path in Path("/dev/shm").glob("nima_*"))
+    return {
+        "server": private(server.pid),
+        "stubs": sum(private(pid) for pid in server.stub_pids()),
+        "client": private(os.getpid()),
+        "shared": shared / MIB,
+    }
+
+
+def memory(photos: Sequence[bytes], repository: Path, seconds: float) -> dict[str, object]:
+    """Score a stream for so long and watch memory; growth is fitted over the second half."""
+    samples: list[dict[str, float]] = []
+    with (
+        EmbeddedServer(ServerOptions(model_repository=repository)) as server,
+        NimaClient(server.grpc_url, max_in_flight=IN_FLIGHT) as client,
+    ):
+        begin = following = time.perf_counter()
+        scored = 0
+        for scored, _ in enumerate(client.score_iter(itertools.cycle(photos)), start=1):
+            now = time.perf_counter()
+            if now >= following:
+                samples.append({"scored": scored, "seconds": now - begin, **_memory(server)})
+                following = now + 1.0
+            if now - begin > seconds:
+                break
+    half = samples[len(samples) // 2 :]
+    growth = {}
+    for key in ("server", "stubs", "client", "shared"):
+        slope = np.polyfit([s["scored"] for s in half], [s[key] for s in half], 1)[0]
+        growth[key] = round(float(slope) * 1000, 4)
+    print(f"{scored} images scored; growth in MiB per 1,000 images: {growth}", flush=True)
+    return {"scored": scored, "growth_mib_per_1000": growth, "samples": samples}
+
+
+def folder(photos: Sequence[bytes], repository: Path, files: int) -> dict[str, float]:
+    """``nima score`` over ``files`` files against a running server."""
+    with tempfile.TemporaryDirectory(prefix="nima-scale-") as name:
+        root = Path(name)
+        for index in range(files):
+            source = root / f"{index:06d}.jpg"
+            original = root / f"{index % len(photos):06d}.jpg"
+            if index < len(photos):
+                source.write_bytes(photos[index])
+            else:
+                os.link(original, source)
+        with EmbeddedServer(ServerOptions(model_repository=repository)) as server:
+            command = [sys.executable, "-m", "nima_client.cli.main", "score", str(root)]
+            command += ["--url", server.grpc_url, "--format", "jsonl"]
+            begin = time.perf_counter()
+            done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
+            taken = time.perf_counter() - begin
+            # Before the server ends: it would count as a child, too.
+            peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    if done.returncode != 0 or len(done.stdout.splitlines()) != files:
+        raise SystemExit(f"nima score failed: {done.stderr[-500:]}")
+    print(f"nima score: {files} files in {taken:.1f} s, peak memory {peak:.0f} MiB", flush=True)
+    return {"files": files, "seconds": taken, "files_per_second": files / taken, "peak_mib": peak}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of one throughput measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--stream-seconds", type=float, default=60.0)
+    parser.add_argument("--files", type=int, default=1000)
+    parser.add_argument("--model-repository", type=Path, default=None)
+    parser.add_argument("--out", type=Path, default=Path("out/scale"))
+    options = parser.parse_args()
+    repository = options.model_repository or default_repository()
+    machine = describe_machine()
+    sets = split_by_size(load_photos([options.photos]))
+    photos = [photo.data for photo in sets[0].photos]
+    # Before any server: the children's peak must be that of `nima score`, not of a stub.
+    result = {
+        "machine": machine,
+        "photos": sets[0].describe(),
+        "folder": folder(photos, repository, options.files),
+        "workers": workers(photos, repository, options.seconds, options.rounds),
+        "memory": memory(photos, repository, options.stream_seconds),
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(result, indent=1) + "\n"
+    write_atomic(options.out / "scale.json", text.encode())
+    print(f"Written: {options.out / 'scale.json'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""What each choice of the embedded profile brings: every variant up at once, loaded in turn.
+
+    python benchmarks/variants.py --photos FOLDER [--variants shipped,one-step] [--rounds 5]
+
+The table gives each variant's throughput and p99/p50 relative to the shipped one, as medians of
+the rounds' own ratios. Idle servers cost next to nothing, so all can stay up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from google.protobuf import text_format
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
+
+from http_load import closed_loop
+from servers import triton_request
+
+from nima_build.bench.machine import describe_machine, one_line
+from nima_build.bench.open_loop import percentiles
+from nima_build.bench.photos import load_photos, split_by_size
+from nima_build.repository import config_path, default_repository, read_config
+from nima_build.server import EmbeddedServer, ServerOptions
+
+PREPROCESS, NETWORK = "nima_preprocess", "nima_network"
+
+
+def _edit_config(repository: Path, model: str, edit: Callable[..., None]) -> None:
+    path = config_path(repository, model, "embedded")
+    config = read_config(path)
+    edit(config)
+    path.write_text(text_format.MessageToString(config))
+
+
+def _one_step(repository: Path) -> None:
+    """Decode and network in one Python model: an ensemble of a single step."""
+
+    def outputs(config: object) -> None:
+        network = read_config(config_path(repository, NETWORK, "embedded"))
+        del config.output[:]
+        config.output.extend(network.output)
+
+    def one_step(config: object) -> None:
+        first, second = config.ensemble_scheduling.step
+        first.ClearField("output_map")
+        first.output_map.update(second.output_map)
+        config.ensemble_scheduling.step.remove(second)
+
+    _edit_config(repository, PREPROCESS, outputs)
+    _edit_config(repository, "nima", one_step)
+    model = repository / PREPROCESS / "1" / "model.py"
+    onnx = repository / NETWORK / "1" / "model.onnx"
+    model.write_text(
+        model.read_text()
+        .replace(
+            "        self._spec = ",
+            "        from nima_build.bench.limit import network_session\n"
+            f"        self._session = network_session({str(onnx)!r})\n"
+            "        self._spec = ",
+            1,
+        )
+        .replace(
+            "return pb_utils.InferenceResponse([pb_utils.Tensor(PIXELS, pixels)])",
+            "names = ['DISTRIBUTION', 'MEAN', 'STD']\n"
+            "        return pb_utils.InferenceResponse([pb_utils.Tensor(n, o) for n, o in "
+            "zip(names, self._session.run(names, {PIXELS: pixels}))])",
+        )
+    )
+
+
+def _nice(steps: int) -> Callable[[Path], None]:
+    """Decode at a lower priority than the network, so that what is begun is finished first."""
+
+    def change(repository: Path) -> None:
+        model = repository / PREPROCESS / "1" / "model.py"
+        text = model.read_text().replace(
+            "        config = ", f"        import os; os.nice({steps})\n        config = ", 1
+        )
+        model.write_text(text)
+
+    return change
+
+
+def _rate_limiter(repository: Path) -> None:
+    """As many executions at once as there are cores, the network's first."""
+    for model, priority in ((PREPROCESS, 2), (NETWORK, 1)):
+
+        def limited(config: object, priority: int = priority) -> None:
+            limiter = config.instance_group[0].rate_limiter
+            limiter.priority = priority
+            limiter.resources.add(name="CORE", count=1, **{"global": True})
+
+        _edit_config(repository, model, limited)
+
+
+_CORES = len(os.sched_getaffinity(0))
+_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "134217728", "MALLOC_TRIM_THRESHOLD_": "134217728"}
+
+# name -> (edit of the repository, arguments of tritonserver, environment, instances)
+VARIANTS: dict[str, tuple] = {
+    "shipped": (None, (), {}, None),
+    "one-step": (_one_step, (), {}, None),
+    "decode-nice-2": (_nice(2), (), {}, None),
+    "decode-nice-5": (_nice(5), (), {}, None),
+    "rate-limiter": (
+        _rate_limiter,
+        ("--rate-limit=execution_count", f"--rate-limit-resource=CORE:{_CORES}"),
+        {},
+        None,
+    ),
+    "malloc": (None, (), _MALLOC, None),
+    "one-instance-more": (None, (), {}, _CORES + 1),
+    "http-threads-2": (None, ("--http-thread-count=2",), {}, None),
+}
+
+
+@contextlib.contextmanager
+def _server(name: str, repository: Path, folder: Path) -> Iterator[EmbeddedServer]:
+    edit, arguments, environment, instances = VARIANTS[name]
+    copy = folder / name
+    shutil.copytree(repository, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    if edit is not None:
+        edit(copy)
+    options = ServerOptions(model_repository=copy, extra_arguments=arguments, instances=instances)
+    before = dict(os.environ)
+    os.environ.update(environment)
+    try:
+        server = EmbeddedServer(options)
+        server.start()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--set", default="small", choices=["small", "large"])
+    parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--concurrency", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--model-repository", type=Path, default=None)
+    options = parser.parse_args()
+    repository = (options.model_repository or default_repository()).resolve()
+    sets = {s.name: s for s in split_by_size(load_photos([options.photos]))}
+    requests = [triton_request(photo.data) for photo in sets[options.set].photos]
+    names = options.variants.split(",")
+    print(one_line(describe_machine()))
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in names}
+    with (
+        tempfile.TemporaryDirectory(prefix="nima-variants-") as folder,
+        contextlib.ExitStack() as up,
+    ):
+        servers = {n: up.enter_context(_server(n, repository, Path(folder))) for n in names}
+        for number in range(options.rounds):
+            shift = number % len(names)
+            for name in names[shift:] + names[:shift]:
+                host, _, port = servers[name].http_url.partition(":")
+                rate, latencies = closed_loop(
+                    (host, int(port)), requests, options.concurrency, options.seconds
+                )
+                p50, _, p99 = percentiles(latencies)
+                found[name].append((rate, p50, p99))
+    print(f"| variant | images/s | ratio | p50 ms | p99 ms | p99/p50 |\n{'|---' * 6}|")
+    for name in names:
+        base, own = found[names[0]], found[name]
+        ratio = statistics.median(b[0] / a[0] for a, b in zip(base, own))
+        rate, p50, p99 = (statistics.median(s[k] for s in own) for k in range(3))
+        tail = statistics.median(s[2] / s[1] for s in own)
+        print(f"| {name} | {rate:.1f} | {ratio:.3f} | {p50:.1f} | {p99:.1f} | {tail:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
