@@ -162,8 +162,9 @@ def check_gpu_preprocessing(context: Context) -> dict[str, Any]:
     results = pixels(context.jpegs)
     import nvidia.nvimgcodec as nvimgcodec
 
-    actual = np.asarray(nvimgcodec.as_image(pixels.stack(results)).cpu())
-    report = _pixel_difference(actual.reshape(context.pixels.shape), context.jpegs, spec)
+    pixels.stack(results)  # waits for the GPU
+    tensors = [np.asarray(nvimgcodec.as_image(tensor.cuda()).cpu()) for tensor in results]
+    report = _pixel_difference(np.stack(tensors), context.jpegs, spec)
 
     def work() -> None:
         pixels.stack(pixels(context.jpegs))

@@ -105,7 +105,12 @@ class CvCuda:
 
     def stack(self, tensors):
         """One tensor ``[B, S, S, 3]`` for the images of a request, ready to be read by anyone."""
-        stacked = self._cv.stack(tensors, stream=self._stream)
+        side = self._spec.crop_size
+        # CV-CUDA pads rows by default; Triton takes DLPack tensors without gaps only.
+        stacked = self._cv.Tensor(
+            (len(tensors), side, side, 3), np.dtype(np.uint8), "NHWC", rowalign=1
+        )
+        self._cv.stack_into(stacked, tensors, stream=self._stream)
         # Triton hands it on without knowing our stream.
         self._stream.sync()
         return stacked.cuda()
