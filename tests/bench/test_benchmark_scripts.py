@@ -1,0 +1,110 @@
+"""The scripts of benchmarks/ that carry arithmetic or a load generator of their own."""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def load_script(path: Path):
+    """Import a script by its path."""
+    spec = importlib.util.spec_from_file_location(f"bench_script_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def http_load():
+    return load_script(BENCHMARKS / "peers" / "http_load.py")
+
+
+@pytest.fixture(scope="module")
+def capacity():
+    return load_script(BENCHMARKS / "capacity.py")
+
+
+class TinyServer:
+    """Answers every request after its whole body has come, or with an error, or never."""
+
+    def __init__(self, answer: bytes) -> None:
+        self.answer, self.bodies = answer, []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = self.listener.getsockname()[:2]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        stream = connection.makefile("rb")
+        while line := stream.readline():
+            length = 0
+            while line not in (b"\r\n", b""):
+                name, _, value = line.partition(b":")
+                if name.lower() == b"content-length":
+                    length = int(value)
+                line = stream.readline()
+            self.bodies.append(stream.read(length))
+            connection.sendall(self.answer)
+
+
+def test_the_generator_sends_whole_bodies_and_waits_for_every_answer(http_load):
+    server = TinyServer(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+    photos = [bytes([k]) * 300_000 for k in range(3)]
+    requests = [http_load.post("h", "/score", "image/jpeg", photo) for photo in photos]
+    rate, latencies = http_load.closed_loop(server.address, requests, 4, seconds=0.4, warm_up=0.1)
+    server.listener.close()
+    assert rate == pytest.approx(len(latencies) / 0.4)
+    assert min(latencies) > 0
+    assert set(server.bodies) == set(photos)
+    assert len(server.bodies) >= len(latencies)
+
+
+def test_an_error_is_no_throughput(http_load):
+    server = TinyServer(b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n")
+    request = http_load.post("h", "/score", "image/jpeg", b"photo")
+    with pytest.raises(http_load.LoadError, match="503"):
+        http_load.closed_loop(server.address, [request], 2, seconds=0.2)
+    server.listener.close()
+
+
+def document(rate: float) -> dict:
+    sample = {
+        "photos": "small",
+        "tool": "perf_analyzer",
+        "load": {"concurrency": 8},
+        "measured": {"throughput": rate},
+    }
+    return {
+        "machine": {"cores": 2, "cpu": "a CPU"},
+        "network": "a network",
+        "photo_sets": {"small": "3 photos"},
+        "samples": [sample],
+    }
+
+
+def test_capacity_arithmetic(capacity):
+    assumed = capacity.Assumptions(price=0.05, utilisation=0.5, peak=2.0)
+    # 100 a second, planned with 50; ten million a day are 115.7 a second, twice that at peak.
+    assert capacity.replicas(10_000_000, 100.0, assumed) == 5 + 1
+    assert capacity.replicas(1_000_000, 100.0, assumed) == 1 + 1
+    text = capacity.page(document(100.0), assumed, "results.json")
+    assert "50.0 x 86,400 = 4.32 million" in text
+    assert "50.0 x 3,600 / 0.1 = 1.80 million" in text
+    assert "**6** (12 cores, 14 dollars a day)" in text
+    with pytest.raises(SystemExit, match="no sample"):
+        capacity.saturated_rate(document(100.0), "large")
