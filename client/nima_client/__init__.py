@@ -9,10 +9,11 @@ Services keep a :class:`NimaClient` (threads) or an :class:`AsyncNimaClient` (as
 """
 
 from nima_client._async_client import AsyncNimaClient
-from nima_client._client import NimaClient, score
+from nima_client._client import NimaClient
 from nima_client._connection import TLS
 from nima_client._images import ImageInput
 from nima_client._retry import NO_RETRIES, RetryPolicy
+from nima_client._score import score
 from nima_client.contract import RejectionCode
 from nima_client.errors import (
     AuthenticationError,

@@ -67,6 +67,7 @@ def test_a_local_ray_scores_datasets_and_partitions(
         "nothing left": True,
         "partitions": True,
         "leftovers": [],
+        "example": 49,
     }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ Run by test_ray.py. Prints JSON: what was checked.
 import io
 import json
 import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -111,5 +112,10 @@ with EmbeddedServer() as server:
     together = pa.concat_tables(pq.read_table(p) for p in sorted(out.glob("*.parquet")))
     report["partitions"] = means(together) == expected
     report["leftovers"] = [p.name for p in out.iterdir() if p.suffix != ".parquet"]
+
+    os.environ["NIMA_URL"] = url
+    example = Path(__file__).resolve().parents[3] / "examples" / "ray_folder.py"
+    runpy.run_path(str(example))["main"](str(folder), str(work / "example"))
+    report["example"] = pq.read_table(work / "example").num_rows
     ray.shutdown()
 print("REPORT " + json.dumps(report))
