@@ -30,6 +30,7 @@ from nima_build.bench.open_loop import percentiles
 from nima_build.bench.photos import load_photos, split_by_size
 from nima_build.repository import config_path, default_repository, read_config
 from nima_build.server import EmbeddedServer, ServerOptions
+from nima_build.server._install import wheel_root
 
 PREPROCESS, NETWORK = "nima_preprocess", "nima_network"
 
@@ -102,6 +103,11 @@ def _rate_limiter(repository: Path) -> None:
         _edit_config(repository, model, limited)
 
 
+def _response_cache(repository: Path) -> None:
+    """Scores of photos seen before, from memory. The run repeats its photos: all but the first."""
+    _edit_config(repository, "nima", lambda c: setattr(c.response_cache, "enable", True))
+
+
 _CORES = len(os.sched_getaffinity(0))
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "134217728", "MALLOC_TRIM_THRESHOLD_": "134217728"}
 
@@ -119,6 +125,12 @@ VARIANTS: dict[str, tuple] = {
     ),
     "malloc": (None, (), _MALLOC, None),
     "one-instance-more": (None, (), {}, _CORES + 1),
+    "response-cache": (
+        _response_cache,
+        ("--cache-config=local,size=67108864", f"--cache-directory={wheel_root() / 'caches'}"),
+        {},
+        None,
+    ),
     "http-threads-2": (None, ("--http-thread-count=2",), {}, None),
 }
 
