@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ OUTPUTS = (OUTPUT_DISTRIBUTION, OUTPUT_MEAN, OUTPUT_STD)
 MEAN_TOLERANCE = 1e-4
 """Largest difference of a mean rating between PyTorch and an FP32 graph."""
 
+_PIXELS_DIMS = re.compile(r"\[ \d+, \d+, 3 \]")
 _CHECKED_BATCHES = (1, 3)
 
 
@@ -119,11 +121,22 @@ def export_to_repository(checkpoint: Path, repository: Path) -> Exported:
     """
     done = export_checkpoint(checkpoint, repository / NETWORK_MODEL / "1")
     write_parameters(repository, done.metadata)
+    write_image_size(repository, done.metadata.spec.crop_size)
     # The DALI pipeline runs where nothing of this project is installed and reads a file.
     specification = json.dumps(done.metadata.preprocessing, indent=2) + "\n"
     write_atomic(repository / PREPROCESS_MODEL / "1" / SPECIFICATION_NAME, specification.encode())
     write_checksums(repository)
     return done
+
+
+def write_image_size(repository: Path, size: int) -> None:
+    """Give ``PIXELS`` the side the network takes, in the configs of every profile."""
+    for model in (PREPROCESS_MODEL, NETWORK_MODEL):
+        for path in sorted((repository / model).rglob("*.pbtxt")):
+            text = path.read_text()
+            content = _PIXELS_DIMS.sub(f"[ {size}, {size}, 3 ]", text)
+            if content != text:
+                write_atomic(path, content.encode())
 
 
 def to_onnx(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from nima_build.checksums import check_checksums, write_checksums
+from nima_build.export import export_to_repository
 from nima_build.gpu import find_gpus
 from nima_build.instances import set_instances
 from nima_build.metadata import ArtefactError
@@ -74,6 +76,27 @@ def test_configs_are_made_for_the_specification_that_is_served(repository: Path)
         config = read_config(config_path(repository, "nima", profile))
         facts = {key: value.string_value for key, value in config.parameters.items()}
         assert ServedModel.from_parameters(facts).checkpoint_name == "random_mobilenet_v2"
+
+
+def test_another_image_size_reaches_every_config(
+    checkpoint: Path, repository: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(repository, tmp_path / "models"))
+    smaller = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+    meta = json.loads((smaller / "checkpoint.json").read_text())
+    meta["preprocessing"] |= {"resize_size": 192, "crop_size": 160}
+    (smaller / "checkpoint.json").write_text(json.dumps(meta))
+    export_to_repository(smaller, copy)
+    for profile in PROFILES:
+        preprocess = read_config(config_path(copy, "nima_preprocess", profile))
+        network = read_config(config_path(copy, "nima_network", profile))
+        assert list(preprocess.output[0].dims) == [160, 160, 3]
+        assert list(network.input[0].dims) == [160, 160, 3]
+        for warmup in network.model_warmup:
+            assert list(warmup.inputs[PIXELS].dims) == [160, 160, 3]
+    specification = json.loads((copy / "nima_preprocess/1/preprocessing.json").read_text())
+    assert (specification["resize_size"], specification["crop_size"]) == (192, 160)
+    check_checksums(copy)
 
 
 def test_instances_of_the_cpu_profile_follow_the_machine(repository: Path, tmp_path: Path) -> None:
