@@ -17,7 +17,7 @@ TEST_PACKAGES := chromium libb64-0d libfaketime
 PYTEST_ARGS ?=
 
 # Runs, not files:
-.PHONY: help demo serve test test-all lint format model verify gpu-check fuzz train-demo clean perf-analyzer bench bench-peers
+.PHONY: help demo serve test test-all lint format model verify gpu-check fuzz reliability audit train-demo clean perf-analyzer bench bench-peers
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -108,6 +108,14 @@ $(PEERS)/.ready: benchmarks/peers/requirements.txt | $(BIN)/python
 bench-peers: $(TEST_READY) $(PEERS)/.ready ## Compare with FastAPI, LitServe, BentoML, tutorial-style Triton
 	@test -n "$(BENCH_PHOTOS)" || { echo "Pass a folder of photos: make bench-peers IMAGES=folder"; exit 1; }
 	@$(BIN)/python benchmarks/peers/compare.py --photos $(BENCH_PHOTOS) $(BENCH_ARGS)
+
+reliability: $(TEST_READY) ## Faults, overload, rollout, security, and 50,000 fuzzed files (20 minutes)
+	@$(BIN)/python tests/reliability/fuzz.py --files 50000 --seed $$(date +%j)
+	@$(BIN)/python -m pytest tests/reliability
+	@$(BIN)/python benchmarks/overload.py
+
+audit: $(TEST_READY) ## Known vulnerabilities of the pinned packages (asks the PyPI database)
+	@$(PIP_INSTALL) pip-audit && $(BIN)/pip-audit --no-deps --disable-pip -r constraints.txt
 
 clean: ## Remove the environment and every cache
 	@rm -rf $(VENV) .venv-perf .venv-peers .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,6 +9,8 @@
 # NIMA_PROFILE           default, dali or cpu                           (default)
 # NIMA_INSTANCES         instances of each step in the profile cpu      (one a core)
 # NIMA_GRPC_PORT         where `health` asks                            (8001)
+# NIMA_ADMIN_TOKEN       opens Triton's repository, shared-memory, trace and logging APIs to whoever
+#                        sends it in the header nima-admin    (a random one nobody knows)
 # NIMA_TRITON_ARGS       further flags for tritonserver, split at spaces
 set -euo pipefail
 
@@ -47,6 +49,10 @@ case $command in
         fi
         flags=(--model-repository="$repository")
         [ "$profile" = default ] || flags+=(--model-config-name="$profile")
+        # Whoever may reach the server may score, and nothing else (SECURITY.md).
+        token=${NIMA_ADMIN_TOKEN:-$(head -c 24 /dev/urandom | base64 | tr '+/' '-_')}
+        closed="model-repository,shared-memory,trace,logging:nima-admin=$token"
+        flags+=(--grpc-restricted-protocol="$closed" --http-restricted-api="$closed")
         # Splitting is meant.
         # shellcheck disable=SC2206
         flags+=(${NIMA_TRITON_ARGS:-})

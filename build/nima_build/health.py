@@ -24,6 +24,9 @@ def check(url: str, timeout: float = 8.0) -> str:
     try:
         with nima_client.NimaClient(url, retry=nima_client.NO_RETRIES) as client:
             client.score_one(photo.getvalue(), timeout=timeout)
+    except nima_client.OverloadError:
+        # It answers; to restart it, or to take it out of service, would only move the load.
+        return ""
     except nima_client.NimaError as error:
         return " ".join(str(error).split())
     return ""

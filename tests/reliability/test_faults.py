@@ -184,3 +184,24 @@ def test_a_draining_server_loses_no_image(start_server: Callable[..., object]) -
     with NimaClient(url) as client:
         account = drive(client, COUNT, fault)
     assert account.check(COUNT, expected) == {"scored": COUNT}
+
+
+def test_a_server_that_crashes_while_starting_is_started_again(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed by its pid as soon as it runs: twice it may crash, and then it serves."""
+    from nima_build.server import EmbeddedServer
+
+    launches = []
+    wait_ready = EmbeddedServer._wait_ready
+
+    def crash_twice(server: EmbeddedServer) -> None:
+        launches.append(server.pid)
+        if len(launches) <= 2:
+            os.kill(server.pid, signal.SIGABRT)
+        wait_ready(server)
+
+    monkeypatch.setattr(EmbeddedServer, "_wait_ready", crash_twice)
+    with EmbeddedServer(ServerOptions(model_repository=repository, instances=1)) as server:
+        assert len(set(launches)) == 3
+        assert drive(NimaClient(server.grpc_url), 5).check(5, expected_scores(server.grpc_url))

@@ -22,6 +22,7 @@ from types import TracebackType
 from nima_build.metadata import ModelMetadata
 from nima_build.repository import MODELS, RenderOptions, default_repository, render
 from nima_build.server._install import (
+    ServerCrashed,
     ServerError,
     check_numpy,
     lay_out_backends,
@@ -38,6 +39,7 @@ from nima_client.contract import NETWORK_MODEL, PREPROCESS_MODEL
 _SHARED_MEMORY = Path("/dev/shm")
 _PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.05
+_CRASHES_WHILE_STARTING = 2
 # Severity E in tritonserver's own lines (without CUDA, two of them are always there), Python
 # tracebacks of the models, and the last word of a server that gives up.
 _LOG_ERROR = re.compile(r"Z E \d+ (?!.*(?:CudaDriver|CUDA driver))|Error: |^error: ")
@@ -172,7 +174,7 @@ class EmbeddedServer:
             )
             lay_out_backends(self._folder / "backends")
             self._choose_ports()
-            self.launch()
+            self._launch_patiently()
         except BaseException:
             self.stop()
             raise
@@ -210,6 +212,17 @@ class EmbeddedServer:
                 self._stubs = self.stub_pids()
             self.metadata = done.metadata
             return done
+
+    def _launch_patiently(self) -> None:
+        """Launch, again where tritonserver crashed: 2.51's Python backend aborts now and then when
+        it loads models on a machine that is short of CPU (``boost::interprocess::lock_exception``).
+        """
+        for _ in range(_CRASHES_WHILE_STARTING):
+            try:
+                return self.launch()
+            except ServerCrashed:
+                self.end_processes(grace=0)
+        self.launch()
 
     def _choose_ports(self) -> None:
         options = self.options
@@ -280,8 +293,10 @@ class EmbeddedServer:
         try:
             while time.monotonic() < deadline:
                 if self._process.poll() is not None:
-                    raise ServerError(
-                        f"tritonserver ended with status {self._process.returncode} while starting"
+                    status = self._process.returncode
+                    kind = ServerCrashed if status < 0 else ServerError
+                    raise kind(
+                        f"tritonserver ended with status {status} while starting"
                         f"\n{self.log_errors()}"
                     )
                 if self._listens() and probe().alive:

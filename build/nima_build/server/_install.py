@@ -14,6 +14,10 @@ class ServerError(RuntimeError):
     """The server cannot be started, or did not answer; the message says what to do."""
 
 
+class ServerCrashed(ServerError):
+    """tritonserver was ended by a signal while it started."""
+
+
 def wheel_root() -> Path:
     """``pytriton/tritonserver`` of the installed wheel, found without importing it.
 

@@ -45,6 +45,7 @@ class TritonPythonModel:
         try:
             return self._answer(request)
         except Exception as error:
+            _log("nima_failed", request, error=type(error).__name__)
             return pb_utils.InferenceResponse(
                 error=pb_utils.TritonError(
                     f"preprocessing failed: {type(error).__name__}", pb_utils.TritonError.INTERNAL
@@ -62,9 +63,17 @@ class TritonPythonModel:
             except ImageRejected as error:
                 rejections.append(Rejection(index, error.code, error.detail))
         if rejections:
+            codes = sorted({rejection.code.value for rejection in rejections})
+            _log("nima_rejected", request, images=len(rejections), codes=codes)
             return pb_utils.InferenceResponse(
                 error=pb_utils.TritonError(
                     format_rejections(rejections), pb_utils.TritonError.INVALID_ARG
                 )
             )
         return pb_utils.InferenceResponse([pb_utils.Tensor(PIXELS, pixels)])
+
+
+def _log(event, request, **facts):
+    """One line of JSON in Triton's log, with the id under which the client knows the request."""
+    line = json.dumps({"event": event, "request_id": request.request_id(), **facts})
+    pb_utils.Logger.log_info(line)

@@ -1,0 +1,194 @@
+"""Metrics, rules, dashboard, logs and traces, held against what a real tritonserver does."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import re
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import promql_parser
+import pytest
+import yaml
+from _corpus import seeds
+
+from nima_client import ImageScore, NimaClient
+from nima_client.contract import NETWORK_MODEL, PREPROCESS_MODEL
+
+TREE = Path(__file__).resolve().parents[2]
+FOLDER = TREE / "docker" / "observability"
+# A header that is sound before a body that is not: only the server's decoder notices.
+BAD_PHOTO = seeds("PNG")[1][: len(seeds("PNG")[1]) // 2]
+
+
+def rules() -> list[dict[str, object]]:
+    groups = yaml.safe_load((FOLDER / "prometheus-rules.yaml").read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def dashboard() -> dict[str, object]:
+    return json.loads((FOLDER / "grafana-dashboard.json").read_text())
+
+
+def expressions() -> list[str]:
+    adapter = yaml.safe_load((TREE / "docker/kubernetes/prometheus-adapter.yaml").read_text())
+    queries = [rule["metricsQuery"] for rule in adapter["rules"]["custom"]]
+    queries = [
+        q.replace("<<.GroupBy>>", "pod").replace("<<.LabelMatchers>>", 'namespace="n"')
+        for q in queries
+    ]
+    panels = [target["expr"] for panel in dashboard()["panels"] for target in panel["targets"]]
+    return [str(rule["expr"]) for rule in rules()] + panels + queries
+
+
+def metrics(server: object) -> str:
+    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=5) as answer:
+        return answer.read().decode()
+
+
+def failures(server: object, model: str) -> dict[str, float]:
+    found = re.findall(
+        rf'nv_inference_request_failure\{{model="{model}",reason="(\w+)",[^}}]*\}} ([\d.e+]+)',
+        metrics(server),
+    )
+    return {reason: float(value) for reason, value in found}
+
+
+@pytest.mark.parametrize("expression", expressions())
+def test_every_expression_is_promql(expression: str) -> None:
+    promql_parser.parse(expression.replace("$instance", "x"))
+
+
+def test_every_metric_and_label_is_one_that_triton_exports(shared_server) -> None:
+    with NimaClient(shared_server.grpc_url) as client:
+        client.score([*seeds("JPEG"), BAD_PHOTO], on_error="return")
+    text = metrics(shared_server)
+    exported = set(re.findall(r"^(nv_\w+)[ {]", text, re.MULTILINE))
+    labels = set(re.findall(r'(\w+)="', text)) | {"instance", "namespace", "pod", "job"}
+    reasons = set(re.findall(r'reason="(\w+)"', text))
+    for expression in expressions():
+        used = set(re.findall(r"\b(nv_\w+)", expression))
+        # No GPU here: those two are as Triton's documentation names them.
+        assert {m for m in used if not m.startswith("nv_gpu_")} <= exported, expression
+        assert set(re.findall(r'(\w+)=~?"', expression)) <= labels, expression
+        for value in re.findall(r'reason=~?"([^"]+)"', expression):
+            assert set(value.split("|")) <= reasons
+
+
+def test_alerts_say_what_to_do() -> None:
+    alerts = [rule for rule in rules() if "alert" in rule]
+    assert len(alerts) >= 6
+    for alert in alerts:
+        assert alert["labels"]["severity"] in ("critical", "warning", "info")
+        assert alert["annotations"]["summary"]
+        assert alert["annotations"]["action"]
+    recorded = {rule["record"] for rule in rules() if "record" in rule}
+    for rule in rules():
+        assert set(re.findall(r"\bnima:\w+:\w+", str(rule["expr"]))) <= recorded
+
+
+def test_the_dashboard_is_whole() -> None:
+    panels = dashboard()["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    assert {variable["name"] for variable in dashboard()["templating"]["list"]} == {
+        "datasource",
+        "instance",
+    }
+    cells = [
+        (x, y)
+        for panel in panels
+        for x in range(panel["gridPos"]["x"], panel["gridPos"]["x"] + panel["gridPos"]["w"])
+        for y in range(panel["gridPos"]["y"], panel["gridPos"]["y"] + panel["gridPos"]["h"])
+    ]
+    assert len(cells) == len(set(cells)), "panels overlap"
+    assert max(x for x, _ in cells) < 24
+
+
+def successes(server: object, model: str) -> float:
+    (found,) = re.findall(
+        rf'nv_inference_request_success\{{model="{model}",[^}}]*\}} ([\d.e+]+)', metrics(server)
+    )
+    return float(found)
+
+
+def test_refused_images_are_counted_as_the_rules_say(shared_server) -> None:
+    """An answer of the preprocessing that the network never sees; the ensemble fails twice."""
+    models = ("nima", PREPROCESS_MODEL, NETWORK_MODEL)
+    succeeded = {m: successes(shared_server, m) for m in models}
+    failed = {m: sum(failures(shared_server, m).values()) for m in models}
+    with NimaClient(shared_server.grpc_url) as client:
+        results = client.score([BAD_PHOTO] * 5, on_error="return")
+    assert [r.code for r in results] == ["UNDECODABLE"] * 5
+    assert {m: successes(shared_server, m) - n for m, n in succeeded.items()} == {
+        "nima": 0, PREPROCESS_MODEL: 5, NETWORK_MODEL: 0,
+    }  # fmt: skip
+    assert {m: sum(failures(shared_server, m).values()) - n for m, n in failed.items()} == {
+        "nima": 10, PREPROCESS_MODEL: 0, NETWORK_MODEL: 0,
+    }  # fmt: skip
+
+
+def test_request_ids_run_from_the_client_to_the_servers_log(
+    start_server: Callable[..., object], tmp_path: Path
+) -> None:
+    server = start_server(log_file=tmp_path / "triton.log")
+    with NimaClient(server.grpc_url) as client:
+        scored, refused = client.score([seeds("JPEG")[0], BAD_PHOTO], on_error="return")
+    assert isinstance(scored, ImageScore)
+    assert refused.request_id
+    # Triton writes each message as a JSON string; ours is JSON itself.
+    messages = re.findall(r'\] ("\{.*\}")$', (tmp_path / "triton.log").read_text(), re.MULTILINE)
+    lines = [json.loads(json.loads(message)) for message in messages]
+    assert lines == [
+        {
+            "event": "nima_rejected",
+            "request_id": refused.request_id,
+            "images": 1,
+            "codes": ["UNDECODABLE"],
+        }
+    ]
+
+
+@pytest.fixture
+def collector() -> Iterator[tuple[str, list[str]]]:
+    """An OpenTelemetry collector of our own: takes OTLP over HTTP and keeps it."""
+    received: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/v1/traces", received
+        server.shutdown()
+
+
+def test_traces_continue_the_callers(
+    start_server: Callable[..., object], collector: tuple[str, list[str]]
+) -> None:
+    """The settings of tracing.env, with every request traced and our collector's address."""
+    url, received = collector
+    line = (FOLDER / "tracing.env").read_text().splitlines()[-1].partition("=")[2]
+    arguments = line.replace("http://otel-collector:4318/v1/traces", url)
+    arguments = arguments.replace("rate=100", "rate=1")
+    server = start_server(extra_arguments=tuple(arguments.split()))
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    header = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+    with NimaClient(server.grpc_url, headers=header) as client:
+        client.score_one(seeds("JPEG")[0])
+    end = time.monotonic() + 30
+    while time.monotonic() < end and not any(trace in body for body in received):
+        time.sleep(0.1)
+    text = "".join(received)
+    assert trace in text
+    for model in ("nima", PREPROCESS_MODEL, NETWORK_MODEL):
+        assert f'"{model}"' in text
