@@ -18,7 +18,8 @@ from nima_client.library.rows import Row
 from nima_client.library.sources import common_folder, printable
 from nima_client.report.thumbnails import Thumbnails
 
-_BIN = 0.25
+# Means crowd within two ratings: coarser bins would show one hill.
+_BIN = 0.1
 
 
 @dataclass(frozen=True)
@@ -141,17 +142,17 @@ def _histogram(means: Sequence[float]) -> list[dict[str, float]]:
     bins = round((high - low) / _BIN)
     counts = [0] * bins
     for mean in means:
-        counts[min(bins - 1, max(0, int((mean - low) / _BIN)))] += 1
+        counts[min(bins - 1, max(0, int((mean - low) / _BIN + 1e-9)))] += 1
     peak = max(counts, default=0) or 1
     width = 900 / bins
     return [
         {
-            "x": round(number * width + 1, 2),
-            "width": round(width - 2, 2),
+            "x": round(number * width + 0.5, 2),
+            "width": round(width - 1, 2),
             "y": round(100 - 100 * count / peak, 2),
             "height": round(100 * count / peak, 2),
-            "low": low + number * _BIN,
-            "high": low + (number + 1) * _BIN,
+            "low": round(low + number * _BIN, 2),
+            "high": round(low + (number + 1) * _BIN, 2),
             "count": count,
         }
         for number, count in enumerate(counts)
