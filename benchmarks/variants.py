@@ -78,21 +78,21 @@ def _one_step(repository: Path) -> None:
     )
 
 
-def _nice(steps: int) -> Callable[[Path], None]:
-    """Decode at a lower priority than the network, so that what is begun is finished first."""
+def _niceness(steps: int) -> Callable[[Path], None]:
+    """How far the decode stands behind the network; see the config's own comment."""
 
     def change(repository: Path) -> None:
-        model = repository / PREPROCESS / "1" / "model.py"
-        text = model.read_text().replace(
-            "        config = ", f"        import os; os.nice({steps})\n        config = ", 1
-        )
-        model.write_text(text)
+        def edit(config: object) -> None:
+            config.parameters["niceness"].string_value = str(steps)
+
+        _edit_config(repository, PREPROCESS, edit)
 
     return change
 
 
 def _rate_limiter(repository: Path) -> None:
-    """As many executions at once as there are cores, the network's first."""
+    """As many executions at once as there are cores, the network's first (not by niceness)."""
+    _niceness(0)(repository)
     for model, priority in ((PREPROCESS, 2), (NETWORK, 1)):
 
         def limited(config: object, priority: int = priority) -> None:
@@ -115,8 +115,7 @@ _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "134217728", "MALLOC_TRIM_THRESHOLD_": "134
 VARIANTS: dict[str, tuple] = {
     "shipped": (None, (), {}, None),
     "one-step": (_one_step, (), {}, None),
-    "decode-nice-2": (_nice(2), (), {}, None),
-    "decode-nice-5": (_nice(5), (), {}, None),
+    "no-niceness": (_niceness(0), (), {}, None),
     "rate-limiter": (
         _rate_limiter,
         ("--rate-limit=execution_count", f"--rate-limit-resource=CORE:{_CORES}"),
