@@ -363,3 +363,55 @@ def test_without_an_address_the_embedded_server_is_started_for_the_run(
     other = [json.loads(line) for line in alone.stdout.splitlines()]
     assert [row["file"] for row in one] == [str(path) for path in skimage_photos]
     assert [row["mean"] for row in one] == pytest.approx([row["mean"] for row in other], abs=1e-4)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "table"])
+def test_on_a_terminal_the_bar_stays_out_of_the_results(folder: Path, url: str, form: str) -> None:
+    import pty
+
+    command = [sys.executable, "-m", "nima_client.cli.main", "score", str(folder), "-f", form]
+    terminal, terminal_end = pty.openpty()
+    environment = {**os.environ, "NIMA_URL": url, "TERM": "xterm", "PYTHONIOENCODING": "utf-8"}
+    # Standard error is a terminal, standard output a pipe.
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=terminal_end, env=environment
+    ) as process:
+        os.close(terminal_end)
+        assert process.stdout is not None
+        out = process.stdout.read().decode()
+    seen = b""
+    while True:
+        try:
+            seen += os.read(terminal, 4096)
+        except OSError:  # Linux says so at the end
+            break
+    os.close(terminal)
+    assert b"photos/s" in seen
+    assert "\x1b" not in out
+    if form == "jsonl":
+        assert len([json.loads(line) for line in out.splitlines()]) == 4
+        assert b"distribution" not in seen
+    else:
+        assert out.count("│") > 20
+
+
+def test_what_was_scored_is_shown_although_the_server_went_away(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import threading
+
+    from kserve_server import KServeServer
+
+    from nima_client import RetryPolicy
+    from nima_client.cli import _server
+
+    monkeypatch.setattr(_server, "PATIENT", RetryPolicy(budget_s=0.2))
+    server = KServeServer()
+    server.behaviour = lambda number, images, context: (
+        threading.Thread(target=server.stop).start() or time.sleep(0.5) if number == 3 else None
+    )
+    done = run(folder, "--in-flight", 1, url=server.url)
+    assert done.returncode == 3
+    assert "2.jpg" in done.stdout
+    assert "A.JPEG" not in done.stdout
+    assert "check that it runs" in done.stderr

@@ -13,6 +13,7 @@ from rich.console import Console
 from nima_client._client import NimaClient
 from nima_client.cli._progress import Tracker, tracking
 from nima_client.cli._table import print_scores
+from nima_client.errors import NimaError
 from nima_client.library.actions import Action, place, rate
 from nima_client.library.files import format_of, write_failures, write_rows, write_text
 from nima_client.library.journal import Journal
@@ -59,6 +60,7 @@ class Job:
     placement: tuple[str, Path] | None
     errors: Console
     failures: list[FailedRow] = field(default_factory=list)
+    _gone: NimaError | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.resume and self.output is None:
@@ -67,10 +69,9 @@ class Job:
     def run(self, client: NimaClient) -> int:
         """Score everything; how many photos have no score."""
         if self.output is None:
-            with tracking(self.errors, self.sources.known_total) as track:
-                self._print(self._scores(client, track))
-                self._finish(track)
+            chosen: Iterable[Row] = self._show(client)
             self._write_failures(self.failures)
+            self._act(chosen)
             return len(self.failures)
         with Journal.beside(self.output) as journal:
             self._score_into(journal, client)
@@ -94,27 +95,38 @@ class Job:
             self._finish(track, earlier)
 
     def _scores(self, client: NimaClient, track: Tracker) -> Iterator[Row]:
-        for outcome in track(score_photos(client, self.sources)):
-            self._report(outcome)
-            if isinstance(outcome, Row):
-                yield outcome
+        try:
+            for outcome in track(score_photos(client, self.sources)):
+                self._report(outcome)
+                if isinstance(outcome, Row):
+                    yield outcome
+        except NimaError as error:
+            # What was scored is shown first.
+            self._gone = error
 
     def _report(self, outcome: Outcome) -> None:
         if isinstance(outcome, FailedRow):
             self.failures.append(outcome)
             say(self.errors, f"{outcome.file}: {outcome.code}: {outcome.message}")
 
-    def _print(self, rows: Iterable[Row]) -> None:
-        chosen = self.selection.apply(rows)
-        act = self.xmp or self.placement is not None
-        if act or self.form is Format.table:
-            chosen = list(chosen)
+    def _show(self, client: NimaClient) -> list[Row]:
+        """Score and write to standard output; the chosen rows where they are needed again."""
+        kept: list[Row] = []
+        # Results that run over the screen as they come leave no place for a bar.
+        streaming = self.form is not Format.table and sys.stdout.isatty()
+        with tracking(self.errors, self.sources.known_total, bar=not streaming) as track:
+            chosen = self.selection.apply(self._scores(client, track))
+            if self.form is Format.table or self.xmp or self.placement is not None:
+                chosen = kept = list(chosen)
+            if self.form is not Format.table:
+                write_text(chosen, sys.stdout, self.form.value)
+                sys.stdout.flush()
         if self.form is Format.table:
-            print_scores(list(chosen), Console())
-        else:
-            write_text(chosen, sys.stdout, self.form.value)
-            sys.stdout.flush()
-        self._act(chosen)
+            print_scores(kept, Console())
+        self._finish(track)
+        if self._gone is not None:
+            raise self._gone
+        return kept
 
     def _act(self, chosen: Iterable[Row]) -> None:
         # Sidecars first: they go along with their photos.

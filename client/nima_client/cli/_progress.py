@@ -49,15 +49,18 @@ class Tracker:
 
 
 @contextmanager
-def tracking(console: Console, total: int | None, *, done: int = 0) -> Iterator[Tracker]:
+def tracking(
+    console: Console, total: int | None, *, done: int = 0, bar: bool = True
+) -> Iterator[Tracker]:
     """A tracker for one run.
 
     Args:
         console: where the bar appears, if that is a terminal.
         total: photos in all; None while unknown.
         done: photos of them scored by an earlier run.
+        bar: whether a bar is wanted at all.
     """
-    if not console.is_terminal:
+    if not bar or not console.is_terminal:
         yield Tracker(None, total, done)
         return
     columns = (
@@ -67,5 +70,8 @@ def tracking(console: Console, total: int | None, *, done: int = 0) -> Iterator[
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    # rich would send what goes to standard output to this console: results belong in their file.
+    with Progress(
+        *columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False
+    ) as progress:
         yield Tracker(progress, total, done)
