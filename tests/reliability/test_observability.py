@@ -7,7 +7,6 @@ import json
 import re
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import promql_parser
 import pytest
 import yaml
 from _corpus import seeds
+from _metrics import failures, metrics, successes
 
 from nima_client import ImageScore, NimaClient
 from nima_client.contract import NETWORK_MODEL, PREPROCESS_MODEL
@@ -43,19 +43,6 @@ def expressions() -> list[str]:
     ]
     panels = [target["expr"] for panel in dashboard()["panels"] for target in panel["targets"]]
     return [str(rule["expr"]) for rule in rules()] + panels + queries
-
-
-def metrics(server: object) -> str:
-    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=5) as answer:
-        return answer.read().decode()
-
-
-def failures(server: object, model: str) -> dict[str, float]:
-    found = re.findall(
-        rf'nv_inference_request_failure\{{model="{model}",reason="(\w+)",[^}}]*\}} ([\d.e+]+)',
-        metrics(server),
-    )
-    return {reason: float(value) for reason, value in found}
 
 
 @pytest.mark.parametrize("expression", expressions())
@@ -106,13 +93,6 @@ def test_the_dashboard_is_whole() -> None:
     ]
     assert len(cells) == len(set(cells)), "panels overlap"
     assert max(x for x, _ in cells) < 24
-
-
-def successes(server: object, model: str) -> float:
-    (found,) = re.findall(
-        rf'nv_inference_request_success\{{model="{model}",[^}}]*\}} ([\d.e+]+)', metrics(server)
-    )
-    return float(found)
 
 
 def test_refused_images_are_counted_as_the_rules_say(shared_server) -> None:

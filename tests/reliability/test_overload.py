@@ -5,10 +5,8 @@ Goodput at twice the capacity is a measurement, not a test: ``benchmarks/overloa
 
 from __future__ import annotations
 
-import re
 import shutil
 import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import grpc
 import pytest
 from _corpus import seeds
 from _load import drive, expected_scores
+from _metrics import failures, worked_on
 from tritonclient.grpc import service_pb2_grpc
 
 from nima_client import NO_RETRIES, NimaClient, QueueFull, Stage
@@ -37,14 +36,6 @@ def small_queue(repository: Path, tmp_path: Path) -> Path:
     assert "max_queue_size: 256" in text
     config.write_text(text.replace("max_queue_size: 256", f"max_queue_size: {QUEUE}"))
     return copy
-
-
-def worked_on(server: object, model: str = PREPROCESS_MODEL) -> int:
-    """Images that a model has worked on, by Triton's own counter."""
-    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=5) as answer:
-        text = answer.read().decode()
-    (found,) = re.findall(rf'nv_inference_count\{{model="{model}",[^}}]*\}} ([\d.e+]+)', text)
-    return int(float(found))
 
 
 def flood(
@@ -120,5 +111,7 @@ def test_requests_past_their_deadline_cost_no_work(start_server: Callable[..., o
         assert 1 <= client.score_one(seeds("PNG")[0]).mean <= 10
     assert {status for status, _ in said} <= {"DEADLINE_EXCEEDED", "UNAVAILABLE"}
     assert outcomes(occupied) == [("OK", "")]
+    # That is what the alert looks at.
+    assert failures(server, PREPROCESS_MODEL)["REJECTED"] >= 50
     # The two that were scored, and one that may have been handed on before its time ran out.
     assert worked_on(server) - before <= 3

@@ -149,7 +149,8 @@ def serve(
         starting = False
         assert server.metadata is not None
         print(f"grpc {server.grpc_url}")
-        print(f"http {server.http_url}")
+        if not tls_cert:
+            print(f"http {server.http_url}")
         print(f"metrics {server.metrics_url}", flush=True)
         report(
             f"serving {server.metadata.name} "
