@@ -168,12 +168,15 @@ def main() -> None:
         "bare aio": bare_asyncio, "SDK aio": sdk_asyncio,
     }  # fmt: skip
     rates: dict[str, list[float]] = {name: [] for name in runners}
+    cpu: dict[str, list[float]] = {name: [] for name in runners}
     with server(given.url) as url:
         bare_sync(url, photos[:100], given.window)
         order = list(runners)
         for _ in range(given.rounds):
             for name in order:
+                before = time.process_time()
                 rates[name].append(len(photos) / runners[name](url, photos, given.window))
+                cpu[name].append((time.process_time() - before) / len(photos) * 1e3)
             order = order[1:] + order[:1]
         plain, ours = latencies(url, photos, given.calls)
 
@@ -185,7 +188,8 @@ def main() -> None:
     for name, values in rates.items():
         print(
             f"  {name:<10} {statistics.median(values):7.1f} photos/s "
-            f"({min(values):.1f} to {max(values):.1f})"
+            f"({min(values):.1f} to {max(values):.1f}), "
+            f"{statistics.median(cpu[name]):.2f} ms of the client's CPU a photo"
         )
     figures: dict[str, float] = {}
     for kind in ("sync", "aio"):
