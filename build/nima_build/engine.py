@@ -176,6 +176,8 @@ def compile_graph(
         raise EngineError(_parser_message(parser))
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
+    # On by default, and no more precise than FP16: what the graph keeps in FP32 is meant so.
+    config.clear_flag(trt.BuilderFlag.TF32)
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if options.hardware_compatible:

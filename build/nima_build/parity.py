@@ -159,14 +159,15 @@ def onnx_scorer(model: bytes | Path) -> Scorer:
     return score
 
 
-def pytorch_scorer(checkpoint: Path, metadata: ModelMetadata, *, half: bool = False) -> Scorer:
+def pytorch_scorer(checkpoint: Path, metadata: ModelMetadata, *, half: int | None = None) -> Scorer:
     """Training's own code on the checkpoint the graph was exported from.
 
     Args:
         checkpoint: folder of the checkpoint.
         metadata: of the graph; must name the same weights.
-        half: run the folded network in FP16, weights and activations: what TensorRT is asked for,
-            and what ONNX Runtime on a CPU does with the weights alone.
+        half: round weights and activations to FP16 as a TensorRT engine does, but for so many of
+            the first convolutions; None rounds nothing. ONNX Runtime on a CPU rounds the weights
+            alone.
 
     Raises:
         ArtefactError: no torch, no such checkpoint, or another one.
@@ -175,7 +176,6 @@ def pytorch_scorer(checkpoint: Path, metadata: ModelMetadata, *, half: bool = Fa
         import torch
 
         from nima_build.graph import ScoringGraph
-        from nima_build.half import round_kernels
         from nima_training import distribution
         from nima_training.checkpoint import load_checkpoint
     except ModuleNotFoundError as error:
@@ -188,24 +188,37 @@ def pytorch_scorer(checkpoint: Path, metadata: ModelMetadata, *, half: bool = Fa
         raise ArtefactError(str(error)) from None
     if loaded.meta["weights_sha256"] != metadata.checkpoint_sha256:
         raise ArtefactError(f"model.onnx was exported from another checkpoint than {checkpoint}")
-    dtype = torch.float16 if half else torch.float32
-    network = ScoringGraph(loaded.model, loaded.spec).network if half else loaded.model
-    if half:
-        for module in network.modules():
-            if isinstance(module, torch.nn.Conv2d):
-                kernels = round_kernels(module.weight.detach().numpy()).astype(np.float32)
-                module.weight.data = torch.from_numpy(kernels)
-    network = network.to(dtype)
+    network = loaded.model
+    if half is not None:
+        network = ScoringGraph(loaded.model, loaded.spec).network
+        _round_to_half(network, half)
 
     def score(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
         rows = []
         with torch.no_grad():
             for image in pixels:
-                logits = network(torch.from_numpy(normalize(image[None], loaded.spec)).to(dtype))
+                logits = network(torch.from_numpy(normalize(image[None], loaded.spec)))
                 rows.append(distribution.probabilities(logits).numpy())
         return np.concatenate(rows)
 
     return score
+
+
+def _round_to_half(network: Any, kept: int) -> None:
+    """Round the weights and the output of every layer but the first ``kept`` convolutions."""
+    import torch
+
+    def round_output(_module: Any, _inputs: Any, output: Any) -> Any:
+        return output.half().float()
+
+    convolutions = 0
+    for module in network.modules():
+        if next(module.children(), None) is not None:
+            continue
+        convolutions += isinstance(module, torch.nn.Conv2d)
+        if convolutions > kept:
+            module.half().float()
+            module.register_forward_hook(round_output)
 
 
 def triton_scores(url: str, photos: Sequence[Path]) -> tuple[str, npt.NDArray[Any], str]:

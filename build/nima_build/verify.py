@@ -67,7 +67,7 @@ def verify(
         stages.append(StageResult("onnx-fp32", "skip", note=f"it is the reference: {error}"))
     stages.insert(0, _golden_stage(metadata, photos, expected))
     stages.append(_fp16_stage(graph, names, pixels, expected))
-    stages.append(_pytorch_fp16_stage(checkpoint, metadata, names, pixels, expected))
+    stages.append(_pytorch_fp16_stage(graph, checkpoint, metadata, names, pixels, expected))
     stages.append(_int8_stage(network, names, pixels, expected))
     stages.append(_tensorrt_stage(network, metadata, names, pixels, expected))
     stages.append(_triton_stage(url, photos, expected))
@@ -124,16 +124,22 @@ def _fp16_stage(
 
 
 def _pytorch_fp16_stage(
+    graph: Path,
     checkpoint: Path | None,
     metadata: ModelMetadata,
     names: list[str],
     pixels: npt.NDArray[Any],
     expected: npt.NDArray[Any],
 ) -> StageResult:
+    import onnx
+
+    from nima_build.half import STEM_CONVOLUTIONS, stem_length
+
     try:
         if checkpoint is None:
             raise ArtefactError("no checkpoint was named")
-        scorer = pytorch_scorer(checkpoint, metadata, half=True)
+        kept = STEM_CONVOLUTIONS if stem_length(onnx.load(graph).graph.node) else 0
+        scorer = pytorch_scorer(checkpoint, metadata, half=kept)
     except ArtefactError as error:
         return StageResult("pytorch-fp16", "skip", note=str(error))
     note = "FP16 weights and activations, as TensorRT is asked for"

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from nima_build.cli.export import app
 from nima_build.export import ExportError, export_checkpoint, read_properties, to_onnx
 from nima_build.files import sha256_file
-from nima_build.half import round_kernels, to_fp16
+from nima_build.half import stem_length, to_fp16
 from nima_build.metadata import ModelMetadata
 from nima_build.onnx_session import cpu_session
 from nima_client.preprocess import PreprocessSpec, normalize, preprocess
@@ -105,9 +105,11 @@ def test_fp16_graph_keeps_softmax_and_moments_in_fp32(exported: Path, pixels: np
     inferred = onnx.shape_inference.infer_shapes(half, strict_mode=True)
     types = {v.name: v.type.tensor_type.elem_type for v in inferred.graph.value_info}
     types |= {v.name: v.type.tensor_type.elem_type for v in inferred.graph.output}
-    for node in inferred.graph.node:
-        if node.op_type in ("Conv", "Gemm"):
-            assert types[node.output[0]] == onnx.TensorProto.FLOAT16, node.name
+    kinds = [types[n.output[0]] for n in inferred.graph.node if n.op_type in ("Conv", "Gemm")]
+    # The first two convolutions of a MobileNet lose too many digits (nima_build.half).
+    assert stem_length(onnx.load(exported / "model.onnx").graph.node) > 0
+    assert kinds[:2] == [onnx.TensorProto.FLOAT] * 2
+    assert set(kinds[2:]) == {onnx.TensorProto.FLOAT16}
     operators = [node.op_type for node in inferred.graph.node]
     tail = inferred.graph.node[operators.index("Softmax") :]
     assert {types[name] for node in tail for name in node.output} == {onnx.TensorProto.FLOAT}
@@ -117,26 +119,6 @@ def test_fp16_graph_keeps_softmax_and_moments_in_fp32(exported: Path, pixels: np
     # Random weights amplify rounding; `nima verify` holds the trained model to 0.01.
     assert np.abs(full[1] - rounded[1]).max() < 0.1
     assert np.abs(full[0] - rounded[0]).max() > 0, "equal to the bit: nothing ran in FP16"
-
-
-def test_rounding_to_fp16_keeps_the_sum_of_each_kernel() -> None:
-    random = np.random.default_rng(0)
-    kernels = random.normal(size=(64, 2, 3, 3)) * random.choice([0.01, 1, 50], size=(64, 2, 1, 1))
-    kernels[:, :, 1, 1] -= kernels.sum(axis=(2, 3))  # edge detectors: the sum is small
-    rounded = round_kernels(kernels.astype(np.float32))
-    plain = kernels.astype(np.float16)
-    assert rounded.dtype == np.float16
-
-    def sum_error(values: np.ndarray) -> float:
-        return float(np.abs((values.astype(np.float64) - kernels).sum(axis=(2, 3))).mean())
-
-    assert sum_error(rounded) < 0.2 * sum_error(plain)
-    steps = np.abs(rounded.astype(np.float64) - plain.astype(np.float64))
-    assert (steps <= 1.001 * np.spacing(np.abs(plain)).astype(np.float64)).all()
-    pointwise = random.normal(size=(8, 4, 1, 1)).astype(np.float32)
-    np.testing.assert_array_equal(round_kernels(pointwise), pointwise.astype(np.float16))
-    huge = np.full((1, 1, 3, 3), 1e6, np.float32)
-    assert np.isfinite(round_kernels(huge)).all()
 
 
 def test_wrong_head_is_refused() -> None:
