@@ -102,6 +102,7 @@ class Trainer:
                 self._epoch()
                 if self.at.epoch == config.frozen_epochs:
                     break  # the backbone thaws: parameters and optimiser are prepared anew
+        self.accelerator.wait_for_everyone()  # the main process may still be writing it
         best: dict[str, Any] = json.loads((config.out / "best" / "checkpoint.json").read_text())
         return dict(best["metrics"])
 
