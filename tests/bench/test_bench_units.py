@@ -7,12 +7,15 @@ import csv
 import io
 import json
 import struct
+import subprocess
+import sys
 from itertools import pairwise
 
 import pytest
 from typer.testing import CliRunner
 
 from nima_build.bench import BenchError
+from nima_build.bench.cpu import CpuMeter, CpuTime
 from nima_build.bench.limit import Limit
 from nima_build.bench.open_loop import due_times, percentiles
 from nima_build.bench.perf_analyzer import Load, Measured, find_perf_analyzer, parse_report
@@ -110,8 +113,9 @@ def test_percentiles_in_milliseconds():
 
 def sample(repeat: int, throughput: float, limit: float, tool: str = "perf_analyzer") -> Sample:
     measured = Measured(throughput, 10.0 + repeat, 20.0, 30.0)
-    stages = Stages(queue=1.0, decode=2.0, network=4.0, server=8.0)
-    return Sample("small", tool, Load(concurrency=8), repeat, measured, limit, stages)
+    stages = Stages(requests=50, queue=1.0, decode=2.0, network=4.0, server=8.0)
+    cpu = CpuTime(in_process=8.0, server=9.0, generator=1.0)
+    return Sample("small", tool, Load(concurrency=8), repeat, measured, limit, stages, 0, cpu)
 
 
 @pytest.fixture
@@ -142,7 +146,26 @@ def test_reports_hold_every_sample_and_the_limit(result, tmp_path):
     assert [float(line["images_per_second"]) for line in table] == [90.0, 104.5, 57.0]
     assert "**105.0 images/s**" in to_markdown(result)
     assert "| 8 in flight | 90.0 (57.0–104.5) | 95% |" in to_markdown(result)
+    assert "| 8 in flight | 8.00 | 9.00 | 1.00 | 80% |" in to_markdown(result)
+    assert float(table[0]["cpu_share"]) == pytest.approx(0.8)
     written = write_report(result, tmp_path / "out")
     document = json.loads((tmp_path / "out" / "results.json").read_text())
     assert document["samples"][1]["share_of_limit"] == pytest.approx(0.95)
     assert {"results.json", "results.csv", "summary.md"} <= {path.name for path in written}
+
+
+def test_cpu_time_is_that_of_the_server_and_of_ended_children():
+    busy = "import time\nwhile time.process_time() < {}: pass\n{}"
+    server = subprocess.Popen(
+        [sys.executable, "-c", busy.format(0.3, "print('done', flush=True); input()")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    meter = CpuMeter(lambda: [server.pid])
+    assert server.stdout.readline() == b"done\n"
+    subprocess.run([sys.executable, "-c", busy.format(0.2, "")], check=True)
+    server_seconds, child_seconds = meter.lap()
+    assert 0.15 <= server_seconds <= 2.0
+    assert 0.15 <= child_seconds <= 2.0
+    server.communicate(b"\n")
+    assert CpuMeter(lambda: [server.pid]).lap()[0] == 0

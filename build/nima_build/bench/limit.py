@@ -24,6 +24,19 @@ _START_TIMEOUT = 60.0
 
 
 @dataclass(frozen=True)
+class Pace:
+    """How fast a stage ran in process.
+
+    Attributes:
+        rate: images per second, all cores used together.
+        cpu_ms: milliseconds of CPU an image; what other processes take does not count.
+    """
+
+    rate: float
+    cpu_ms: float
+
+
+@dataclass(frozen=True)
 class Limit:
     """Images per second in process, over all cores.
 
@@ -63,7 +76,7 @@ def _work(
     orders: Any,
     answers: Any,
 ) -> None:
-    """One core: waits for ``(stage, seconds)``, answers ``(images, seconds taken)``."""
+    """One core: waits for ``(stage, seconds)``, answers images, seconds taken, CPU seconds."""
     from nima_client.contract import OUTPUT_DISTRIBUTION, OUTPUT_MEAN, OUTPUT_STD, PIXELS
     from nima_client.preprocess import preprocess
 
@@ -87,11 +100,11 @@ def _work(
     while (order := orders.get()) is not None:
         stage, seconds = order
         step, images = steps[stage], 0
-        begin = time.perf_counter()
+        begin, cpu = time.perf_counter(), time.process_time()
         while (taken := time.perf_counter() - begin) < seconds:
             step((images + core) % len(photos))
             images += 1
-        answers.put((images, taken))
+        answers.put((images, taken, time.process_time() - cpu))
 
 
 class LimitMeter:
@@ -150,13 +163,19 @@ class LimitMeter:
         except queue.Empty:
             raise BenchError("a process that measures the limit does not answer") from None
 
-    def rate(self, stage: str, seconds: float, cores: int | None = None) -> float:
-        """Images per second of one of :data:`STAGES`, over all cores or the first few."""
+    def pace(self, stage: str, seconds: float, cores: int | None = None) -> Pace:
+        """One of :data:`STAGES`, over all cores or the first few."""
         working = self._orders[:cores]
         for orders in working:
             orders.put((stage, seconds))
         answers = [self._answer(seconds + _START_TIMEOUT) for _ in working]
-        return float(sum(images / taken for images, taken in answers))
+        rate = sum(images / taken for images, taken, _ in answers)
+        images = sum(count for count, _, _ in answers)
+        return Pace(rate, sum(cpu for _, _, cpu in answers) / max(1, images) * 1000)
+
+    def rate(self, stage: str, seconds: float, cores: int | None = None) -> float:
+        """Images per second of :meth:`pace`."""
+        return self.pace(stage, seconds, cores).rate
 
     def measure(self, seconds: float = 1.0) -> Limit:
         """Everything, each for ``seconds``."""

@@ -19,6 +19,7 @@ _COLUMNS = (
     *("photos", "tool", "concurrency", "rate", "repeat", "images_per_second", "limit"),
     *("share_of_limit", "p50_ms", "p95_ms", "p99_ms"),
     *("queue_ms", "decode_ms", "network_ms", "server_ms", "failed"),
+    *("cpu_ms_in_process", "cpu_ms_server", "cpu_ms_generator", "cpu_share"),
 )
 
 
@@ -31,6 +32,8 @@ class Row:
         throughput: images per second; ``low`` and ``high`` are the least and the most.
         share: of the machine's limit, the median of the rounds' own ratios.
         transport: what a client sees beyond the server's own time.
+        cpu: CPU milliseconds an image (in process, server, generator) and the share of the limit
+            they make possible; None where they were not measured.
     """
 
     load: Load
@@ -46,6 +49,7 @@ class Row:
     network: float
     transport: float
     failed: int
+    cpu: dict[str, float] | None
 
 
 def rows(result: Result, photos: str, tool: str) -> list[Row]:
@@ -67,6 +71,7 @@ def _row(load: Load, samples: list[Sample]) -> Row:
 
     rates = [sample.measured.throughput for sample in samples]
     p50 = median(lambda s: s.measured.p50)
+    times = [s.cpu.to_dict() for s in samples if s.cpu is not None]
     return Row(
         load=load,
         throughput=statistics.median(rates),
@@ -81,6 +86,7 @@ def _row(load: Load, samples: list[Sample]) -> Row:
         network=stage("network"),
         transport=max(0.0, p50 - stage("server")),
         failed=sum(sample.failed for sample in samples),
+        cpu={key: statistics.median(t[key] for t in times) for key in times[0]} if times else None,
     )
 
 
@@ -99,6 +105,7 @@ def to_csv(result: Result) -> str:
         shown = [f"{v:.4g}" if isinstance(v, float) else v for v in figures]
         writer.writerow(
             [s.photos, s.tool, s.load.concurrency, s.load.rate, s.repeat, *shown, s.failed]
+            + ([f"{v:.4g}" for v in s.cpu.to_dict().values()] if s.cpu else [""] * 4)
         )
     return buffer.getvalue()
 
@@ -121,13 +128,16 @@ def to_markdown(result: Result) -> str:
             table = rows(result, name, tool)
             if table:
                 text.append(f"{title}:\n\n{_table(table)}\n")
+            if any(row.cpu for row in table):
+                text.append(f"CPU time an image:\n\n{_cpu_table(table)}\n")
     repeats = 1 + max((s.repeat for s in result.samples), default=0)
     text.append(
         f"Medians of {repeats} rounds (least to most in brackets). The limit is measured right "
         "before every measurement, in turn with it; a share is the median of those ratios. "
         "Queue, decode and network are means inside the server (copies included), transport is "
-        "the p50 a client sees less the server's own time. Figures of different runs must not be "
-        "compared.\n"
+        "the p50 a client sees less the server's own time. CPU time does not count what other "
+        "programs took, so it holds on a shared machine, too. Figures of different runs must not "
+        "be compared.\n"
     )
     return "\n".join(text)
 
@@ -145,6 +155,20 @@ def _table(table: Iterable[Row]) -> str:
             f"| {r.queue:.1f} | {r.decode:.1f} | {r.network:.1f} | {r.transport:.1f} "
             f"| {r.failed} |"
         )
+    return "\n".join(lines)
+
+
+def _cpu_table(table: Iterable[Row]) -> str:
+    lines = [
+        "| load | in process | server | load generator ms | limit / (server + generator) |",
+        "|---|---|---|---|---|",
+    ]
+    for r in table:
+        if r.cpu is not None:
+            lines.append(
+                f"| {r.load.label} | {r.cpu['in_process']:.2f} | {r.cpu['server']:.2f} "
+                f"| {r.cpu['generator']:.2f} | {r.cpu['share']:.0%} |"
+            )
     return "\n".join(lines)
 
 

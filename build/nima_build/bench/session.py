@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nima_build.bench.cpu import CpuMeter, CpuTime
 from nima_build.bench.limit import Limit, LimitMeter
 from nima_build.bench.machine import describe_machine
 from nima_build.bench.open_loop import run_open_loop
@@ -49,6 +50,7 @@ class Sample:
         limit: images per second in process, decode and network together, just before.
         stages: where the time went inside the server; None when it could not be told.
         failed: requests without a score.
+        cpu: CPU time an image; only with perf_analyzer and a server this run started.
     """
 
     photos: str
@@ -59,6 +61,7 @@ class Sample:
     limit: float
     stages: Stages | None
     failed: int = 0
+    cpu: CpuTime | None = None
 
     @property
     def share(self) -> float:
@@ -92,6 +95,9 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, with every single sample."""
         samples = [{**asdict(s), "share_of_limit": s.share} for s in self.samples]
+        for entry, sample in zip(samples, self.samples):
+            entry["cpu_ms"] = sample.cpu.to_dict() if sample.cpu is not None else None
+            del entry["cpu"]
         limits = {name: [limit.to_dict() for limit in row] for name, row in self.limits.items()}
         return {
             "machine": self.machine,
@@ -111,6 +117,7 @@ def run_sweep(
     sweep: Sweep,
     network: str,
     report: Callable[[str], None],
+    server_pids: Callable[[], Iterable[int]] | None = None,
 ) -> Result:
     """Measure a running server.
 
@@ -123,12 +130,14 @@ def run_sweep(
         sweep: loads, lengths, repeats.
         network: what the server runs, for the report.
         report: receives one line a measurement.
+        server_pids: gives the server's processes, to read their CPU time.
 
     Raises:
         BenchError: the load generator failed.
     """
     result = Result(machine=describe_machine(), network=network)
     meter = StageMeter(url)
+    cpu = CpuMeter(server_pids) if server_pids is not None else None
     with tempfile.TemporaryDirectory(prefix="nima-bench-") as folder:
         for photos in sets:
             result.sets[photos.name] = photos.describe()
@@ -138,7 +147,16 @@ def run_sweep(
             encoded = [photo.data for photo in photos.photos]
             with LimitMeter(encoded, spec, onnx) as limits:
                 bench = _SetBench(
-                    url, photos.name, encoded, inputs, limits, meter, perf_analyzer, result, report
+                    url=url,
+                    name=photos.name,
+                    photos=encoded,
+                    inputs=inputs,
+                    limits=limits,
+                    meter=meter,
+                    cpu=cpu,
+                    perf_analyzer=perf_analyzer,
+                    result=result,
+                    report=report,
                 )
                 bench.run(sweep)
     meter.close()
@@ -155,6 +173,7 @@ class _SetBench:
     inputs: Path
     limits: LimitMeter
     meter: StageMeter
+    cpu: CpuMeter | None
     perf_analyzer: Path
     result: Result
     report: Callable[[str], None]
@@ -178,15 +197,21 @@ class _SetBench:
     def _measure(
         self, tool: str, load: Load, repeat: int, seconds: float, limit_seconds: float
     ) -> None:
-        limit = self.limits.rate("combined", limit_seconds)
+        limit = self.limits.pace("combined", limit_seconds)
         self.meter.lap()
-        failed = 0
+        if self.cpu is not None:
+            self.cpu.lap()
+        failed, cpu = 0, None
         if tool == "sdk":
             outcome = run_open_loop(self.url, self.photos, load.rate, seconds, seed=repeat)
             measured, failed = outcome.measured, outcome.failed
         else:
             measured = run_perf_analyzer(self.perf_analyzer, self.url, self.inputs, load, seconds)
-        sample = Sample(self.name, tool, load, repeat, measured, limit, self.meter.lap(), failed)
+        stages = self.meter.lap()
+        if self.cpu is not None and tool == "perf_analyzer" and stages is not None:
+            server, generator = (1000 * s / stages.requests for s in self.cpu.lap())
+            cpu = CpuTime(limit.cpu_ms, server, generator)
+        sample = Sample(self.name, tool, load, repeat, measured, limit.rate, stages, failed, cpu)
         self.result.samples.append(sample)
         self.report(
             f"{self.name}, round {repeat + 1}, {tool}, {load.label}: "

@@ -13,12 +13,14 @@ class Stages:
     """Mean milliseconds of a request in each stage, inside the server.
 
     Attributes:
+        requests: how many succeeded.
         queue: waiting for an instance, both steps together.
         decode: inside ``nima_preprocess``, its copies included.
         network: inside ``nima_network``, its copies included.
         server: all of the server, from the first step to the answer.
     """
 
+    requests: int
     queue: float
     decode: float
     network: float
@@ -65,9 +67,11 @@ class StageMeter:
             count = now[0] - then[0]
             return (now[field] - then[field]) / count / 1e6 if count else 0.0
 
-        if self._last.get(MODEL_NAME, (0,))[0] == before.get(MODEL_NAME, (0,))[0]:
+        requests = self._last.get(MODEL_NAME, (0,))[0] - before.get(MODEL_NAME, (0,))[0]
+        if requests == 0:
             return None
         return Stages(
+            requests=requests,
             queue=mean(PREPROCESS_MODEL, 2) + mean(NETWORK_MODEL, 2),
             decode=mean(PREPROCESS_MODEL, 3),
             network=mean(NETWORK_MODEL, 3),

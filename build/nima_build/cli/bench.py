@@ -76,12 +76,14 @@ def bench(
         metadata = load_metadata(repository)
         onnx = repository / NETWORK_MODEL / "1" / ONNX_NAME
         with contextlib.ExitStack() as stack:
+            pids = None
             if not url:
                 report("starting a server …")
                 options = ServerOptions(model_repository=repository, instances=instances or None)
-                url = stack.enter_context(EmbeddedServer(options)).grpc_url
+                server = stack.enter_context(EmbeddedServer(options))
+                url, pids = server.grpc_url, lambda: {server.pid or 0, *server.stub_pids()}
             network = f"{metadata.name} ({metadata.checkpoint_sha256[:12]})"
-            result = run_sweep(url, sets, metadata.spec, onnx, binary, sweep, network, report)
+            result = run_sweep(url, sets, metadata.spec, onnx, binary, sweep, network, report, pids)
         files = write_report(result, out)
     except (BenchError, ArtefactError, ServerError, OSError) as error:
         report(str(error))
