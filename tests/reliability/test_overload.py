@@ -18,7 +18,7 @@ from _load import drive, expected_scores
 from _metrics import failures, worked_on
 from tritonclient.grpc import service_pb2_grpc
 
-from nima_client import NO_RETRIES, NimaClient, QueueFull, Stage
+from nima_client import NO_RETRIES, NimaClient, QueueFull, RetryPolicy, Stage
 from nima_client._transport import InferRequest
 from nima_client._wire import infer_message
 from nima_client.contract import MODEL_NAME, PREPROCESS_MODEL
@@ -55,7 +55,7 @@ def flood(
 
 def occupy(url: str) -> list[grpc.Future]:
     """Give the one preprocessing instance an image that takes it a second or more."""
-    calls = flood(url, 1, 60.0, _bombs.png_zeros(7_000, 7_000))
+    calls = flood(url, 1, 60.0, _bombs.png_zeros(9_500, 9_500))
     time.sleep(0.3)
     return calls
 
@@ -96,7 +96,9 @@ def test_a_backing_off_client_gets_every_score_through_a_small_queue(
 ) -> None:
     server = start_server(model_repository=small_queue, instances=1)
     expected = expected_scores(server.grpc_url)
-    with NimaClient(server.grpc_url, max_in_flight=64) as client:
+    # Sixteen times what fits: one request may be turned away more often than ten times.
+    patient = RetryPolicy(attempts=100)
+    with NimaClient(server.grpc_url, max_in_flight=64, retry=patient) as client:
         account = drive(client, 300)
     assert account.check(300, expected) == {"scored": 300}
 

@@ -309,9 +309,13 @@ class EmbeddedServer:
         )
 
     def _listens(self) -> bool:
-        with socket.socket() as attempt:
-            attempt.settimeout(1.0)
-            return attempt.connect_ex((self.options.host, self._ports[0])) == 0
+        # Metrics come last: a server is not ready before Prometheus may ask it.
+        for port in (self._ports[0], self._ports[2]):
+            with socket.socket() as attempt:
+                attempt.settimeout(1.0)
+                if attempt.connect_ex((self.options.host, port)) != 0:
+                    return False
+        return True
 
     def log_errors(self, lines: int = 12) -> str:
         """The last errors in tritonserver's log; its last lines where it holds none."""
