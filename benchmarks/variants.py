@@ -181,7 +181,7 @@ def main() -> None:
             shift = number % len(names)
             for name in names[shift:] + names[:shift]:
                 host, _, port = servers[name].http_url.partition(":")
-                rate, latencies = closed_loop(
+                rate, latencies, _ = closed_loop(
                     (host, int(port)), requests, options.concurrency, options.seconds
                 )
                 p50, _, p99 = percentiles(latencies)

@@ -62,7 +62,11 @@ def measure(
             limit = meter.rate("combined", seconds / 2)
             shift = number % len(targets)
             for target in targets[shift:] + targets[:shift]:
-                rate, latencies = closed_loop(target.address, target.requests, concurrency, seconds)
+                before = target.cpu_seconds()
+                rate, latencies, answered = closed_loop(
+                    target.address, target.requests, concurrency, seconds
+                )
+                cpu_ms = (target.cpu_seconds() - before) / answered * 1000
                 p50, p95, p99 = percentiles(latencies)
                 samples.append(
                     {
@@ -71,6 +75,7 @@ def measure(
                         "round": number,
                         "images_per_second": rate,
                         "limit": limit,
+                        "cpu_ms": cpu_ms,
                         "p50_ms": p50,
                         "p95_ms": p95,
                         "p99_ms": p99,
@@ -78,7 +83,8 @@ def measure(
                 )
                 print(
                     f"round {number + 1}, {concurrency} in flight, {target.name}: {rate:.1f} "
-                    f"images/s ({rate / limit:.0%} of the limit), p50 {p50:.1f} p99 {p99:.1f} ms",
+                    f"images/s ({rate / limit:.0%} of the limit), p50 {p50:.1f} p99 {p99:.1f} ms, "
+                    f"CPU {cpu_ms:.1f} ms an image",
                     flush=True,
                 )
     return samples
@@ -107,9 +113,11 @@ def table(samples: list[dict[str, object]], names: list[str], concurrencies: lis
             )
             p50 = statistics.median(of(name, concurrency, "p50_ms"))
             p99 = statistics.median(of(name, concurrency, "p99_ms"))
+            own_cpu = of(names[0], concurrency, "cpu_ms")
+            cpu = statistics.median(b / a for a, b in zip(own_cpu, of(name, concurrency, "cpu_ms")))
             cells.append(
                 f"**{ratio:.2f}** · {statistics.median(rates):.1f}/s · {share:.0%} · "
-                f"p50 {p50:.0f} p99 {p99:.0f} ms"
+                f"p50 {p50:.0f} p99 {p99:.0f} ms · CPU {cpu:.2f}"
             )
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -158,8 +166,9 @@ def main() -> None:
         f"Network: {metadata.name} ({metadata.checkpoint_sha256[:12]}).\n\n"
         f"{table(samples, names, concurrencies)}\n\n"
         "Bold: throughput relative to NIMA on Triton, median of the rounds' ratios; then images/s, "
-        f"share of the in-process limit, latency. {options.rounds} rounds of {options.seconds:g} s "
-        "each, all servers up, loaded in turn over HTTP by the same generator on the same cores.\n"
+        "share of the in-process limit, latency, and CPU time an image relative to NIMA on Triton "
+        f"(what other programs took does not count). {options.rounds} rounds of "
+        f"{options.seconds:g} s each, all servers up, loaded in turn over HTTP by the same generator on the same cores.\n"
     )
     options.out.mkdir(parents=True, exist_ok=True)
     document = {"machine": machine, "network": metadata.name, "samples": samples}

@@ -99,13 +99,13 @@ def closed_loop(
     concurrency: int,
     seconds: float,
     warm_up: float = 0.3,
-) -> tuple[float, list[float]]:
+) -> tuple[float, list[float], int]:
     """Keep ``concurrency`` requests in flight.
 
     Returns:
-        Images per second, and the latency in seconds of every request that ended within the
-        measured time. What is still in flight then is waited for, so that the next server to be
-        measured has the machine to itself.
+        Images per second; the latency in seconds of every request that ended within the measured
+        time; how many requests were answered in all, warm-up included. What is still in flight at
+        the end is waited for, so that the next server to be measured has the machine to itself.
 
     Raises:
         LoadError: see the class.
@@ -147,7 +147,7 @@ def closed_loop(
                         in_flight -= 1
         if not latencies:
             raise LoadError(f"nothing was answered within {seconds:g} s")
-        return len(latencies) / seconds, latencies
+        return len(latencies) / seconds, latencies, sent
     finally:
         for connection in connections:
             connection.socket.close()

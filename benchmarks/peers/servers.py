@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.utils
+import psutil
 import tritonclient.http as triton_http
 from http_load import LoadError, ask, post
 
@@ -37,13 +38,25 @@ class Target:
         name: as the table shows it.
         address: host and port.
         requests: one whole HTTP request a photo.
+        pid: its first process; the others descend from it.
         kind: how its answers are read: ``json`` or ``triton``.
     """
 
     name: str
     address: tuple[str, int]
     requests: list[bytes]
+    pid: int
     kind: str = "json"
+
+    def cpu_seconds(self) -> float:
+        """CPU time of all its processes so far."""
+        total = 0.0
+        root = psutil.Process(self.pid)
+        for process in (root, *root.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                total += times.user + times.system
+        return total
 
     def mean(self, index: int) -> float:
         """Mean rating of one photo, to check that every server does the same work."""
@@ -143,7 +156,7 @@ def _process(
         "BENTOML_HOME": str(setting.folder / "bentoml"),
     }
     make = {"raw": _raw, "multipart": _multipart}[request]
-    target = Target(name, ("127.0.0.1", port), [make(photo) for photo in setting.photos])
+    requests = [make(photo) for photo in setting.photos]
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -154,6 +167,7 @@ def _process(
             stderr=output,
             start_new_session=True,
         )
+    target = Target(name, ("127.0.0.1", port), requests, process.pid)
     try:
         _wait(target, process, log)
         yield target
@@ -177,7 +191,9 @@ def product(setting: Setting) -> Iterator[Target]:
 
 def _of_triton(name: str, server: EmbeddedServer, setting: Setting) -> Target:
     host, _, port = server.http_url.partition(":")
-    return Target(name, (host, int(port)), [triton_request(p) for p in setting.photos], "triton")
+    assert server.pid is not None
+    requests = [triton_request(photo) for photo in setting.photos]
+    return Target(name, (host, int(port)), requests, server.pid, "triton")
 
 
 def fastapi(setting: Setting, pillow: bool = False) -> contextlib.AbstractContextManager[Target]:
