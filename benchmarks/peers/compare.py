@@ -168,7 +168,8 @@ def main() -> None:
         "Bold: throughput relative to NIMA on Triton, median of the rounds' ratios; then images/s, "
         "share of the in-process limit, latency, and CPU time an image relative to NIMA on Triton "
         f"(what other programs took does not count). {options.rounds} rounds of "
-        f"{options.seconds:g} s each, all servers up, loaded in turn over HTTP by the same generator on the same cores.\n"
+        f"{options.seconds:g} s each, all servers up, loaded in turn over HTTP by the same "
+        "generator on the same cores.\n"
     )
     options.out.mkdir(parents=True, exist_ok=True)
     document = {"machine": machine, "network": metadata.name, "samples": samples}
