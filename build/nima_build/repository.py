@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nima_build.checksums import CHECKSUMS_NAME, check_checksums
 from nima_build.files import write_atomic
 from nima_build.metadata import METADATA_NAME, ArtefactError, ModelMetadata
 from nima_client.contract import MODEL_NAME, NETWORK_MODEL, PREPROCESS_MODEL, PROFILES
@@ -151,7 +152,8 @@ def render(source: Path, destination: Path, options: RenderOptions) -> ModelMeta
         The metadata of the network that the rendered repository serves.
 
     Raises:
-        ArtefactError: the source lacks the network or holds a broken config.
+        ArtefactError: the source lacks the network, holds a broken config, or an artefact is not
+            what its manifest (``SHA256SUMS``) names.
     """
     from google.protobuf import text_format
 
@@ -159,6 +161,8 @@ def render(source: Path, destination: Path, options: RenderOptions) -> ModelMeta
     onnx = source / NETWORK_MODEL / "1" / ONNX_NAME
     if not onnx.is_file():
         raise ArtefactError(f"no {onnx}: run `nima export` first")
+    if (source / CHECKSUMS_NAME).is_file():
+        check_checksums(source)
     for model in MODELS:
         config = read_config(config_path(source, model, options.profile))
         for key, value in _facts(model, metadata).items():

@@ -158,7 +158,7 @@ class ServedModel:
             "checkpoint_sha256": self.checkpoint_sha256,
             "preprocessing_id": self.preprocessing_id,
             "reference_set": self.reference_set,
-            "reference_quantiles": json.dumps([round(q, 5) for q in self.reference_quantiles]),
+            "reference_quantiles": json.dumps([round(q, 6) for q in self.reference_quantiles]),
         }
 
     @classmethod

@@ -118,6 +118,20 @@ def test_missing_and_broken_files_say_what_to_do(tmp_path):
         load_metadata(repository)
 
 
+def test_a_damaged_artefact_is_refused(tmp_path):
+    repository = tmp_path / "models"
+    shutil.copytree(SOURCE, repository, ignore=shutil.ignore_patterns("__pycache__"))
+    render(repository, tmp_path / "first", RenderOptions())
+    onnx = repository / "nima_network" / "1" / "model.onnx"
+    damaged = bytearray(onnx.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    onnx.write_bytes(damaged)
+    with pytest.raises(ArtefactError, match="SHA256SUMS"):
+        render(repository, tmp_path / "second", RenderOptions())
+    (repository / "SHA256SUMS").unlink()
+    render(repository, tmp_path / "third", RenderOptions())
+
+
 def test_options_out_of_range_are_refused():
     with pytest.raises(ValueError, match="profile"):
         RenderOptions("gpu")
