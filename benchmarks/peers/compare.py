@@ -14,7 +14,9 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 
@@ -135,6 +137,8 @@ def main() -> None:
     parser.add_argument("--model-repository", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=Path("out/bench-peers"))
     options = parser.parse_args()
+    # Ended from outside (timeout, say), the servers must end, too: they have sessions of their own.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
     sets = {s.name: s for s in split_by_size(load_photos([options.photos]))}
     if options.set not in sets:
