@@ -64,7 +64,7 @@ def quiet() -> Console:
 def test_sixty_four_photos_overfit(data: tuple[Path, Path], tmp_path: Path) -> None:
     train(
         config(
-            data, tmp_path / "run", backbone="mobilenet_v2", epochs=55, batch_size=16,
+            data, tmp_path / "run", backbone="mobilenet_v2", epochs=75, batch_size=16,
             backbone_lr=2e-3, head_lr=2e-3, weight_decay=0.0, patience=0,
             preprocessing=PreprocessSpec(resize_size=48, crop_size=48),
             augmentation=Augmentation(resize=48, mirror=False),
