@@ -31,10 +31,10 @@ import psutil
 from nima_build.bench.limit import LimitMeter
 from nima_build.bench.machine import describe_machine
 from nima_build.bench.photos import load_photos, split_by_size
-from nima_build.files import write_atomic
 from nima_build.repository import default_repository, load_metadata
 from nima_build.server import EmbeddedServer, ServerOptions
 from nima_client import NimaClient
+from nima_client._files import write_atomic
 
 IN_FLIGHT = 8
 MIB = 2**20

@@ -27,8 +27,8 @@ from nima_build.bench.limit import LimitMeter
 from nima_build.bench.machine import describe_machine, one_line
 from nima_build.bench.open_loop import percentiles
 from nima_build.bench.photos import load_photos, split_by_size
-from nima_build.files import write_atomic
 from nima_build.repository import default_repository, load_metadata
+from nima_client._files import write_atomic
 
 PEERS = {
     "fastapi": servers.fastapi,

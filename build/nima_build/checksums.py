@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nima_build.files import sha256_file, write_atomic
 from nima_build.metadata import ArtefactError
+from nima_client._files import sha256_file, write_atomic
 
 CHECKSUMS_NAME = "SHA256SUMS"
 _BUILT = ("*/1/*.onnx", "*/1/*.json", "*/1/*.plan")

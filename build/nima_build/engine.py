@@ -15,10 +15,10 @@ from typing import Any, Literal
 import onnx
 
 from nima_build.engine_manifest import EngineManifest, EngineOptions, check_engine
-from nima_build.files import sha256_file, write_atomic
 from nima_build.gpu import Gpu, find_gpus
 from nima_build.half import to_fp16
 from nima_build.metadata import ArtefactError
+from nima_client._files import sha256_file, write_atomic
 from nima_client.contract import PIXELS
 
 Target = Literal["tensorrt", "tensorrt-rtx"]

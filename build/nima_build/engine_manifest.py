@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from nima_build.files import sha256_file, write_atomic
 from nima_build.metadata import ArtefactError
+from nima_client._files import sha256_file, write_atomic
 from nima_client.contract import MAX_BATCH_SIZE
 
 PLAN_NAME = "model.plan"

@@ -14,10 +14,10 @@ import numpy as np
 import onnx
 
 from nima_build.checksums import write_checksums
-from nima_build.files import sha256_file, write_atomic
 from nima_build.metadata import METADATA_NAME, ModelMetadata
 from nima_build.onnx_session import cpu_session
 from nima_build.repository import ONNX_NAME, write_parameters
+from nima_client._files import sha256_file, write_atomic
 from nima_client.contract import (
     NETWORK_MODEL,
     NUM_RATINGS,

@@ -10,8 +10,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nima_build.files import sha256_file, write_atomic
 from nima_build.metadata import ArtefactError
+from nima_client._files import sha256_file, write_atomic
 
 GOLDEN_PATH = Path(__file__).with_name("golden.json")
 PHOTOS = (

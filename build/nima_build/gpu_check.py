@@ -26,13 +26,13 @@ import numpy.typing as npt
 
 from nima_build.engine import EngineError, build_engine, load_runtime
 from nima_build.engine_manifest import PLAN_NAME, EngineOptions
-from nima_build.files import write_atomic
 from nima_build.golden import golden_photos
 from nima_build.gpu import find_gpus
 from nima_build.metadata import METADATA_NAME, ArtefactError, ModelMetadata
 from nima_build.parity import compare, onnx_scorer, read_pixels
 from nima_build.paths import BUNDLED_CHECKPOINT
 from nima_build.repository import ONNX_NAME, default_repository
+from nima_client._files import write_atomic
 from nima_client.contract import MAX_BATCH_SIZE, NETWORK_MODEL, PREPROCESS_MODEL
 from nima_client.preprocess import DEFAULT_LIMITS, PreprocessSpec, preprocess
 

@@ -21,7 +21,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from nima_build.export import ExportError
-from nima_build.files import write_atomic
+from nima_client._files import write_atomic
 from nima_client.contract import OUTPUT_DISTRIBUTION
 
 FP16_NAME = "model.fp16.onnx"

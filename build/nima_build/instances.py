@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from nima_build.files import write_atomic
 from nima_build.metadata import ArtefactError
 from nima_build.repository import read_config
+from nima_client._files import write_atomic
 from nima_client.contract import NETWORK_MODEL, PREPROCESS_MODEL
 
 

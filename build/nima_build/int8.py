@@ -20,8 +20,8 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from nima_build.export import ExportError
-from nima_build.files import write_atomic
 from nima_build.metadata import METADATA_NAME, ModelMetadata
+from nima_client._files import write_atomic
 from nima_client.contract import PIXELS
 from nima_client.preprocess import ImageRejected, preprocess
 

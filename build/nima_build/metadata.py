@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from nima_build.files import write_atomic
+from nima_client._files import write_atomic
 from nima_client.contract import CONTRACT_VERSION, ServedModel
 from nima_client.preprocess import PreprocessSpec
 

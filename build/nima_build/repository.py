@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from nima_build.checksums import CHECKSUMS_NAME, check_checksums
-from nima_build.files import write_atomic
 from nima_build.metadata import METADATA_NAME, ArtefactError, ModelMetadata
+from nima_client._files import write_atomic
 from nima_client.contract import MODEL_NAME, NETWORK_MODEL, PREPROCESS_MODEL, PROFILES
 from nima_client.preprocess import DEFAULT_LIMITS, Limits
 

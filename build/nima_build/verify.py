@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from nima_build.engine_manifest import PLAN_NAME, check_engine
-from nima_build.files import sha256_file
 from nima_build.golden import Golden, GoldenScore, load_golden, unchanged
 from nima_build.metadata import METADATA_NAME, ArtefactError, ModelMetadata
 from nima_build.parity import (
@@ -25,6 +24,7 @@ from nima_build.parity import (
     triton_scores,
 )
 from nima_build.repository import ONNX_NAME
+from nima_client._files import sha256_file
 from nima_client.contract import RATINGS
 from nima_client.errors import NimaError
 

@@ -132,7 +132,7 @@ def test_graph_tensorrt_refuses_is_an_error_that_names_the_node(rtx: Any, export
 
 
 def _manifest(plan: Path, **changes: Any) -> EngineManifest:
-    from nima_build.files import sha256_file
+    from nima_client._files import sha256_file
 
     plan.write_bytes(b"engine")
     manifest = EngineManifest(

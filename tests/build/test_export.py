@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 from nima_build.cli.export import app
 from nima_build.export import ExportError, export_checkpoint, read_properties, to_onnx
-from nima_build.files import sha256_file
 from nima_build.half import stem_length, to_fp16
 from nima_build.metadata import ModelMetadata
 from nima_build.onnx_session import cpu_session
+from nima_client._files import sha256_file
 from nima_client.preprocess import PreprocessSpec, normalize, preprocess
 from nima_training import distribution as moments
 from nima_training.checkpoint import load_checkpoint

@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 
 from nima_build import golden as golden_module
 from nima_build.cli.verify import app
-from nima_build.files import sha256_file
 from nima_build.golden import golden_photos, load_golden
 from nima_build.metadata import ArtefactError, ModelMetadata
 from nima_build.parity import compare, emd
 from nima_build.verify import make_golden, verify
+from nima_client._files import sha256_file
 
 BUNDLED = Path(__file__).parents[2] / "model_repository" / "nima_network" / "1"
 

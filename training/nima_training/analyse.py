@@ -23,8 +23,9 @@ from nima_client.preprocess import (
     to_pixels,
 )
 from nima_training import metrics, pages, plots
-from nima_training.checkpoint import Checkpoint, write_atomically, write_json
+from nima_training.checkpoint import Checkpoint
 from nima_training.distort import DISTORTIONS, distort
+from nima_training.files import write_json, write_parquet
 from nima_training.inference import predict
 
 Scorer = Callable[[Sequence[Image.Image]], np.ndarray]
@@ -122,7 +123,7 @@ def analyse(
         "kinds": {kind: summarise(table, kind) for kind in chosen},
     }
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "scores.parquet", lambda path: table.to_parquet(path, index=False))
+    write_parquet(out / "scores.parquet", table)
     write_json(out / "analysis.json", result)
     by_name = {path.name: path for path in paths}
     _page(out / "analysis.html", result, table, by_name)

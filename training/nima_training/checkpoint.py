@@ -7,13 +7,10 @@ SHA-256 of the safetensors file is the checkpoint's identity and travels to the 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
-import os
 import subprocess
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from nima_client._files import sha256_file, write_atomic
 from nima_training.distribution import NUM_RATINGS
+from nima_training.files import write_json
 
 if TYPE_CHECKING:
     from nima_client.preprocess import PreprocessSpec
@@ -53,15 +52,6 @@ def reference_quantiles(means: np.ndarray) -> list[float]:
     return [round(float(q), 6) for q in np.percentile(values, np.arange(NUM_QUANTILES))]
 
 
-def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def git_commit() -> str | None:
     """HEAD of this package's repository, with ``-dirty`` if it differs; None outside one."""
     here = Path(__file__).parent
@@ -76,32 +66,6 @@ def git_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit + ("-dirty" if changed else "")
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Run ``write`` on a temporary file beside ``path``, then move it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        temporary.chmod(0o644)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write ``value`` as indented JSON, atomically. NaN is refused: it is not JSON."""
-    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
-    write_atomically(path, lambda temporary: _write_text(temporary, text))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def save_checkpoint(directory: str | Path, model: nn.Module, meta: Mapping[str, Any]) -> Path:
@@ -121,7 +85,7 @@ def save_checkpoint(directory: str | Path, model: nn.Module, meta: Mapping[str, 
     Raises:
         CheckpointError: a field is missing or malformed.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     directory = Path(directory)
     for field in ("name", "backbone", "dropout", "preprocessing", "reference"):
@@ -130,7 +94,7 @@ def save_checkpoint(directory: str | Path, model: nn.Module, meta: Mapping[str, 
     _check_reference(meta["reference"])
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     weights = directory / WEIGHTS_FILE
-    write_atomically(weights, lambda path: save_file(state, path))
+    write_atomic(weights, save(state))
     full = {
         "format": FORMAT,
         "training": {},

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from nima_training import metrics, pages, plots
-from nima_training.checkpoint import Checkpoint, write_atomically, write_json
+from nima_training.checkpoint import Checkpoint
 from nima_training.data.dataset import read_manifest
 from nima_training.data.sources import PROBABILITIES
+from nima_training.files import write_json, write_parquet
 from nima_training.inference import predict_files
 
 MIN_GROUP = 20
@@ -63,7 +64,7 @@ def evaluate(
     }
     out.mkdir(parents=True, exist_ok=True)
     table = predictions_table(frame, predicted, true)
-    write_atomically(out / "predictions.parquet", lambda path: table.to_parquet(path, index=False))
+    write_parquet(out / "predictions.parquet", table)
     write_json(out / "metrics.json", result)
     _page(out / "report.html", result, paths, predicted, true, table)
     return result

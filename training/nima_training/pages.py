@@ -11,8 +11,8 @@ from jinja2 import Environment
 from markupsafe import Markup
 from PIL import Image
 
+from nima_client._files import write_atomic
 from nima_client.preprocess import PreprocessSpec, decode
-from nima_training.checkpoint import write_atomically
 
 TEMPLATE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
@@ -85,8 +85,4 @@ def write_page(path: Path, title: str, note: str, sections: list[Section]) -> No
         .from_string(TEMPLATE)
         .render(title=title, note=note, sections=sections)
     )
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
-
-    write_atomically(path, write)
+    write_atomic(path, text.encode())

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from nima_training.checkpoint import reference_quantiles, save_checkpoint, write_json
+from nima_training.checkpoint import reference_quantiles, save_checkpoint
 from nima_training.config import TrainConfig
+from nima_training.files import write_json
 from nima_training.models import create_model
 from nima_training.state import load_state, save_state
 

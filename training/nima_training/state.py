@@ -7,16 +7,13 @@ from typing import Any
 
 import torch
 
-from nima_training.checkpoint import write_atomically
+from nima_client._files import atomic_file
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write ``state`` atomically: a kill at any moment leaves the old or the new file, whole."""
-
-    def write(temporary: Path) -> None:
-        torch.save(state, temporary)
-
-    write_atomically(path, write)
+    with atomic_file(path, "wb") as file:
+        torch.save(state, file)
 
 
 def load_state(path: Path) -> dict[str, Any] | None:

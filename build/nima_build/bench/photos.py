@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nima_build.bench import BenchError
-from nima_build.files import write_atomic
+from nima_client._files import write_atomic
 from nima_client.contract import INPUT_IMAGE
 from nima_client.preprocess import DEFAULT_LIMITS, ImageRejected, Limits, inspect_header
 

@@ -10,7 +10,7 @@ import matplotlib
 
 from nima_build.bench.report import Row, rows
 from nima_build.bench.session import Result
-from nima_build.files import write_atomic
+from nima_client._files import write_atomic
 
 matplotlib.use("Agg")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from nima_build.bench.machine import one_line
 from nima_build.bench.perf_analyzer import Load
 from nima_build.bench.session import Result, Sample
-from nima_build.files import write_atomic
+from nima_client._files import write_atomic
 
 _COLUMNS = (
     *("photos", "tool", "concurrency", "rate", "repeat", "images_per_second", "limit"),

@@ -68,10 +68,10 @@ def build(
     from nima_build.checksums import CHECKSUMS_NAME, write_checksums
     from nima_build.engine import EngineError, build_engine, load_runtime
     from nima_build.engine_manifest import PLAN_NAME, EngineOptions, check_engine
-    from nima_build.files import sha256_file
     from nima_build.gpu import find_gpus
     from nima_build.metadata import ArtefactError
     from nima_build.repository import ONNX_NAME, default_repository
+    from nima_client._files import sha256_file
     from nima_client.contract import NETWORK_MODEL
 
     try:

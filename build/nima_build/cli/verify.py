@@ -41,12 +41,12 @@ def verify(
     from rich.console import Console
     from rich.table import Table
 
-    from nima_build.files import write_atomic
     from nima_build.golden import GOLDEN_PATH, golden_photos
     from nima_build.metadata import ArtefactError
     from nima_build.paths import BUNDLED_CHECKPOINT
     from nima_build.repository import default_repository
     from nima_build.verify import make_golden, verify
+    from nima_client._files import write_atomic
     from nima_client.contract import NETWORK_MODEL
 
     try:

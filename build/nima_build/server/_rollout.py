@@ -26,11 +26,11 @@ from typing import Any
 
 import numpy as np
 
-from nima_build.files import sha256_file, write_atomic
 from nima_build.metadata import METADATA_NAME, ArtefactError, ModelMetadata
 from nima_build.repository import ONNX_NAME, load_metadata, read_config
 from nima_build.server._install import ServerError
 from nima_build.server._security import GRPC_ADMIN_HEADER
+from nima_client._files import sha256_file, write_atomic
 from nima_client.contract import (
     MODEL_NAME,
     NETWORK_MODEL,

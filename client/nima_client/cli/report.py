@@ -9,9 +9,10 @@ import jinja2  # noqa: F401  (missing, it names the extra at once, not after the
 import typer
 from rich.console import Console
 
+from nima_client._files import atomic_file
 from nima_client.cli._job import say
 from nima_client.cli._progress import tracking
-from nima_client.library.files import atomic_file, read_rows
+from nima_client.library.files import read_rows
 from nima_client.library.rows import Row
 from nima_client.report import ReportOptions, Thumbnails, build_page
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from nima_client._files import atomic_file
 from nima_client.library.rows import PROBABILITIES, FailedRow, Row
 
 FORMATS = ("json", "jsonl", "csv", "parquet")
@@ -27,25 +25,6 @@ CSV_COLUMNS = (
 def format_of(path: Path) -> str | None:
     """The format that a file's ending names, or None."""
     return _BY_SUFFIX.get(path.suffix.lower())
-
-
-@contextmanager
-def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """A file that takes its place only when it has been written whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
-        with os.fdopen(descriptor, mode, **text) as file:  # type: ignore[call-overload]
-            yield file
-        # As open() would have made it; mkstemp's 0600 would shut colleagues out.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
 
 
 def write_rows(rows: Iterable[Row], path: Path, form: str) -> None:

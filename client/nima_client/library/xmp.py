@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from nima_client.library.files import atomic_file
+from nima_client._files import atomic_file
 from nima_client.library.rows import Row
 
 _X = "adobe:ns:meta/"

@@ -28,8 +28,9 @@ def import_(
     """Read the weights, measure reference quantiles on PHOTOS, write a checkpoint."""
     from rich.console import Console
 
+    from nima_client._files import sha256_file
     from nima_training import distribution
-    from nima_training.checkpoint import reference_quantiles, save_checkpoint, sha256_file
+    from nima_training.checkpoint import reference_quantiles, save_checkpoint
     from nima_training.distill.photos import list_photos
     from nima_training.imports import ImportFailed, import_weights
     from nima_training.inference import predict_files

@@ -26,7 +26,7 @@ from nima_client.preprocess import (
     decode,
     inspect_header,
 )
-from nima_training.checkpoint import write_atomically, write_json
+from nima_training.files import write_json, write_parquet
 from nima_training.split import difference_hash, group_near_duplicates, split_by_group, unit_hash
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -213,7 +213,7 @@ def build_manifest(
         frame["split"] = _grouped_split(frame, fractions or DEFAULT_FRACTIONS, seed)
     report.kept = len(frame)
     report.split = {str(k): int(v) for k, v in Counter(frame["split"]).items()}
-    write_atomically(out, lambda path: frame.to_parquet(path, index=False))
+    write_parquet(out, frame)
     write_json(out.with_suffix(".report.json"), asdict(report))
     return report
 
