@@ -39,6 +39,7 @@ $(TEST_READY): pyproject.toml constraints.txt | $(SERVE_READY)
 	@echo "Installing what training and the tests need into $(VENV) (about 6 GB with torch) …"
 	@$(PIP_INSTALL) -e '.[dev]'
 	@scripts/apt-packages.sh $(TEST_PACKAGES)
+	@scripts/promtool.sh $(BIN)
 	@touch $@
 
 demo: $(SERVE_READY) ## Score photos with a real tritonserver: make demo [IMAGES=folder]
@@ -114,8 +115,9 @@ reliability: $(TEST_READY) ## Faults, overload, rollout, security, and 50,000 fu
 	@$(BIN)/python -m pytest tests/reliability
 	@$(BIN)/python benchmarks/overload.py
 
-audit: $(TEST_READY) ## Known vulnerabilities of the pinned packages (asks the PyPI database)
-	@$(PIP_INSTALL) pip-audit && $(BIN)/pip-audit --no-deps --disable-pip -r constraints.txt
+audit: $(TEST_READY) ## Known vulnerabilities of what is installed (asks PyPI; offline: ADVISORIES=clone)
+	@if [ -n "$(ADVISORIES)" ]; then $(BIN)/python scripts/audit_offline.py $(ADVISORIES); \
+	else $(PIP_INSTALL) pip-audit && $(BIN)/pip-audit --local --skip-editable; fi
 
 clean: ## Remove the environment and every cache
 	@rm -rf $(VENV) .venv-perf .venv-peers .pytest_cache .mypy_cache .ruff_cache .hypothesis

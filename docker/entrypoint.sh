@@ -12,6 +12,7 @@
 # NIMA_ADMIN_TOKEN       opens Triton's repository, shared-memory, trace and logging APIs to whoever
 #                        sends it in the header nima-admin    (a random one nobody knows)
 # NIMA_TRITON_ARGS       further flags for tritonserver, split at spaces
+# NIMA_TLS_CA, _CERT, _KEY, _SERVER_NAME   how `health` asks a server with TLS       (plain text)
 set -euo pipefail
 
 repository=${NIMA_MODEL_REPOSITORY:-/models}

@@ -68,6 +68,8 @@ def triton() -> Iterator[object]:
 
     with EmbeddedServer() as server:
         yield server
+        # A clean end takes seconds, and has tests of its own.
+        server.end_processes(grace=0)
 
 
 @pytest.fixture(scope="session")

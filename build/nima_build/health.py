@@ -1,17 +1,41 @@
 """``python -m nima_build.health HOST:PORT``: does the server answer an inference?
 
-Triton's own health endpoints stay green when a Python model has died; this sends a photo.
+Triton's own health endpoints stay green when a Python model has died; this sends a photo. With TLS
+on, name the files in the environment, as probes and health checks can::
+
+    NIMA_TLS_CA           PEM authority of the server's certificate; speaks TLS where it is set
+    NIMA_TLS_CERT         PEM certificate to show, for mutual TLS
+    NIMA_TLS_KEY          its PEM private key
+    NIMA_TLS_SERVER_NAME  name in the server's certificate, where it does not name HOST
 """
 
 from __future__ import annotations
 
 import io
+import os
 import sys
+from collections.abc import Mapping
 
 import nima_client
 
 
-def check(url: str, timeout: float = 8.0) -> str:
+def tls_from(environment: Mapping[str, str]) -> nima_client.TLS | None:
+    """Encryption as the environment says; None speaks plain text.
+
+    Raises:
+        ValueError: a certificate without its key, or without an authority.
+    """
+    authority, cert, key, name = (
+        environment.get(f"NIMA_TLS_{part}") or None for part in ("CA", "CERT", "KEY", "SERVER_NAME")
+    )
+    if authority is None:
+        if cert or key:
+            raise ValueError("NIMA_TLS_CERT and NIMA_TLS_KEY need NIMA_TLS_CA")
+        return None
+    return nima_client.TLS(authority, cert, key, name)
+
+
+def check(url: str, timeout: float = 8.0, tls: nima_client.TLS | None = None) -> str:
     """Score one small photo.
 
     Returns:
@@ -22,12 +46,12 @@ def check(url: str, timeout: float = 8.0) -> str:
     photo = io.BytesIO()
     Image.linear_gradient("L").convert("RGB").save(photo, "JPEG")
     try:
-        with nima_client.NimaClient(url, retry=nima_client.NO_RETRIES) as client:
+        with nima_client.NimaClient(url, tls=tls, retry=nima_client.NO_RETRIES) as client:
             client.score_one(photo.getvalue(), timeout=timeout)
     except nima_client.OverloadError:
         # It answers; to restart it, or to take it out of service, would only move the load.
         return ""
-    except nima_client.NimaError as error:
+    except (nima_client.NimaError, OSError) as error:
         return " ".join(str(error).split())
     return ""
 
@@ -37,7 +61,11 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m nima_build.health HOST:PORT", file=sys.stderr)
         return 2
-    reason = check(arguments[0])
+    try:
+        reason = check(arguments[0], tls=tls_from(os.environ))
+    except ValueError as error:
+        print(f"nima health: {error}", file=sys.stderr)
+        return 2
     if reason:
         print(f"not healthy: {reason}", file=sys.stderr)
     return 1 if reason else 0

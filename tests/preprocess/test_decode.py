@@ -106,23 +106,55 @@ def test_sixteen_bit_grey_png_is_scaled_not_clipped():
     assert np.abs(pixels.astype(int) - np.arange(256)).max() <= 1
 
 
-def _rgb16_png(width: int, height: int, value: int) -> bytes:
+def test_ycck_jpeg_is_converted_as_libjpeg_says():
+    """A CMYK file whose Adobe marker is made to say YCCK: its samples then mean other colours."""
+    colour = (200, 40, 40)
+    data = bytearray(save(Image.new("RGB", (64, 64), colour).convert("CMYK"), "JPEG", quality=100))
+    data[data.index(b"Adobe") + 11] = 2
+    luma, blue, red = colour  # Adobe stores inverted CMYK, which for this image is its RGB
+    expected = (
+        255 - (luma + 1.402 * (red - 128)),
+        255 - (luma - 0.344136 * (blue - 128) - 0.714136 * (red - 128)),
+        255 - (luma + 1.772 * (blue - 128)),
+    )
+    got = np.asarray(decode(bytes(data)), np.float64)
+    assert np.abs(got - np.clip(expected, 0, 255)).max() <= 3
+
+
+def test_sixteen_bit_grey_tiff_is_scaled_not_clipped():
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(16, 0)
+    pixels = np.asarray(decode(save(Image.fromarray(ramp), "TIFF")))[0, :, 0]
+    assert np.abs(pixels.astype(int) - np.arange(256)).max() <= 1
+
+
+def _png16(colour_type: int, *channels: int, side: int = 8) -> bytes:
     def chunk(kind: bytes, body: bytes) -> bytes:
         return (
             struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
         )
 
-    row = b"\0" + struct.pack(">H", value) * 3 * width
+    row = b"\0" + struct.pack(f">{len(channels)}H", *channels) * side
     return (
         b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
-        + chunk(b"IDAT", zlib.compress(row * height))
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 16, colour_type, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(row * side))
         + chunk(b"IEND", b"")
     )
 
 
-def test_sixteen_bit_rgb_png_is_scaled_not_clipped():
-    assert abs(int(np.asarray(decode(_rgb16_png(8, 8, 32896)))[0, 0, 0]) - 128) <= 1
+@pytest.mark.parametrize(
+    ("colour_type", "channels", "expected"),
+    [
+        (2, (32896, 0, 65535), (128, 0, 255)),
+        (6, (32896, 0, 65535, 65535), (128, 0, 255)),
+        (6, (0, 0, 0, 32896), (127, 127, 127)),
+        (4, (32896, 65535), (128, 128, 128)),
+        (4, (0, 0), (255, 255, 255)),
+    ],
+)
+def test_sixteen_bit_colour_png_is_scaled_not_clipped(colour_type, channels, expected):
+    got = np.asarray(decode(_png16(colour_type, *channels)), np.int16)[0, 0]
+    assert np.abs(got - expected).max() <= 1
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
@@ -139,9 +171,23 @@ def test_alpha_is_composited_on_white(mode):
     assert pixels[5, 28].tolist() == [255, 255, 255]
 
 
+@pytest.mark.parametrize("kind", ["WEBP", "TIFF", "GIF", "AVIF"])
+def test_alpha_is_composited_on_white_in_every_format_that_has_it(kind):
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    image = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (0, 0, 16, 32))
+    options = {"WEBP": {"lossless": True}, "AVIF": {"quality": 100}}.get(kind, {})
+    pixels = np.asarray(decode(save(image, kind, **options)))
+    assert pixels[5, 5].tolist() == [0, 0, 0]
+    assert pixels[5, 28].tolist() == [255, 255, 255]
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 def test_exif_orientation_is_applied(kind, orientation):
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
     image = gradient()
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -172,10 +218,12 @@ def test_icc_profile_is_ignored():
 
 def test_first_frame_counts():
     frames = [Image.new("RGB", (32, 32), c) for c in ((250, 0, 0), (0, 250, 0))]
-    for kind in ("GIF", "WEBP", "TIFF"):
+    kinds = ("GIF", "WEBP", "TIFF", "PNG", *(["AVIF"] if features.check("avif") else []))
+    for kind in kinds:
         options = {"lossless": True} if kind == "WEBP" else {}
         data = save(frames[0], kind, save_all=True, append_images=frames[1:], **options)
-        assert np.asarray(decode(data))[0, 0].tolist() == [250, 0, 0]
+        got = np.asarray(decode(data), np.int16)[0, 0]
+        assert np.abs(got - (250, 0, 0)).max() <= (2 if kind == "AVIF" else 0), kind
 
 
 def test_refusals_name_their_reason():

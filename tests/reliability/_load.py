@@ -102,6 +102,7 @@ def supervised(
             failure.append(error)
         finally:
             started.set()
+            server.end_processes(grace=0)
             server.stop()
 
     owner = threading.Thread(target=own)

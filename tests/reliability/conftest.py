@@ -32,7 +32,10 @@ def start_server(repository: Path) -> Iterator[Callable[..., object]]:
 
         def start(**options: object) -> EmbeddedServer:
             given = {"model_repository": repository, "instances": 1, **options}
-            return stack.enter_context(EmbeddedServer(ServerOptions(**given)))
+            server = stack.enter_context(EmbeddedServer(ServerOptions(**given)))
+            # A clean end takes seconds, and has tests of its own.
+            stack.callback(server.end_processes, grace=0)
+            return server
 
         yield start
 
@@ -44,3 +47,4 @@ def shared_server(repository: Path) -> Iterator[object]:
 
     with EmbeddedServer(ServerOptions(model_repository=repository, instances=2)) as server:
         yield server
+        server.end_processes(grace=0)

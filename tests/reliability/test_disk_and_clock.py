@@ -9,18 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import _faketime
 import pytest
-from _load import expected_scores, photos
+from _load import Account, expected_scores, photos
 
 NIMA = [sys.executable, "-m", "nima_client.cli.main"]
-FAKETIME = next(
-    (
-        str(path)
-        for folder in ("/usr/lib", "/usr/lib64", "/usr/local/lib")
-        for path in Path(folder).glob("**/libfaketimeMT.so.1")
-    ),
-    None,
-)
 
 
 @pytest.fixture
@@ -76,7 +69,7 @@ def test_disk_full_while_writing_results(shared_server, album: Path, tmp_path: P
     assert len({str(row.get("file") or row.get("source")) for row in rows}) == 120
 
 
-@pytest.mark.skipif(FAKETIME is None, reason="libfaketime is not installed")
+@pytest.mark.skipif(_faketime.LIBRARY is None, reason="libfaketime is not installed")
 def test_clock_jumps_change_nothing(shared_server, tmp_path: Path) -> None:
     """The client's wall clock jumps ahead by a day and back by two while it scores."""
     expected = expected_scores(shared_server.grpc_url)
@@ -98,22 +91,13 @@ with NimaClient({shared_server.grpc_url!r}, timeout=100) as client:
     account = drive(client, 120, during)
 print(json.dumps([time.time() - began, account.answers]))
 """
-    environment = {
-        **os.environ,
-        "LD_PRELOAD": str(FAKETIME),
-        "FAKETIME_TIMESTAMP_FILE": str(clock),
-        "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
     ended = subprocess.run(
         [sys.executable, "-c", program],
-        env=environment, capture_output=True, text=True, timeout=150,
+        env=_faketime.environment(clock), capture_output=True, text=True, timeout=150,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-600:]
     passed, answers = json.loads(ended.stdout)
     assert passed < -3600, "the clock did not jump"
-    from _load import Account
-
     account = Account()
     for index, got in answers.items():
         account.answers[int(index)] += [tuple(a) if isinstance(a, list) else a for a in got]

@@ -11,12 +11,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import _faketime
+import pytest
 import trustme
 
-from nima_build.doctor import examine
-from nima_build.doctor_finding import Finding, Target
+from nima_build.doctor import Finding, Target, examine
 from nima_build.repository import default_repository
-from nima_build.server import ServerTLS
+from nima_build.server import EmbeddedServer, ServerOptions, ServerTLS
 from nima_client import TLS
 from nima_client.contract import NETWORK_MODEL
 
@@ -36,11 +37,13 @@ def test_a_sound_deployment(shared_server) -> None:
     )  # fmt: skip
     rows = {row["check"]: row for row in map(json.loads, ended.stdout.splitlines())}
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    for check in ("artefacts", "reachable", "contract", "scoring", "manifest", "golden score",
-                  "latency", "closed APIs", "queue"):  # fmt: skip
+    for check in ("installation", "artefacts", "reachable", "contract", "versions", "scoring",
+                  "manifest", "golden score", "latency", "clock", "closed APIs",
+                  "queue"):  # fmt: skip
         assert rows[check]["status"] == "ok", rows[check]
         assert rows[check]["advice"] == ""
     assert "largest difference" in rows["golden score"]["detail"]
+    assert "gRPC and HTTP" in rows["closed APIs"]["detail"]
     text = subprocess.run(
         [*DOCTOR, "--url", shared_server.grpc_url], capture_output=True, text=True, timeout=120
     )
@@ -58,12 +61,51 @@ def test_nobody_there() -> None:
     assert "Traceback" not in ended.stderr
 
 
-def test_a_dead_stub_behind_green_health(start_server: Callable[..., object]) -> None:
+def test_a_dead_stub_behind_green_health(
+    shared_server, start_server: Callable[..., object]
+) -> None:
+    """Of two servers behind one address, the one that is sick is told from the one that is well."""
     server = start_server()
+    both = Target(f"ipv4:{shared_server.grpc_url},{server.grpc_url}", timeout=3.0)
+    findings = {(f.server, f.check): f for f in examine(both)}
+    assert findings["", "same model"].status == "ok"
     os.kill(min(server.stub_pids()), signal.SIGKILL)
-    finding = found(Target(server.grpc_url, timeout=3.0))["scoring"]
+    findings = {(f.server, f.check): f for f in examine(both)}
+    assert findings[shared_server.grpc_url, "scoring"].status == "ok"
+    finding = findings[server.grpc_url, "scoring"]
     assert finding.status == "failure"
     assert finding.advice
+    server.end_processes(grace=0)
+    findings = {(f.server, f.check): f for f in examine(both)}
+    assert findings[server.grpc_url, "reachable"].status == "failure"
+    assert "1 of 2 servers did not answer" in findings["", "same model"].detail
+
+
+@pytest.mark.skipif(_faketime.LIBRARY is None, reason="libfaketime is not installed")
+@pytest.mark.parametrize(("offset", "said"), [("+3600", "behind"), ("-3600", "ahead of")])
+def test_clocks_that_differ_by_an_hour(
+    shared_server, tmp_path: Path, offset: str, said: str
+) -> None:
+    """The operator's clock is wrong by an hour: the server's is measured against it."""
+    clock = tmp_path / "clock"
+    clock.write_text(offset)
+    ended = subprocess.run(
+        [*DOCTOR, "--url", shared_server.grpc_url, "--json"],
+        env=_faketime.environment(clock), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    rows = {row["check"]: row for row in map(json.loads, ended.stdout.splitlines())}
+    assert rows["clock"]["status"] == "warning", ended.stdout + ended.stderr
+    seconds = int(rows["clock"]["detail"].split("clock is ")[1].split()[0])
+    assert abs(seconds - 3600) < 60
+    assert said in rows["clock"]["detail"]
+    assert "NTP" in rows["clock"]["advice"]
+
+
+def test_an_address_that_is_none() -> None:
+    for url in ("no-such-host.invalid:8001", "http://127.0.0.1:8000", "127.0.0.1"):
+        checks = found(Target(url))
+        assert checks["reachable"].status == "failure", url
+        assert checks["reachable"].advice
 
 
 def test_another_checkpoint_and_damaged_artefacts(shared_server, tmp_path: Path) -> None:
@@ -78,19 +120,20 @@ def test_another_checkpoint_and_damaged_artefacts(shared_server, tmp_path: Path)
     assert "roll the repository out" in checks["manifest"].advice
 
 
-def test_open_apis_are_told(start_server: Callable[..., object]) -> None:
+def test_open_apis_are_told(repository: Path) -> None:
     """A server started by hand, without the restrictions."""
-    from nima_build.server import EmbeddedServer
 
     class Careless(EmbeddedServer):
         def _command(self) -> list[str]:
             return [a for a in super()._command() if "restricted" not in a]
 
-    server = start_server()
-    with Careless(server.options) as careless:
-        finding = found(Target(careless.grpc_url))["closed APIs"]
+    with Careless(ServerOptions(model_repository=repository, instances=1)) as careless:
+        finding = found(Target(careless.grpc_url, careless.http_url))["closed APIs"]
+        careless.end_processes(grace=0)
     assert finding.status == "warning"
-    assert "model-repository" in finding.detail
+    for api in ("model-repository", "shared-memory", "trace", "logging"):
+        assert f"{api}," in f"{finding.detail},"
+        assert f"{api} (HTTP)" in finding.detail
 
 
 def test_over_tls(start_server: Callable[..., object], tmp_path: Path) -> None:
@@ -102,6 +145,7 @@ def test_over_tls(start_server: Callable[..., object], tmp_path: Path) -> None:
     tls = ServerTLS(tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "ca.pem")
     server = start_server(tls=tls)
     checks = found(Target(server.grpc_url, tls=TLS(ca_file=tmp_path / "ca.pem")))
-    assert checks["scoring"].status == "ok"
+    for check in ("scoring", "clock", "closed APIs"):
+        assert checks[check].status == "ok", checks[check]
     checks = found(Target(server.grpc_url, timeout=3.0))
     assert checks["contract"].status == "failure"

@@ -205,3 +205,4 @@ def test_a_server_that_crashes_while_starting_is_started_again(
     with EmbeddedServer(ServerOptions(model_repository=repository, instances=1)) as server:
         assert len(set(launches)) == 3
         assert drive(NimaClient(server.grpc_url), 5).check(5, expected_scores(server.grpc_url))
+        server.end_processes(grace=0)

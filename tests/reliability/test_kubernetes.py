@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import kubernetes_validate
@@ -51,7 +52,9 @@ def containers() -> list[tuple[str, dict[str, object]]]:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("path", PLAIN, ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", [*PLAIN, FOLDER / "kserve" / "scaling.yaml"], ids=lambda p: f"{p.parent.name}/{p.name}"
+)
 def test_schema(path: Path, version: str) -> None:
     for document in documents(path):
         kubernetes_validate.validate(document, version, strict=True)
@@ -133,6 +136,9 @@ def test_pods_run_as_nobody_and_die_slowly_enough() -> None:
         drain = int(triton["lifecycle"]["preStop"]["exec"]["command"][1])
         (flag,) = [a for a in triton["args"] if a.startswith("--exit-timeout-secs=")]
         assert drain + int(flag.partition("=")[2]) < spec["terminationGracePeriodSeconds"]
+        assert "--allow-http=false" in triton["args"]
+        # The autoscaler's: applying the file again must not take its pods away.
+        assert "replicas" not in deployment["spec"]
     (policy,) = of_kind("NetworkPolicy")
     assert policy["spec"]["egress"] == []
 
@@ -170,6 +176,12 @@ def test_kserve() -> None:
         f["name"] for f in spec["supportedModelFormats"]
     }
     assert predictor["model"]["protocolVersion"] in spec["protocolVersions"]
+    # KServe names the Deployment so, and labels its pods so.
+    budget, scaler = documents(FOLDER / "kserve" / "scaling.yaml")
+    name = service["metadata"]["name"]
+    assert scaler["spec"]["scaleTargetRef"]["name"] == f"{name}-predictor"
+    assert budget["spec"]["selector"]["matchLabels"] == {"serving.kserve.io/inferenceservice": name}
+    assert scaler["spec"]["metrics"] == of_kind("HorizontalPodAutoscaler")[0]["spec"]["metrics"]
     # What both hand to the pod is a pod's.
     pod_fields = {k: v for k, v in predictor.items() if k not in ("model", "minReplicas")}
     pod = {
@@ -179,4 +191,10 @@ def test_kserve() -> None:
         "spec": {"containers": spec["containers"], "volumes": spec["volumes"], **pod_fields},
     }
     kubernetes_validate.validate(pod, VERSIONS[-1], strict=True)
-    assert spec["containers"][0]["name"] == "kserve-container"
+    (triton,) = spec["containers"]
+    assert triton["name"] == "kserve-container"
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert triton[probe]["exec"]["command"] == ["nima-entrypoint", "health"]
+    drain = int(triton["lifecycle"]["preStop"]["exec"]["command"][1])
+    (flag,) = re.findall(r"--exit-timeout-secs=(\d+)", triton["args"][0])
+    assert drain + int(flag) < predictor["terminationGracePeriodSeconds"]

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +26,7 @@ from nima_client.contract import NETWORK_MODEL, PREPROCESS_MODEL
 TREE = Path(__file__).resolve().parents[2]
 FOLDER = TREE / "docker" / "observability"
 # A header that is sound before a body that is not: only the server's decoder notices.
+PROMTOOL = shutil.which("promtool", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 BAD_PHOTO = seeds("PNG")[1][: len(seeds("PNG")[1]) // 2]
 
 
@@ -76,6 +81,28 @@ def test_alerts_say_what_to_do() -> None:
     recorded = {rule["record"] for rule in rules() if "record" in rule}
     for rule in rules():
         assert set(re.findall(r"\bnima:\w+:\w+", str(rule["expr"]))) <= recorded
+
+
+def test_every_alert_has_a_test_in_which_it_fires() -> None:
+    tests = yaml.safe_load((FOLDER / "prometheus-rules-test.yaml").read_text())["tests"]
+    fires = {
+        case["alertname"]
+        for test in tests
+        for case in test.get("alert_rule_test", ())
+        if case.get("exp_alerts")
+    }
+    assert fires == {rule["alert"] for rule in rules() if "alert" in rule}
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="no promtool: scripts/promtool.sh brings it")
+@pytest.mark.parametrize("what", ["check rules prometheus-rules.yaml",
+                                  "test rules prometheus-rules-test.yaml"])  # fmt: skip
+def test_alerts_fire_when_they_should_and_only_then(what: str) -> None:
+    ended = subprocess.run(
+        [str(PROMTOOL), *what.split()], cwd=FOLDER, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "SUCCESS" in ended.stdout
 
 
 def test_the_dashboard_is_whole() -> None:

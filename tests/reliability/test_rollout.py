@@ -5,12 +5,16 @@ from __future__ import annotations
 import collections
 import hashlib
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import onnx
 import onnx.numpy_helper
+import psutil
 import pytest
 from _load import photos, supervised
 
@@ -116,16 +120,56 @@ def test_new_version_and_back_without_a_failed_request(repository: Path, tmp_pat
     assert min(seen["1"], seen["2"]) >= 30
 
 
-def test_a_restarted_server_serves_what_was_rolled_out(repository: Path, tmp_path: Path) -> None:
-    new = variant(repository, tmp_path, "second", 0.5)
-    with EmbeddedServer(ServerOptions(model_repository=repository, instances=1)) as server:
-        server.roll_out(new)
-        before = scores_of(server.grpc_url)
-        server.end_processes(grace=0)
-        server.launch()
-        after = scores_of(server.grpc_url)
-        assert [s.distribution for s in after] == [s.distribution for s in before]
-        assert {(s.model_version, s.checkpoint_name) for s in after} == {("2", "second")}
+def test_by_signals_and_across_a_restart(repository: Path, tmp_path: Path) -> None:
+    """SIGHUP to `nima serve` rolls out what lies in its repository, SIGUSR1 goes back; a
+    tritonserver killed in between comes back with the version rolled out.
+    """
+    served = tmp_path / "repository"
+    shutil.copytree(repository, served)
+    ports = ("--grpc-port=0", "--http-port=0", "--metrics-port=0", "--instances=1")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nima_client.cli.main", "serve", f"--model-repository={served}",
+         *ports],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+    def wait_for(text: str) -> str:
+        for line in process.stderr:
+            if text in line:
+                return line
+        raise AssertionError(f"ended without saying {text!r}")
+
+    try:
+        url = process.stdout.readline().split()[1]
+        first = scores_of(url)
+        wait_for("serving")
+        shutil.copytree(
+            variant(repository, tmp_path, "second", 0.5) / NETWORK_MODEL,
+            served / NETWORK_MODEL,
+            dirs_exist_ok=True,
+        )
+        process.send_signal(signal.SIGHUP)
+        assert "version 2 (second, checkpoint" in wait_for("in place of 1")
+        second = scores_of(url)
+        assert {(s.model_version, s.checkpoint_name) for s in second} == {("2", "second")}
+        (server,) = (
+            child
+            for child in psutil.Process(process.pid).children()
+            if child.name() == "tritonserver"
+        )
+        server.kill()
+        wait_for("answering again")
+        again = scores_of(url)
+        assert [s.distribution for s in again] == [s.distribution for s in second]
+        assert {s.model_version for s in again} == {"2"}
+        process.send_signal(signal.SIGUSR1)
+        wait_for("in place of 2")
+        assert [s.distribution for s in scores_of(url)] == [s.distribution for s in first]
+        process.send_signal(signal.SIGUSR1)
+        assert "there is none to go back to" in wait_for("version 1")
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
 
 
 def test_a_bad_version_leaves_the_old_one_in_place(repository: Path, tmp_path: Path) -> None:
@@ -163,3 +207,4 @@ def test_a_bad_version_leaves_the_old_one_in_place(repository: Path, tmp_path: P
         # A good one still goes out.
         assert server.roll_out(variant(repository, tmp_path, "good", 0.5)).version == 2
         assert {s.checkpoint_name for s in scores_of(server.grpc_url)} == {"good"}
+        server.end_processes(grace=0)

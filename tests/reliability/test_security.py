@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +14,10 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 import trustme
 from _corpus import seeds
+from _load import supervised
 from tritonclient.utils import InferenceServerException
 
+from nima_build import health
 from nima_build.server import (
     ADMIN_HEADER,
     GRPC_ADMIN_HEADER,
@@ -55,6 +59,7 @@ def admin_server(repository: Path):
     options = ServerOptions(model_repository=repository, instances=1, admin_token=TOKEN)
     with EmbeddedServer(options) as server:
         yield server
+        server.end_processes(grace=0)
 
 
 @pytest.mark.parametrize("call", CLOSED)
@@ -93,6 +98,51 @@ def test_without_a_token_of_the_operators_nobody_knows_it(
         for guess in ({}, {GRPC_ADMIN_HEADER: ""}, {GRPC_ADMIN_HEADER: "None"}):
             with pytest.raises(InferenceServerException, match="restricted"):
                 client.load_model(MODEL_NAME, headers=guess)
+
+
+def _tiny_chunks(address: str, count: int = 700_000) -> None:
+    """An HTTP request of very many chunks of one byte each."""
+    host, _, port = address.rpartition(":")
+    head = "POST /v2/models/nima/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    connection = socket.create_connection((host, int(port)), timeout=30)
+    with connection, contextlib.suppress(OSError):
+        connection.sendall(head.encode())
+        for _ in range(count // 5_000):
+            connection.sendall(b"1\r\nA\r\n" * 5_000)
+        connection.sendall(b"0\r\n\r\n")
+        connection.recv(1024)
+
+
+def test_a_hostile_http_request_costs_a_restart_at_most(repository: Path) -> None:
+    """One request of tiny chunks ends tritonserver 2.51 (CVE-2025-23310): why HTTP is open on
+    loopback only, and closed in the Kubernetes manifests.
+    """
+    with supervised(ServerOptions(model_repository=repository, instances=1)) as (server, sup, _):
+        first = server.pid
+        _tiny_chunks(server.metrics_url)
+        _score(server.grpc_url, None)
+        assert (server.pid, sup.restarts) == (first, 0), "metrics stay open: they must withstand it"
+        _tiny_chunks(server.http_url)
+        with NimaClient(server.grpc_url) as client:
+            assert 1 <= client.score_one(PHOTO).mean <= 10
+
+
+@pytest.mark.parametrize(
+    ("given", "http"),
+    [
+        ({}, True),
+        ({"host": "localhost"}, True),
+        ({"host": "127.0.0.2"}, True),
+        ({"host": "0.0.0.0"}, False),
+        ({"host": "nima.example"}, False),
+        ({"host": "0.0.0.0", "http": True}, True),
+        ({"http": False}, False),
+    ],
+)
+def test_http_is_open_on_loopback_only_unless_asked_for(
+    given: dict[str, object], http: bool
+) -> None:
+    assert ServerOptions(**given).serves_http is http
 
 
 def test_a_token_that_the_argument_cannot_carry_is_refused() -> None:
@@ -141,7 +191,11 @@ def test_tls(start_server: Callable[..., object], certificates: dict[str, Path])
         http.is_server_live()
 
 
-def test_mutual_tls(start_server: Callable[..., object], certificates: dict[str, Path]) -> None:
+def test_mutual_tls(
+    start_server: Callable[..., object],
+    certificates: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     server = start_server(tls=_tls(certificates, mutual=True))
     ca = certificates["ca.pem"]
 
@@ -156,6 +210,13 @@ def test_mutual_tls(start_server: Callable[..., object], certificates: dict[str,
         _score(server.grpc_url, shown("stranger"))
     # The supervisor's probe, which start() has used already, gets in.
     assert server.probe(10)().alive
+    # So does the health check of image and Kubernetes, when told the files; without, it fails.
+    assert health.main([server.grpc_url]) == 1
+    monkeypatch.setenv("NIMA_TLS_CA", str(ca))
+    monkeypatch.setenv("NIMA_TLS_CERT", str(certificates["client.pem"]))
+    assert health.main([server.grpc_url]) == 2
+    monkeypatch.setenv("NIMA_TLS_KEY", str(certificates["client.key"]))
+    assert health.main([server.grpc_url]) == 0
 
 
 def _tracked(suffix: str = "") -> list[Path]:

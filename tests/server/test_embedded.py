@@ -110,6 +110,7 @@ def test_limits_are_model_parameters(encode, infer):
         for data in (encode(size=(301, 300)), b"\xff\xd8\xff" + b"\0" * 20_000):
             with pytest.raises(InferenceServerException, match="TOO_LARGE"):
                 infer(server.grpc_url, [data])
+        server.end_processes(grace=0)
 
 
 def test_a_stopped_server_leaves_nothing_behind(tmp_path):
@@ -118,7 +119,7 @@ def test_a_stopped_server_leaves_nothing_behind(tmp_path):
         group = server.pid
         assert Probe(server.grpc_url)().alive
         assert server.defect() is None
-        prefix = server._shm_prefix
+        prefix = server._private.shm_prefix
         assert glob.glob(f"/dev/shm/{prefix}*")
         folder = server._folder
     assert not folder.exists()

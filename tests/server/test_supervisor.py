@@ -1,4 +1,7 @@
-"""A dead, killed or frozen server comes back, and a client that retries loses no image."""
+"""A dead or killed server comes back, and a client that retries loses no image.
+
+The frozen one is in ``tests/reliability/test_faults.py``.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-import pytest
 
 from nima_build.server import EmbeddedServer, Probe, RestartPolicy, ServerOptions, Supervisor
 
@@ -34,6 +35,8 @@ def supervised(policy: RestartPolicy = QUICK) -> Iterator[tuple[EmbeddedServer, 
             supervisor.stop()
             thread.join(30)
             assert not thread.is_alive()
+            # A clean end takes seconds, and has tests of its own.
+            server.end_processes(grace=0)
 
 
 def wait_for_restart(server: EmbeddedServer, supervisor: Supervisor, count: int) -> None:
@@ -81,17 +84,10 @@ def test_a_killed_server_comes_back_more_than_once():
             wait_for_restart(server, supervisor, count)
 
 
-def test_a_frozen_server_is_found_by_the_probe():
-    with supervised() as (server, supervisor, said):
-        os.kill(server.pid, signal.SIGSTOP)
-        wait_for_restart(server, supervisor, 1)
-        assert any("probes failed" in line for line in said)
-
-
 def test_a_healthy_server_is_left_alone():
     with supervised() as (server, supervisor, said):
         before = server.pid
-        time.sleep(3)
+        time.sleep(2)  # four probes
         assert (server.pid, supervisor.restarts, said) == (before, 0, [])
 
 
@@ -107,43 +103,3 @@ def test_a_busy_server_is_not_a_dead_one(encode, infer):
         for thread in threads:
             thread.join(60)
         assert (supervisor.restarts, said) == (0, [])
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_nima_serve_prints_endpoints_and_stops_cleanly(number, encode, infer):
-    import subprocess
-    import sys
-
-    ports = ["--grpc-port=0", "--http-port=0", "--metrics-port=0", "--instances=1"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "nima_client.cli.main", "serve", *ports],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        lines = [process.stdout.readline().split() for _ in range(3)]
-        assert [name for name, _ in lines] == ["grpc", "http", "metrics"]
-        assert infer(lines[0][1], [encode()])["MEAN"].shape == (1, 1)
-        process.send_signal(number)
-        _, said = process.communicate(timeout=30)
-    finally:
-        process.kill()
-    assert process.returncode == 0
-    assert "stopping" in said
-    assert not Probe(lines[0][1], timeout=1)().alive
-
-
-def test_nima_serve_says_in_one_line_what_is_wrong(tmp_path):
-    import subprocess
-    import sys
-
-    run = subprocess.run(
-        [sys.executable, "-m", "nima_client.cli.main", "serve", f"--model-repository={tmp_path}"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert run.returncode == 1
-    assert "nima export" in run.stderr
-    assert "Traceback" not in run.stderr

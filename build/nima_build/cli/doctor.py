@@ -18,15 +18,18 @@ _COLOURS = {"ok": "green", "warning": "yellow", "failure": "red", "skipped": "di
 def doctor(
     url: Annotated[
         Optional[str],  # noqa: UP045 - typer reads it at run time on Python 3.10
-        typer.Option(help="host:port of the server (gRPC). Default: $NIMA_URL or 127.0.0.1:8001."),
+        typer.Option(
+            help="host:port of the server (gRPC); a name with several servers has each examined. "
+            "Default: $NIMA_URL or 127.0.0.1:8001."
+        ),
     ] = None,
     http_url: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="host:port of its HTTP endpoint, for the clock."),
+        typer.Option(help="host:port of its HTTP endpoint: are the admin APIs closed there too?"),
     ] = None,
     metrics_url: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="host:port of its metrics, for the queue."),
+        typer.Option(help="host:port of its metrics: what waits, and what failed."),
     ] = None,
     model_repository: Annotated[
         Optional[Path],  # noqa: UP045
@@ -52,15 +55,14 @@ def doctor(
         bool, typer.Option("--json", help="JSON Lines, one finding a line.")
     ] = False,
 ) -> None:
-    """Check a deployment: files, connection, contract, scores, speed, closed APIs, clock, queue.
+    """Check a deployment: files, connection, model, scores, speed, clock, closed APIs, queue.
 
     Says what to do about each thing that is not well. Exit status 1 when something fails.
     """
     from rich.console import Console
 
     import nima_client
-    from nima_build.doctor import examine
-    from nima_build.doctor_finding import Target
+    from nima_build.doctor import Target, examine
     from nima_client._defaults import default_url
 
     pairs = [item.partition("=") for item in header or []]
@@ -79,12 +81,15 @@ def doctor(
         headers=tuple((name, value) for name, _, value in pairs),
     )
     console = Console(highlight=False, soft_wrap=True)
-    failed = False
+    failed, server = False, ""
     for finding in examine(target):
         failed |= finding.status == "failure"
         if as_json:
             print(json.dumps(dataclasses.asdict(finding)), flush=True)
             continue
+        if finding.server != server:
+            server = finding.server
+            console.print(f"-- {server or 'all of them'}", markup=False)
         colour = _COLOURS[finding.status]
         console.print(f"[{colour}]{finding.status:8}[/] {finding.check:13} ", end="")
         console.print(finding.detail, markup=False)

@@ -23,11 +23,26 @@ def serve(
         Optional[Path],  # noqa: UP045 - typer reads it at run time on Python 3.10
         typer.Option(help="Repository to serve; the project's own by default."),
     ] = None,
-    grpc_port: Annotated[int, typer.Option(help="gRPC port; 0 takes a free one.")] = 8001,
-    http_port: Annotated[int, typer.Option(help="HTTP port; 0 takes a free one.")] = 8000,
-    metrics_port: Annotated[int, typer.Option(help="Metrics port; 0 takes a free one.")] = 8002,
+    grpc_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="gRPC port; 0 takes a free one.")
+    ] = 8001,
+    http_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="HTTP port; 0 takes a free one.")
+    ] = 8000,
+    metrics_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Metrics port; 0 takes a free one.")
+    ] = 8002,
+    http: Annotated[
+        Optional[bool],  # noqa: UP045 - typer reads it at run time on Python 3.10
+        typer.Option(
+            "--http/--no-http",
+            help="Open the HTTP endpoint; by default on loopback without TLS only.",
+            show_default=False,
+        ),
+    ] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; anything but loopback is open to others.")
+        str,
+        typer.Option(help="IPv4 address to listen on; anything but loopback is open to others."),
     ] = "127.0.0.1",
     instances: Annotated[
         int, typer.Option(min=0, help="Instances of each step; 0 takes one a core.")
@@ -97,6 +112,7 @@ def serve(
             grpc_port=grpc_port,
             http_port=http_port,
             metrics_port=metrics_port,
+            http=http,
             host=host,
             instances=instances or None,
             limits=Limits(max_bytes, max_pixels),
@@ -109,14 +125,22 @@ def serve(
     except ServerError as error:
         report(str(error))
         raise typer.Exit(1) from None
+    if not (options.on_loopback or options.tls):
+        report(
+            f"{host} is open to the network, without encryption and without accounts: "
+            "SECURITY.md says what that means"
+        )
     server = EmbeddedServer(options)
     supervisor = Supervisor(server, report=report)
+    ended_by = 0
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
-        # While starting there is no loop to leave yet: unwind the start itself.
-        if starting:
-            raise KeyboardInterrupt
+        nonlocal ended_by
+        ended_by = number
         supervisor.stop()
+        # A start may last a minute: unwind it rather than wait for its end.
+        if starting or supervisor.launching:
+            raise KeyboardInterrupt
 
     def change(action: Callable[[], Rollout]) -> None:
         try:
@@ -148,8 +172,10 @@ def serve(
         server.start()
         starting = False
         assert server.metadata is not None
+        for folder in server.cleared:
+            report(f"removed {folder}, which a killed server left")
         print(f"grpc {server.grpc_url}")
-        if not tls_cert:
+        if options.serves_http:
             print(f"http {server.http_url}")
         print(f"metrics {server.metrics_url}", flush=True)
         report(
@@ -158,11 +184,11 @@ def serve(
         )
         supervisor.run()
         report("stopping: requests in flight finish first")
-    except (ServerError, ArtefactError) as error:
+    except (ServerError, ArtefactError, OSError) as error:
         report(str(error))
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         report("stopped while starting")
-        raise typer.Exit(130) from None
+        raise typer.Exit(128 + ended_by) from None
     finally:
         server.stop()

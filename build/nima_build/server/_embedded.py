@@ -6,37 +6,26 @@ import ctypes
 import os
 import re
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
-import sys
-import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 from nima_build.metadata import ModelMetadata
-from nima_build.repository import MODELS, RenderOptions, default_repository, render
-from nima_build.server._install import (
-    ServerCrashed,
-    ServerError,
-    check_numpy,
-    lay_out_backends,
-    libpython_directory,
-    tritonserver_binary,
-)
+from nima_build.repository import RenderOptions, default_repository, render
+from nima_build.server._arguments import command, environment
+from nima_build.server._install import ServerCrashed, ServerError, check_numpy, lay_out_backends
 from nima_build.server._options import ServerOptions
 from nima_build.server._ports import free_ports, require_free
+from nima_build.server._private import PrivateFolder, clear_leftovers, remove_shared_memory
 from nima_build.server._probe import Probe
 from nima_build.server._rollout import Repository, Rollout
-from nima_build.server._security import restriction_arguments
 from nima_client.contract import NETWORK_MODEL, PREPROCESS_MODEL
 
-_SHARED_MEMORY = Path("/dev/shm")
 _PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.05
 _CRASHES_WHILE_STARTING = 2
@@ -72,11 +61,12 @@ class EmbeddedServer:
     def __init__(self, options: ServerOptions | None = None) -> None:
         self.options = options or ServerOptions()
         self.metadata: ModelMetadata | None = None
-        self._folder: Path | None = None
+        self.cleared: list[Path] = []
+        self._private: PrivateFolder | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._shm_prefix = f"nima_{uuid.uuid4().hex[:12]}_"
         self._admin_token = self.options.admin_token or secrets.token_urlsafe(24)
         self._ports: list[int] = []
+        self._log_start = 0
         self._stubs: frozenset[int] = frozenset()
         self._changing = threading.Lock()
 
@@ -123,9 +113,13 @@ class EmbeddedServer:
         """Where tritonserver's log goes."""
         if self.options.log_file is not None:
             return self.options.log_file
-        if self._folder is None:
-            raise ServerError("the server has not been started")
         return self._folder / "tritonserver.log"
+
+    @property
+    def _folder(self) -> Path:
+        if self._private is None:
+            raise ServerError("the server has not been started")
+        return self._private.path
 
     def probe(self, timeout: float) -> Probe:
         """A probe of this server that waits ``timeout`` seconds for an answer."""
@@ -160,7 +154,8 @@ class EmbeddedServer:
             ServerError: see the class.
         """
         check_numpy()
-        self._folder = Path(tempfile.mkdtemp(prefix="nima-serve-"))
+        self.cleared = clear_leftovers()
+        self._private = PrivateFolder()
         try:
             count = self.options.instances or available_cores()
             self.metadata = render(
@@ -196,15 +191,14 @@ class EmbeddedServer:
         return self._change(lambda repository: repository.roll_back())
 
     def _change(self, action: Callable[[Repository], Rollout]) -> Rollout:
-        if self._folder is None:
-            raise ServerError("the server has not been started")
+        folder = self._folder
         client = self.probe(self.options.start_timeout).connect()
         with self._changing, client:
             # Stubs of the version that goes end, some time after its last request; until there are
             # as many as before, none is missed.
             count, self._stubs = len(self._stubs), frozenset()
             try:
-                done = action(Repository(self._folder / "models", client, self._admin_token))
+                done = action(Repository(folder / "models", client, self._admin_token))
             finally:
                 deadline = time.monotonic() + self.options.start_timeout
                 while len(self.stub_pids()) != count and time.monotonic() < deadline:
@@ -230,30 +224,30 @@ class EmbeddedServer:
         free = iter(free_ports(options.host, wanted.count(0)))
         self._ports = [port or next(free) for port in wanted]
 
+    def _listened_ports(self) -> list[int]:
+        grpc, http, metrics = self._ports
+        return [grpc, *([http] if self.options.serves_http else []), metrics]
+
     def launch(self) -> None:
         """Start the process over the rendered repository, on the ports chosen once.
 
         Raises:
             ServerError: it ended, or no inference answered within ``start_timeout``.
         """
-        if self._folder is None:
-            raise ServerError("call start() first")
-        require_free(self.options.host, self._ports)
-        self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        environment = dict(os.environ)
-        # The stub finds its interpreter, and so this environment's packages, on PATH.
-        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        environment.pop("PYTHONHOME", None)
-        if library := libpython_directory():
-            paths = [str(library), environment.get("LD_LIBRARY_PATH", "")]
-            environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, paths))
-        with self.log_path.open("ab") as log:
+        require_free(self.options.host, self._listened_ports())
+        try:
+            self.log_path.parent.mkdir(parents=True, exist_ok=True)
+            log = self.log_path.open("ab")
+        except OSError as error:
+            raise ServerError(f"cannot write the log {self.log_path}: {error.strerror}") from None
+        with log:
+            self._log_start = log.tell()
             self._process = subprocess.Popen(
                 self._command(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environment,
+                env=environment(),
                 start_new_session=True,
                 preexec_fn=_end_with_parent,
             )
@@ -261,30 +255,11 @@ class EmbeddedServer:
         self._stubs = self.stub_pids()
 
     def _command(self) -> list[str]:
-        assert self._folder is not None
-        host, (grpc, http, metrics) = self.options.host, self._ports
-        return [
-            str(tritonserver_binary()),
-            f"--model-repository={self._folder / 'models'}",
-            f"--backend-directory={self._folder / 'backends'}",
-            "--disable-auto-complete-config",
-            f"--grpc-address={host}",
-            f"--grpc-port={grpc}",
-            f"--http-address={host}",
-            f"--http-port={http}",
-            f"--metrics-address={host}",
-            f"--metrics-port={metrics}",
-            "--allow-gpu-metrics=false",
-            "--log-format=ISO8601",
-            f"--exit-timeout-secs={max(1, round(self.options.stop_timeout))}",
-            "--model-control-mode=explicit",
-            *(f"--load-model={model}" for model in MODELS),
-            *restriction_arguments(self._admin_token),
-            *(self.options.tls.arguments() if self.options.tls else []),
-            # Names this server's shared memory, so that it alone is removed after a crash.
-            f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
-            *self.options.extra_arguments,
-        ]
+        assert self._private is not None
+        return command(
+            self.options, self._private.path, self._ports, self._admin_token,
+            self._private.shm_prefix,
+        )  # fmt: skip
 
     def _wait_ready(self) -> None:
         assert self._process is not None
@@ -320,7 +295,10 @@ class EmbeddedServer:
     def log_errors(self, lines: int = 12) -> str:
         """The last errors in tritonserver's log; its last lines where it holds none."""
         try:
-            log = self.log_path.read_text(errors="replace").splitlines()
+            with self.log_path.open("rb") as file:
+                # A log that is kept also holds earlier runs.
+                file.seek(self._log_start)
+                log = file.read().decode(errors="replace").splitlines()
         except (OSError, ServerError):
             return ""
         errors = [line for line in log if _LOG_ERROR.search(line)]
@@ -347,13 +325,13 @@ class EmbeddedServer:
                 pass
             process.wait()
         self._stubs = frozenset()
-        for left in _SHARED_MEMORY.glob(f"{self._shm_prefix}*"):
-            left.unlink(missing_ok=True)
+        if self._private is not None:
+            remove_shared_memory(self._private.shm_prefix)
 
     def stop(self) -> None:
         """Let requests in flight finish, end the server and remove its private folder."""
         # Triton itself waits up to --exit-timeout-secs for requests in flight.
         self.end_processes(grace=self.options.stop_timeout + 5.0)
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        if self._private is not None:
+            self._private.remove()
+            self._private = None

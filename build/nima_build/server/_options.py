@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,10 @@ class ServerOptions:
         model_repository: folder with every profile; None takes the project's own.
         grpc_port: gRPC port; 0 takes a free one, as for the other two.
         http_port: HTTP port.
+        http: whether to open the HTTP endpoint; None opens it on loopback without TLS only. One
+            HTTP request of the wrong kind ends tritonserver 2.51 (SECURITY.md, "Known limits").
         metrics_port: Prometheus port.
-        host: address to listen on. Loopback unless told otherwise.
+        host: IPv4 address or name to listen on. Loopback unless told otherwise.
         instances: instances of each step; None takes one a core.
         limits: largest image in bytes and pixels.
         log_file: where tritonserver's log goes; None keeps it in the private folder, which is
@@ -37,6 +40,7 @@ class ServerOptions:
     grpc_port: int = 0
     http_port: int = 0
     metrics_port: int = 0
+    http: bool | None = None
     host: str = "127.0.0.1"
     instances: int | None = None
     limits: Limits = DEFAULT_LIMITS
@@ -48,8 +52,30 @@ class ServerOptions:
     extra_arguments: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if ":" in self.host:
+            raise ServerError(f"--host takes an IPv4 address or a name, not {self.host!r}")
+        ports = [port for port in (self.grpc_port, self.http_port, self.metrics_port) if port]
+        if bad := [port for port in ports if not 1 <= port <= 65535]:
+            raise ServerError(f"{bad[0]} is no port: choose one of 1 to 65535, or 0 for a free one")
+        if len(set(ports)) < len(ports):
+            raise ServerError("gRPC, HTTP and metrics need three different ports")
+        if self.http and self.tls is not None:
+            raise ServerError("Triton's HTTP endpoint has no TLS: leave it out where TLS is on")
         if self.admin_token is not None and not re.fullmatch(r"[\w.~-]{8,}", self.admin_token):
             raise ServerError(
                 "the admin token needs 8 characters or more of A-Z a-z 0-9 _ . ~ -: "
                 "tritonserver's argument cannot carry others"
             )
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @property
+    def serves_http(self) -> bool:
+        """Whether the HTTP endpoint is open."""
+        return self.http if self.http is not None else self.on_loopback and self.tls is None

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
 from nima_build.server._install import ServerError
 
 
 def free_ports(host: str, count: int) -> list[int]:
-    """Ports nobody listens on at this moment."""
+    """Ports nobody listens on at this moment.
+
+    Raises:
+        ServerError: the address is not this machine's.
+    """
     sockets = [socket.socket() for _ in range(count)]
     try:
         for one in sockets:
-            one.bind((host, 0))
+            try:
+                one.bind((host, 0))
+            except OSError as error:
+                raise _cannot_listen(host, error) from None
         return [one.getsockname()[1] for one in sockets]
     finally:
         for one in sockets:
@@ -20,13 +28,26 @@ def free_ports(host: str, count: int) -> list[int]:
 
 
 def require_free(host: str, ports: list[int]) -> None:
-    """Refuse taken ports: tritonserver would share a gRPC port with whoever has it."""
+    """Refuse taken ports: tritonserver would share a gRPC port with whoever has it.
+
+    Raises:
+        ServerError: one is taken, or the address is not this machine's.
+    """
     for port in ports:
         with socket.socket() as attempt:
             attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 attempt.bind((host, port))
             except OSError as error:
+                if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                    raise _cannot_listen(host, error) from None
                 raise ServerError(
-                    f"cannot listen on {host}:{port} ({error.strerror}): choose another port"
+                    f"cannot listen on {host}:{port} ({error.strerror}): choose another port "
+                    "(0 takes a free one), or stop what has it"
                 ) from None
+
+
+def _cannot_listen(host: str, error: OSError) -> ServerError:
+    return ServerError(
+        f"cannot listen on {host} ({error.strerror}): --host takes an address of this machine"
+    )

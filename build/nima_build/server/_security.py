@@ -18,7 +18,7 @@ RESTRICTED_APIS = ("model-repository", "shared-memory", "trace", "logging")
 
 @dataclass(frozen=True)
 class ServerTLS:
-    """Encryption of the gRPC endpoint. HTTP is switched off with it: Triton's has no TLS.
+    """Encryption of the gRPC endpoint. The HTTP endpoint stays closed with it: Triton's has no TLS.
 
     Attributes:
         cert_file: PEM certificate chain of the server.
@@ -49,7 +49,6 @@ class ServerTLS:
             f"--grpc-server-cert={self.cert_file}",
             f"--grpc-server-key={self.key_file}",
             f"--grpc-root-cert={self.ca_file}",
-            "--allow-http=false",
         ]
 
 

@@ -41,6 +41,10 @@ class Supervisor:
         server: a started server.
         policy: intervals and backoff.
         report: receives one line an event.
+
+    Attributes:
+        restarts: how often it has brought the server back.
+        launching: a restart is under way; it may take the server's ``start_timeout``.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class Supervisor:
         self._stop = threading.Event()
         self._defect: str | None = None
         self.restarts = 0
+        self.launching = False
 
     def stop(self) -> None:
         """Make :meth:`run` return; safe from a signal handler or another thread."""
@@ -77,6 +82,7 @@ class Supervisor:
                 return
             backoff = min(backoff * 2, self._policy.backoff_limit)
             began = time.monotonic()
+            self.launching = True
             try:
                 self._server.launch()
             except ServerError as error:
@@ -84,6 +90,8 @@ class Supervisor:
             else:
                 self.restarts += 1
                 self._report(f"answering again after {time.monotonic() - began:.1f} s")
+            finally:
+                self.launching = False
             up_since = time.monotonic()
             self._defect = None
 

@@ -2,9 +2,8 @@
 
 Torch-free: numpy and Pillow. Where installed, simplejpeg decodes JPEG faster, to equal pixels, and
 cykooz.resizer resizes faster, to pixels that differ from Pillow's in under 1 % of the values, by
-1/255. The
-server's ``nima_preprocess`` model, training's evaluation, the parity gate and the tests all run
-this code, so that a photo has one score everywhere.
+1/255. The server's ``nima_preprocess`` model, training's evaluation, the parity gate and the tests
+all run this code, so that a photo has one score everywhere.
 
     bytes --inspect_header--> ImageHeader    (limits are checked here, before any pixel is decoded)
     bytes --decode---------> PIL RGB image   (orientation applied, alpha on white, 16 bit scaled)
@@ -15,7 +14,7 @@ What is stated once, here:
 
 - EXIF orientation is applied. ICC profiles are ignored, as they are in the pipelines that trained
   every published NIMA.
-- Alpha is composited on white. 16-bit grey is scaled to 8 bit, not clipped.
+- Alpha is composited on white. 16 bits a channel are scaled to 8, not clipped.
 - Of animated or multi-page files the first frame counts.
 - JPEG is decoded at 1/2, 1/4 or 1/8 scale inside the DCT when the result still has at least
   ``PreprocessSpec.jpeg_oversampling`` times the pixels per side that the network needs.

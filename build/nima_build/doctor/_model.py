@@ -1,62 +1,26 @@
-"""``nima doctor``: is this deployment sound, and what to do where it is not.
-
-Every check looks at the running system (or at the files it is given), says in one line what it
-found, and, unless all is well, what to do about it. Nothing is changed.
-"""
+"""Checks of `nima doctor` of the model: who serves it, whether it scores, what, and how fast."""
 
 from __future__ import annotations
 
-import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 
 import nima_client
-from nima_build.checksums import check_checksums
-from nima_build.doctor_finding import Finding, Target, one_line
-from nima_build.doctor_operations import clock, closed_apis, queue
+from nima_build.doctor._finding import Finding, one_line, small_photo
 from nima_build.golden import golden_photos, load_golden, unchanged
 from nima_build.metadata import ArtefactError
 from nima_build.repository import load_metadata
 from nima_client.contract import CONTRACT_VERSION
 
 GOLDEN_TOLERANCE = 0.05
-"""Largest difference of a golden mean: FP16 and int8 engines stay within it (docs/build.md)."""
+"""Largest difference of a golden mean: every engine keeps within it (docs/deploy-gpu.md)."""
 _LATENCY_REQUESTS = 25
 _SLOW_MS = 1000.0
 
 
-def examine(target: Target) -> Iterator[Finding]:
-    """Run every check, in an order in which the first failure is the one to look at first.
-
-    Checks that need a reachable server are left out when it is not.
-    """
-    if target.model_repository is not None:
-        yield _artefacts(target.model_repository)
-    reachable = _reachable(target)
-    yield reachable
-    if reachable.status == "failure":
-        return
-    with target.client() as client:
-        try:
-            info = client.model_info()
-        except nima_client.NimaError as error:
-            yield Finding("contract", "failure", one_line(error), _advice_for(error))
-            return
-        yield _contract(info)
-        yield _scoring(client)
-        if target.model_repository is not None:
-            yield _served_is_local(info, target.model_repository)
-        yield _golden(client, info)
-        yield _latency(client)
-    yield closed_apis(target)
-    if target.http_url is not None:
-        yield clock(target.http_url, target.timeout)
-    if target.metrics_url is not None:
-        yield from queue(target.metrics_url, target.timeout)
-
-
-def _advice_for(error: nima_client.NimaError) -> str:
+def advice_for(error: nima_client.NimaError) -> str:
+    """What to do about an error of the SDK."""
     if isinstance(error, nima_client.TLSError):
         return "give the authority of the server's certificate (--tls-ca), or check its names"
     if isinstance(error, nima_client.AuthenticationError):
@@ -66,37 +30,8 @@ def _advice_for(error: nima_client.NimaError) -> str:
     return "look at the server's log; `nima serve` restarts what died"
 
 
-def _artefacts(repository: Path) -> Finding:
-    try:
-        count = check_checksums(repository)
-        metadata = load_metadata(repository)
-    except ArtefactError as error:
-        return Finding(
-            "artefacts", "failure", one_line(error), "run `nima export` (or `nima build`)"
-        )
-    digest = metadata.checkpoint_sha256[:12]
-    return Finding(
-        "artefacts", "ok", f"{count} files match SHA256SUMS; {metadata.name}, checkpoint {digest}"
-    )
-
-
-def _reachable(target: Target) -> Finding:
-    address = target.url.rpartition("/")[2]
-    host, _, port = address.rpartition(":")
-    begin = time.monotonic()
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=target.timeout):
-            pass
-    except (OSError, ValueError) as error:
-        return Finding(
-            "reachable", "failure", f"{target.url}: {one_line(error)}",
-            "start the server (`nima serve`), or check the address, the firewall and the port: "
-            "gRPC is 8001 unless told otherwise",
-        )  # fmt: skip
-    return Finding("reachable", "ok", f"{target.url} in {1e3 * (time.monotonic() - begin):.1f} ms")
-
-
-def _contract(info: nima_client.ModelInfo) -> Finding:
+def contract(info: nima_client.ModelInfo) -> Finding:
+    """The contract, the model and the checkpoint that the server names."""
     served = info.served
     detail = (
         f"contract {served.contract_version}, {info.name} version {','.join(info.versions)}, "
@@ -115,12 +50,23 @@ def _contract(info: nima_client.ModelInfo) -> Finding:
     return Finding("contract", "ok", detail)
 
 
-def _scoring(client: nima_client.NimaClient) -> Finding:
+def versions(info: nima_client.ModelInfo) -> Finding:
+    """A rollout has two versions of the ensemble loaded for seconds only."""
+    if len(info.versions) == 1:
+        return Finding("versions", "ok", f"only version {info.versions[0]} is loaded")
+    return Finding(
+        "versions", "warning", f"versions {', '.join(info.versions)} are loaded side by side",
+        "a rollout is under way, or ended half way: look again in a minute, then restart the "
+        "server; it loads the version that its repository names",
+    )  # fmt: skip
+
+
+def scoring(client: nima_client.NimaClient) -> Finding:
     """Health endpoints stay green with a dead Python model; only a score shows that it works."""
     try:
-        score = client.score_one(_small_photo())
+        score = client.score_one(small_photo())
     except nima_client.NimaError as error:
-        return Finding("scoring", "failure", one_line(error), _advice_for(error))
+        return Finding("scoring", "failure", one_line(error), advice_for(error))
     total = sum(score.distribution)
     if not (abs(total - 1) < 1e-3 and 1 <= score.mean <= 10):
         return Finding(
@@ -130,17 +76,8 @@ def _scoring(client: nima_client.NimaClient) -> Finding:
     return Finding("scoring", "ok", f"a photo was scored by version {score.model_version}")
 
 
-def _small_photo() -> bytes:
-    import io
-
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.linear_gradient("L").convert("RGB").save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-def _served_is_local(info: nima_client.ModelInfo, repository: Path) -> Finding:
+def served_is_local(info: nima_client.ModelInfo, repository: Path) -> Finding:
+    """The checkpoint served against the one in the repository."""
     try:
         local = load_metadata(repository)
     except ArtefactError as error:
@@ -154,18 +91,19 @@ def _served_is_local(info: nima_client.ModelInfo, repository: Path) -> Finding:
     )  # fmt: skip
 
 
-def _golden(client: nima_client.NimaClient, info: nima_client.ModelInfo) -> Finding:
-    golden = load_golden()
-    if golden is None or golden.checkpoint_sha256 != info.served.checkpoint_sha256:
+def golden(client: nima_client.NimaClient, info: nima_client.ModelInfo) -> Finding:
+    """Known photos against the scores that the checkpoint gave them in PyTorch."""
+    kept = load_golden()
+    if kept is None or kept.checkpoint_sha256 != info.served.checkpoint_sha256:
         return Finding("golden score", "skipped", "no golden scores for this checkpoint")
     try:
-        known = unchanged(golden, golden_photos())
+        known = unchanged(kept, golden_photos())
     except ArtefactError as error:
         return Finding("golden score", "skipped", one_line(error))
     try:
         scores = client.score(list(known))
     except nima_client.NimaError as error:
-        return Finding("golden score", "failure", one_line(error), _advice_for(error))
+        return Finding("golden score", "failure", one_line(error), advice_for(error))
     worst, name = max(
         (abs(score.mean - expected.mean), expected.name)
         for score, expected in zip(scores, known.values(), strict=True)
@@ -179,15 +117,16 @@ def _golden(client: nima_client.NimaClient, info: nima_client.ModelInfo) -> Find
     return Finding("golden score", "ok", detail)
 
 
-def _latency(client: nima_client.NimaClient) -> Finding:
-    photo, times = _small_photo(), []
+def latency(client: nima_client.NimaClient) -> Finding:
+    """Single requests one after the other, from here."""
+    photo, times = small_photo(), []
     try:
         for _ in range(_LATENCY_REQUESTS):
             begin = time.monotonic()
             client.score_one(photo)
             times.append(1e3 * (time.monotonic() - begin))
     except nima_client.NimaError as error:
-        return Finding("latency", "failure", one_line(error), _advice_for(error))
+        return Finding("latency", "failure", one_line(error), advice_for(error))
     times.sort()
     median, worst = times[len(times) // 2], times[-1]
     detail = f"{len(times)} single requests: median {median:.1f} ms, slowest {worst:.1f} ms"
@@ -198,3 +137,27 @@ def _latency(client: nima_client.NimaClient) -> Finding:
             "and add instances or servers",
         )  # fmt: skip
     return Finding("latency", "ok", detail)
+
+
+def same_everywhere(served: Mapping[str, nima_client.ModelInfo], count: int) -> Finding:
+    """Whether every server behind one address gives the same scores.
+
+    Args:
+        served: what each server that answered says of its model.
+        count: servers behind the address.
+    """
+    by_checkpoint: dict[str, list[str]] = {}
+    for url, info in served.items():
+        by_checkpoint.setdefault(info.served.checkpoint_sha256, []).append(url)
+    if len(by_checkpoint) > 1:
+        listed = "; ".join(f"{key[:12]} at {', '.join(at)}" for key, at in by_checkpoint.items())
+        return Finding(
+            "same model", "failure", f"servers behind one address differ: {listed}",
+            "finish the rollout or roll back: a photo's score depends on which server answers",
+        )  # fmt: skip
+    if len(served) < count:
+        return Finding(
+            "same model", "failure", f"{count - len(served)} of {count} servers did not answer",
+            "see their findings above",
+        )  # fmt: skip
+    return Finding("same model", "ok", f"{count} servers serve one checkpoint")

@@ -1,0 +1,69 @@
+"""tritonserver's command line and environment."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from nima_build.repository import MODELS
+from nima_build.server._install import libpython_directory, tritonserver_binary
+from nima_build.server._options import ServerOptions
+from nima_build.server._security import restriction_arguments
+
+
+def command(
+    options: ServerOptions, folder: Path, ports: Sequence[int], admin_token: str, shm_prefix: str
+) -> list[str]:
+    """The whole command line.
+
+    Args:
+        options: how to run it.
+        folder: holds ``models`` and ``backends``.
+        ports: gRPC, HTTP, metrics.
+        admin_token: opens the restricted APIs.
+        shm_prefix: begins the name of every shared-memory file of this server.
+    """
+    host, (grpc, http, metrics) = options.host, ports
+    return [
+        str(tritonserver_binary()),
+        f"--model-repository={folder / 'models'}",
+        f"--backend-directory={folder / 'backends'}",
+        "--disable-auto-complete-config",
+        f"--grpc-address={host}",
+        f"--grpc-port={grpc}",
+        *(
+            [f"--http-address={host}", f"--http-port={http}"]
+            if options.serves_http
+            else ["--allow-http=false"]
+        ),
+        f"--metrics-address={host}",
+        f"--metrics-port={metrics}",
+        "--allow-gpu-metrics=false",
+        "--log-format=ISO8601",
+        f"--exit-timeout-secs={max(1, round(options.stop_timeout))}",
+        "--model-control-mode=explicit",
+        *(f"--load-model={model}" for model in MODELS),
+        *restriction_arguments(admin_token),
+        *(options.tls.arguments() if options.tls else []),
+        # Names this server's shared memory, so that it alone is removed after a crash.
+        f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
+        *options.extra_arguments,
+    ]
+
+
+def environment() -> dict[str, str]:
+    """The environment of this process, with its interpreter where the Python backend looks.
+
+    Raises:
+        ServerError: there is no shared library of this interpreter.
+    """
+    values = dict(os.environ)
+    # The stub finds its interpreter, and so this environment's packages, on PATH.
+    values["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    values.pop("PYTHONHOME", None)
+    if library := libpython_directory():
+        paths = [str(library), values.get("LD_LIBRARY_PATH", "")]
+        values["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, paths))
+    return values
