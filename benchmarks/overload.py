@@ -1,6 +1,6 @@
 """Goodput when twice as much is asked of a server as it can do.
 
-    python benchmarks/overload.py [--seconds 20] [--deadline 1.0] [--json overload.json]
+    python benchmarks/overload.py [--seconds 20] [--deadline 1.0] [--require 0.9] [--json FILE]
 
 Starts the embedded server and measures its capacity with a closed loop (eight requests under way).
 Then it sends requests at a fixed rate of one, one and a half and two times that capacity, whatever
@@ -174,20 +174,29 @@ def main() -> int:
     parser.add_argument("--factors", type=float, nargs="*", default=[1.0, 1.5, 2.0])
     parser.add_argument("--model-repository", type=Path)
     parser.add_argument("--extra", nargs="*", default=[], help="further tritonserver arguments")
+    parser.add_argument(
+        "--require", type=float, default=0.0,
+        help="exit with status 1 when goodput is below this share of the capacity in any phase",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, help="write the result here as well")
     given = parser.parse_args()
     options = ServerOptions(
         model_repository=given.model_repository, extra_arguments=tuple(given.extra)
     )
+    load_before = round(os.getloadavg()[0], 1)
     with EmbeddedServer(options) as server:
         result = asyncio.run(measure(server, given.seconds, given.deadline, given.factors))
     result["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
-    result["load_before"] = round(os.getloadavg()[0], 1)
+    result["load_before"] = load_before
     text = json.dumps(result, indent=2)
     print(text)
     if given.json:
         given.json.write_text(text + "\n")
-    return 0
+    shares = {key: row["goodput_share"] for key, row in result.items() if key[:1] == "x"}
+    low = [f"{share} at {key}" for key, share in shares.items() if share < given.require]
+    if low:
+        print(f"goodput below {given.require} of the capacity: {', '.join(low)}", file=sys.stderr)
+    return 1 if low else 0
 
 
 if __name__ == "__main__":

@@ -184,6 +184,30 @@ def webp_frames(count: int) -> bytes:
     return buffer.getvalue()
 
 
+def avif_frames(count: int) -> bytes:
+    """An AVIF sequence of many frames: the first one counts."""
+    frames = [Image.new("RGB", (32, 32), (i % 256, 7, i // 256)) for i in range(count)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "AVIF", save_all=True, append_images=frames[1:], speed=10)
+    return buffer.getvalue()
+
+
+def gif_frames(count: int) -> bytes:
+    """An animated GIF of many frames: the first one counts."""
+    frames = [Image.new("P", (32, 32), i % 256) for i in range(count)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    return buffer.getvalue()
+
+
+def png_frames(count: int) -> bytes:
+    """An animated PNG of many frames: the first one counts."""
+    frames = [Image.new("L", (32, 32), i % 256) for i in range(count)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "PNG", save_all=True, append_images=frames[1:])
+    return buffer.getvalue()
+
+
 def webp_canvas(side: int) -> bytes:
     """A WebP of 8x8 pixels on a huge canvas."""
     small = _save("WEBP", (8, 8), lossless=True)

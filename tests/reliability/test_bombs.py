@@ -74,6 +74,9 @@ BOMBS = [
     ("tiff_overlapping", {"tags": 3_000, "size": 8 * MIB}, "UNDECODABLE"),
     ("tiff_pages", {"count": 500}, SCORED),
     ("webp_frames", {"count": 300}, SCORED),
+    ("avif_frames", {"count": 300}, SCORED),
+    ("gif_frames", {"count": 1_000}, SCORED),
+    ("png_frames", {"count": 1_000}, SCORED),
     ("webp_canvas", {"side": 5_000}, SCORED),
     ("avif_size", {"side": 4_000, "claimed": 100}, SCORED),
 ]

@@ -61,6 +61,24 @@ def test_nobody_there() -> None:
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--tls-ca=/nowhere/ca.pem"], "does not exist"),
+        (["--tls-cert={file}"], "go together"),
+        (["--model-repository=/nowhere"], "does not exist"),
+        (["--header=token"], "name=value"),
+    ],
+)
+def test_wrong_options_are_named(tmp_path: Path, arguments: list[str], said: str) -> None:
+    file = tmp_path / "file.pem"
+    file.touch()
+    given = [argument.format(file=file) for argument in arguments]
+    ended = subprocess.run([*DOCTOR, *given], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert said in " ".join(ended.stderr.replace("│", " ").split())
+
+
 def test_a_dead_stub_behind_green_health(
     shared_server, start_server: Callable[..., object]
 ) -> None:

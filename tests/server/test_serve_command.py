@@ -161,6 +161,7 @@ def damaged(folder: Path) -> Path:
     [
         (["--model-repository={empty}"], 1, "nima export"),
         (["--model-repository={empty}/nowhere"], 1, "nima export"),
+        (["--model-repository={empty}/file"], 2, "is a file"),
         (["--model-repository={damaged}"], 1, "SHA256SUMS names: it is damaged"),
         (["--grpc-port={taken}"], 1, "choose another port"),
         (["--grpc-port=70000"], 2, "65535"),

@@ -9,7 +9,8 @@ from typing import Annotated, Optional
 
 import typer
 
-app = typer.Typer(add_completion=False)
+# Markdown, so that the paragraphs of the help are filled.
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
 _COLOURS = {"ok": "green", "warning": "yellow", "failure": "red", "skipped": "dim"}
 
@@ -33,19 +34,27 @@ def doctor(
     ] = None,
     model_repository: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="The repository that the server should be serving."),
+        typer.Option(
+            exists=True, file_okay=False, help="The repository that the server should be serving."
+        ),
     ] = None,
     tls_ca: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="PEM authority of the server's certificate: speak TLS."),
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="PEM authority of the server's certificate: use TLS.",
+        ),
     ] = None,
     tls_cert: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="PEM certificate of this client, for mutual TLS."),
+        typer.Option(
+            exists=True, dir_okay=False, help="PEM certificate of this client, for mutual TLS."
+        ),
     ] = None,
     tls_key: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="PEM private key of that certificate."),
+        typer.Option(exists=True, dir_okay=False, help="PEM private key of that certificate."),
     ] = None,
     header: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -68,16 +77,14 @@ def doctor(
     pairs = [item.partition("=") for item in header or []]
     if any(not name or not equals for name, equals, _ in pairs):
         raise typer.BadParameter("--header wants name=value")
-    try:
-        tls = nima_client.TLS(tls_ca, tls_cert, tls_key) if tls_ca or tls_cert else None
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+    if bool(tls_cert) != bool(tls_key):
+        raise typer.BadParameter("--tls-cert and --tls-key go together")
     target = Target(
         url=url or default_url(),
         http_url=http_url,
         metrics_url=metrics_url,
         model_repository=model_repository,
-        tls=tls,
+        tls=nima_client.TLS(tls_ca, tls_cert, tls_key) if tls_ca or tls_cert else None,
         headers=tuple((name, value) for name, _, value in pairs),
     )
     console = Console(highlight=False, soft_wrap=True)

@@ -14,14 +14,15 @@ import typer
 
 from nima_client.contract import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS
 
-app = typer.Typer(add_completion=False)
+# Markdown, so that the paragraphs of the help are filled.
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
 
 @app.command()
 def serve(
     model_repository: Annotated[
         Optional[Path],  # noqa: UP045 - typer reads it at run time on Python 3.10
-        typer.Option(help="Repository to serve; the project's own by default."),
+        typer.Option(file_okay=False, help="Repository to serve; the project's own by default."),
     ] = None,
     grpc_port: Annotated[
         int, typer.Option(min=0, max=65535, help="gRPC port; 0 takes a free one.")
