@@ -31,13 +31,10 @@ from PIL import Image
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from nima_build.server import EmbeddedServer, ServerOptions
+from nima_client._defaults import QUEUE_SHARE
 from nima_client._transport import InferRequest
-from nima_client._wire import infer_message
-from nima_client.contract import MODEL_NAME, NETWORK_MODEL, PREPROCESS_MODEL
-
-# What a request may wait in the queue, as a share of its deadline. A queue that holds requests
-# until their deadline hands out work that cannot be finished in time: goodput falls to nothing.
-QUEUE_SHARE = 0.5
+from nima_client._wire import encode_request
+from nima_client.contract import NETWORK_MODEL, PREPROCESS_MODEL
 
 
 def photo(width: int = 768, height: int = 512) -> bytes:
@@ -54,12 +51,8 @@ def photo(width: int = 768, height: int = 512) -> bytes:
 
 
 def _message(image: bytes, timeout_s: float) -> service_pb2.ModelInferRequest:
-    return infer_message(
-        InferRequest(
-            model_name=MODEL_NAME, model_version="", request_id="", input_type="BYTES",
-            images=(image,), timeout_s=timeout_s,
-        )
-    )  # fmt: skip
+    request = InferRequest((image,), request_id="", queue_timeout_s=timeout_s)
+    return service_pb2.ModelInferRequest.FromString(encode_request(request))
 
 
 class Generator:

@@ -73,10 +73,11 @@ def document(thing: Any) -> str:
 
 
 def members(kind: type) -> Iterator[tuple[str, Any]]:
-    """Public methods and properties of a class, in the order of the source."""
-    for name, member in vars(kind).items():
-        if not name.startswith("_") and (callable(member) or isinstance(member, property)):
-            yield name, member
+    """Public methods and properties of a class, its own before those of its base."""
+    for part in (kind, *([BaseClient] if issubclass(kind, BaseClient) else [])):
+        for name, member in vars(part).items():
+            if not name.startswith("_") and (callable(member) or isinstance(member, property)):
+                yield name, member
 
 
 def render() -> str:

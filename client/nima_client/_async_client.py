@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator, Sized
 from typing import TYPE_CHECKING, Literal, Union, overload
 
@@ -195,9 +196,19 @@ class AsyncNimaClient(BaseClient):
         trace = trace_headers()
         under_way: dict[asyncio.Task[InferReply], Attempt] = {}
         feeder: asyncio.Task[None] | None = None
+        # Not asyncio.wait, which looks at every request under way each time one of them ends.
+        answered: deque[asyncio.Task[InferReply]] = deque()
+        news = asyncio.Event()
+
+        def done(task: asyncio.Task[InferReply]) -> None:
+            answered.append(task)
+            news.set()
+
         try:
             while True:
-                for task in [t for t in under_way if t.done()]:
+                news.clear()
+                while answered:
+                    task = answered.popleft()
                     await self._answer(plan, under_way.pop(task), task)
                 if feeder is not None and feeder.done():
                     feeder.result()
@@ -215,21 +226,15 @@ class AsyncNimaClient(BaseClient):
                 if attempt is not None:
                     request = self._request(attempt, plan, info, trace)
                     task = asyncio.create_task(self._transport.infer_async(request))
+                    task.add_done_callback(done)
                     under_way[task] = attempt
                     continue
                 if plan.wants_input and feeder is None:
                     if source.add_instant(plan, self._prepare_options):
                         continue
                     feeder = asyncio.create_task(self._feed(plan, source))
-                wake = plan.wake_at()
-                wait = None if wake is None else max(0.0, wake - time.monotonic())
-                waited_for = {*under_way, *([feeder] if feeder else [])}
-                if waited_for:
-                    await asyncio.wait(
-                        waited_for, timeout=wait, return_when=asyncio.FIRST_COMPLETED
-                    )
-                else:
-                    await asyncio.sleep(wait or 0.0)
+                    feeder.add_done_callback(lambda _: news.set())
+                await _wait(news, plan.wake_at())
         finally:
             left = [*under_way, *([feeder] if feeder else [])]
             for unfinished in left:
@@ -267,6 +272,19 @@ class AsyncNimaClient(BaseClient):
             # Cancelled by us at the deadline: its images have been answered for.
             if not task.cancelled():
                 raise
+
+
+async def _wait(news: asyncio.Event, until: float | None) -> None:
+    """Wait for the event, or until a monotonic time."""
+    if until is None:
+        await news.wait()
+        return
+    delay = max(0.0, until - time.monotonic())
+    timer = asyncio.get_running_loop().call_later(delay, news.set)
+    try:
+        await news.wait()
+    finally:
+        timer.cancel()
 
 
 class _Source:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import os
 import random
 import sys
 import threading
 import time
 import uuid
 from collections.abc import AsyncIterable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from nima_client import _defaults
 from nima_client._connection import TLS, Compression, Connection, normalise_url
 from nima_client._images import PrepareOptions, is_single_image
+from nima_client._options import NOT_GIVEN, CallOptions, NotGiven
 from nima_client._plan import Attempt, Plan
 from nima_client._retry import RetryPolicy
 from nima_client._transport import InferReply, InferRequest
@@ -22,6 +26,7 @@ from nima_client.preprocess import Limits
 from nima_client.results import ImageFailure, ImageScore, ModelInfo
 
 OnError = Literal["raise", "return"]
+C = TypeVar("C", bound="BaseClient")
 
 
 class BaseClient:
@@ -31,10 +36,12 @@ class BaseClient:
         url: ``host:port`` of Triton's gRPC endpoint; ``grpcs://host:port`` for TLS;
             ``dns:///name:port`` for several servers behind one name, used in turn. None takes
             ``$NIMA_URL``, else ``127.0.0.1:8001``.
-        request_size: images in one request, 1..32.
+        request_size: images in one request; at most what the server allows (32), which is taken
+            for more.
         max_in_flight: requests that one call keeps under way at most.
         timeout: seconds that a whole call may take unless it says otherwise; None for any.
-        request_timeout: seconds that one request may take; sent to the server as well.
+        request_timeout: seconds that one request may take; half of them it may spend in the
+            server's queue, which is told so.
         connect_timeout: seconds for the first contact, retries included.
         retry: retry policy; ``NO_RETRIES`` turns retries off.
         tls: certificates; ``TLS()`` trusts the public authorities.
@@ -75,11 +82,15 @@ class BaseClient:
         model_version: str = "",
         transport: Any = None,
     ) -> None:
-        for name, value in (("request_size", request_size), ("max_in_flight", max_in_flight)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
-        if max_side is not None and max_side < 1:
-            raise ValueError(f"max_side must be at least 1, not {max_side}")
+        self._options = CallOptions(
+            request_size=request_size,
+            max_in_flight=max_in_flight,
+            timeout=timeout,
+            request_timeout=request_timeout,
+            retry=retry or RetryPolicy(),
+            limits=limits or Limits(),
+            max_side=max_side,
+        )
         target, scheme_tls = normalise_url(url if url is not None else _defaults.default_url())
         all_headers = dict(headers or {})
         if bearer_token is not None:
@@ -91,13 +102,7 @@ class BaseClient:
             keepalive_s=keepalive_s,
             compression=compression,
         )
-        self._request_size = request_size
-        self._max_in_flight = max_in_flight
-        self._timeout = timeout
-        self._request_timeout = request_timeout
         self._connect_timeout = connect_timeout
-        self._retry = retry or RetryPolicy()
-        self._prepare_options = PrepareOptions(limits or Limits(), max_side)
         self._model_name = model_name
         self._model_version = model_version
         self._rng = random.Random()
@@ -110,18 +115,56 @@ class BaseClient:
         """The gRPC target."""
         return self._connection.target
 
+    def with_options(
+        self: C,
+        *,
+        request_size: int | NotGiven = NOT_GIVEN,
+        max_in_flight: int | NotGiven = NOT_GIVEN,
+        timeout: float | NotGiven | None = NOT_GIVEN,
+        request_timeout: float | NotGiven | None = NOT_GIVEN,
+        retry: RetryPolicy | NotGiven = NOT_GIVEN,
+        limits: Limits | NotGiven = NOT_GIVEN,
+        max_side: int | NotGiven | None = NOT_GIVEN,
+    ) -> C:
+        """A client that calls with other options over the same connection.
+
+        What is not given stays as it is. Closing either client closes the connection of both.
+
+        Example:
+            >>> client.with_options(retry=NO_RETRIES, timeout=0.5).score_one("beach.jpg")
+        """
+        given = {
+            "request_size": request_size, "max_in_flight": max_in_flight, "timeout": timeout,
+            "request_timeout": request_timeout, "retry": retry, "limits": limits,
+            "max_side": max_side,
+        }  # fmt: skip
+        changes: dict[str, Any] = {k: v for k, v in given.items() if not isinstance(v, NotGiven)}
+        self._transport  # noqa: B018  (made now, so that both have the same one)
+        other = copy.copy(self)
+        other._options = dataclasses.replace(self._options, **changes)
+        return other
+
+    @property
+    def _transport(self) -> Any:
+        """The connection; making it opens nothing yet."""
+        raise NotImplementedError
+
+    @property
+    def _prepare_options(self) -> PrepareOptions:
+        return PrepareOptions(self._options.limits, self._options.max_side)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
 
     # -- shared pieces of a call ---------------------------------------------------------------
 
     def _plan(self, info: ModelInfo, deadline: float | None, *, ordered: bool) -> Plan:
-        size = min(self._request_size, info.max_batch_size)
+        size = min(self._options.request_size, info.max_batch_size)
         return Plan(
             # Ragged rows cannot share a UINT8 tensor.
             request_size=1 if info.input_type == "UINT8" else size,
-            max_in_flight=self._max_in_flight,
-            retry=self._retry,
+            max_in_flight=self._options.max_in_flight,
+            retry=self._options.retry,
             deadline=deadline,
             ordered=ordered,
             call_id=uuid.uuid4().hex[:12],
@@ -130,18 +173,19 @@ class BaseClient:
 
     def _deadline(self, timeout: float | None) -> float | None:
         """Monotonic time at which a call ends; a call's own timeout goes before the client's."""
-        seconds = timeout if timeout is not None else self._timeout
+        seconds = timeout if timeout is not None else self._options.timeout
         return None if seconds is None else time.monotonic() + seconds
 
     def _request(
         self, attempt: Attempt, plan: Plan, info: ModelInfo, trace: tuple[tuple[str, str], ...]
     ) -> InferRequest:
-        suffix = "" if attempt.number == 1 else f".{attempt.number}"
+        timeout = plan.timeout_of(self._options.request_timeout, time.monotonic())
         return InferRequest(
-            images=tuple(item.prepared.data for item in attempt.items),
-            request_id=attempt.request_id + suffix,
+            images=tuple([item.prepared.data for item in attempt.items]),
+            request_id=attempt.wire_id,
             input_type=info.input_type,
-            timeout_s=plan.timeout_of(self._request_timeout, time.monotonic()),
+            timeout_s=timeout,
+            queue_timeout_s=None if timeout is None else timeout * _defaults.QUEUE_SHARE,
             headers=trace,
             model_name=self._model_name,
             model_version=self._model_version,
@@ -160,14 +204,15 @@ class BaseClient:
 
     def _connect_end(self, deadline: float | None) -> float:
         """Monotonic time at which the first contact is given up."""
-        end = time.monotonic() + min(self._connect_timeout, self._retry.budget_s)
+        end = time.monotonic() + min(self._connect_timeout, self._options.retry.budget_s)
         return end if deadline is None else min(end, deadline)
 
     def _connect_wait(self, error: RequestError, attempt: int, end: float) -> float:
         """Seconds to wait before the next try of the first contact; raises when there is none."""
-        wait = self._retry.backoff(attempt, self._rng)
+        retry = self._options.retry
+        wait = retry.backoff(attempt, self._rng)
         late = time.monotonic() + wait >= end
-        if not error.retryable or attempt >= self._retry.attempts or late:
+        if not error.retryable or attempt >= retry.attempts or late:
             raise error
         return wait
 
@@ -200,6 +245,8 @@ def check_images(images: object) -> None:
         TypeError: says how to pass one image.
     """
     if is_single_image(images):
+        if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):
+            raise TypeError(f"{os.fspath(images)} is a folder: pass a list of its files")
         raise TypeError(
             f"this is one image ({type(images).__name__}): pass a list of images, "
             "or call score_one()"

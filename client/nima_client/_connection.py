@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Mapping
@@ -65,6 +66,7 @@ class Connection:
     keepalive_s: float | None = _defaults.KEEPALIVE_TIME_S
     compression: Compression | None = None
 
+    @functools.cached_property
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """The headers as gRPC metadata; keys are lower case there."""
         return tuple((key.lower(), value) for key, value in self.headers.items())

@@ -24,11 +24,17 @@ configurations; a fast GPU far away wants more."""
 REQUEST_TIMEOUT_S: Final = 30.0
 """Longest wait for one request. Scoring takes milliseconds; what is left is a queue."""
 
+QUEUE_SHARE: Final = 0.5
+"""Share of a request's time that it may spend in the server's queue (Triton's ``timeout``
+parameter). With all of it the server hands out work that cannot end in time: at four times the
+capacity a quarter of the goodput is left, with half of it three quarters (docs/reliability.md)."""
+
 CONNECT_TIMEOUT_S: Final = 10.0
 """Longest wait for the contract check at connect, retries included."""
 
 RETRY_ATTEMPTS: Final = 10
-"""Times one request is sent at most, so that a request that crashes its server ends."""
+"""Times one request is sent at most, so that a request that crashes its server ends. Refusals of
+an overloaded server do not count: they cost it nothing, and say nothing of the request."""
 
 RETRY_BUDGET_S: Final = 30.0
 """How long a call goes on while nothing succeeds. A supervised server is back in ten seconds."""

@@ -25,9 +25,10 @@ class GrpcTransport:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._compression: Any = None
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
-        self._stub: Any = None
+        self._calls: tuple[Any, Any] | None = None
         self._pid = 0
         self._closed = False
 
@@ -36,8 +37,8 @@ class GrpcTransport:
         import grpc
         from tritonclient.grpc import service_pb2
 
-        stub = self._connect()
-        extra = {"timeout": timeout_s, "metadata": self._connection.metadata()}
+        stub, _ = self._connect()
+        extra = {"timeout": timeout_s, "metadata": self._connection.metadata}
         key = {"name": model_name, "version": model_version}
         try:
             metadata = stub.ModelMetadata(service_pb2.ModelMetadataRequest(**key), **extra)
@@ -50,9 +51,9 @@ class GrpcTransport:
         """Send and wait."""
         import grpc
 
-        stub = self._connect()
+        _, infer = self._connect()
         try:
-            response = stub.ModelInfer(_wire.infer_message(request), **self._call_options(request))
+            response = infer(_wire.encode_request(request), **self._call_options(request))
         except grpc.RpcError as failure:
             raise _wire.error_of(failure, request.request_id) from failure
         except ValueError as error:  # the channel was closed by another thread
@@ -61,11 +62,9 @@ class GrpcTransport:
 
     def submit(self, request: InferRequest) -> PendingReply:
         """Send, and return at once."""
-        stub = self._connect()
+        _, infer = self._connect()
         try:
-            call = stub.ModelInfer.future(
-                _wire.infer_message(request), **self._call_options(request)
-            )
+            call = infer.future(_wire.encode_request(request), **self._call_options(request))
         except ValueError as error:
             raise RequestCancelled(str(error), request_id=request.request_id) from error
         return _Pending(call, request)
@@ -76,29 +75,32 @@ class GrpcTransport:
             self._closed = True
             if self._channel is not None and self._pid == os.getpid():
                 self._channel.close()
-            self._channel = self._stub = None
+            self._channel = self._calls = None
 
     def _call_options(self, request: InferRequest) -> dict[str, Any]:
         return {
             "timeout": request.timeout_s,
-            "metadata": self._connection.metadata() + request.headers,
-            "compression": _compression(self._connection.compression),
+            "metadata": self._connection.metadata + request.headers,
+            "compression": self._compression,
         }
 
-    def _connect(self) -> Any:
-        stub = self._stub
-        if stub is not None and self._pid == os.getpid():
-            return stub
+    def _connect(self) -> tuple[Any, Any]:
+        """The stub, and the call that takes encoded requests."""
+        calls = self._calls
+        if calls is not None and self._pid == os.getpid():
+            return calls
         with self._lock:
             if self._closed:
                 raise RequestCancelled("the client is closed")
-            if self._stub is None or self._pid != os.getpid():
+            if self._calls is None or self._pid != os.getpid():
                 from tritonclient.grpc import service_pb2_grpc
 
                 self._channel = open_channel(self._connection)
-                self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+                self._compression = compression(self._connection.compression)
+                stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+                self._calls = stub, _wire.infer_method(self._channel)
                 self._pid = os.getpid()
-            return self._stub
+            return self._calls
 
 
 class _Pending:
@@ -142,7 +144,8 @@ def open_channel(connection: Connection, *, asynchronous: bool = False) -> Any:
     return make.secure_channel(connection.target, credentials, options=options)
 
 
-def _compression(name: str | None) -> Any:
+def compression(name: str | None) -> Any:
+    """The constant that gRPC has for a compression."""
     import grpc
 
     if name is None:

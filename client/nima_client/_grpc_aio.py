@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from nima_client import _wire
 from nima_client._connection import Connection
-from nima_client._grpc import _compression, open_channel
+from nima_client._grpc import compression, open_channel
 from nima_client._transport import InferReply, InferRequest, ModelDescription
 from nima_client.errors import RequestCancelled
 
@@ -19,8 +19,9 @@ class AsyncGrpcTransport:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._compression: Any = None
         self._channel: grpc.aio.Channel | None = None
-        self._stub: Any = None
+        self._calls: tuple[Any, Any] | None = None
         self._closed = False
 
     async def describe_async(
@@ -30,8 +31,8 @@ class AsyncGrpcTransport:
         import grpc
         from tritonclient.grpc import service_pb2
 
-        stub = self._connect()
-        extra = {"timeout": timeout_s, "metadata": self._connection.metadata()}
+        stub, _ = self._connect()
+        extra = {"timeout": timeout_s, "metadata": self._connection.metadata}
         key = {"name": model_name, "version": model_version}
         try:
             metadata = await stub.ModelMetadata(service_pb2.ModelMetadataRequest(**key), **extra)
@@ -44,13 +45,13 @@ class AsyncGrpcTransport:
         """Send and wait; cancelling the task cancels the request on the server."""
         import grpc
 
-        stub = self._connect()
+        _, infer = self._connect()
         try:
-            response = await stub.ModelInfer(
-                _wire.infer_message(request),
+            response = await infer(
+                _wire.encode_request(request),
                 timeout=request.timeout_s,
-                metadata=self._connection.metadata() + request.headers,
-                compression=_compression(self._connection.compression),
+                metadata=self._connection.metadata + request.headers,
+                compression=self._compression,
             )
         except grpc.RpcError as failure:
             raise _wire.error_of(failure, request.request_id) from failure
@@ -61,16 +62,19 @@ class AsyncGrpcTransport:
     async def close_async(self) -> None:
         """Close the channel; requests under way are cancelled."""
         self._closed = True
-        channel, self._channel, self._stub = self._channel, None, None
+        channel, self._channel, self._calls = self._channel, None, None
         if channel is not None:
             await channel.close()
 
-    def _connect(self) -> Any:
+    def _connect(self) -> tuple[Any, Any]:
+        """The stub, and the call that takes encoded requests."""
         if self._closed:
             raise RequestCancelled("the client is closed")
-        if self._stub is None:
+        if self._calls is None:
             from tritonclient.grpc import service_pb2_grpc
 
             self._channel = open_channel(self._connection, asynchronous=True)
-            self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        return self._stub
+            self._compression = compression(self._connection.compression)
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+            self._calls = stub, _wire.infer_method(self._channel)
+        return self._calls

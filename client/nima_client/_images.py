@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Union
 
 from nima_client import _defaults
+from nima_client._quick_header import jpeg_size
 from nima_client.contract import RejectionCode
 from nima_client.errors import ImageRejectedError
 from nima_client.preprocess import ImageRejected, Limits, inspect_header
@@ -106,14 +107,13 @@ def prepare(image: ImageInput, options: PrepareOptions, index: int = 0) -> Prepa
     source = source_of(image)
     try:
         data = _encode(image, options.limits)
-        header = inspect_header(data, options.limits)
-        longest = max(header.width, header.height)
-        if options.max_side is not None and longest > options.max_side:
+        size = _checked_size(data, options.limits)
+        if options.max_side is not None and max(size) > options.max_side:
             data = _downscale(data, options)
     except ImageRejected as error:
         raise rejected(error.code.value, error.detail, index, source) from None
     except OSError as error:
-        raise rejected("UNREADABLE", error.strerror or str(error), index, source) from error
+        raise rejected("UNREADABLE", _why_unreadable(error, source), index, source) from error
     return Prepared(data, source)
 
 
@@ -160,6 +160,28 @@ def _read(path: Path, limits: Limits) -> bytes:
                 RejectionCode.TOO_LARGE, f"{size} bytes, the limit is {limits.max_bytes}"
             )
         return file.read()
+
+
+def _why_unreadable(error: OSError, source: str | None) -> str:
+    why = error.strerror or str(error)
+    if isinstance(error, IsADirectoryError):
+        return f"{why}: pass its files, or use `nima score`"
+    if source is not None and "://" in source:
+        return f"{why}: nothing is fetched, pass the bytes"
+    return why
+
+
+def _checked_size(data: bytes, limits: Limits) -> tuple[int, int]:
+    """Stored width and height, after the checks that need no decoding.
+
+    Raises:
+        ImageRejected: as :func:`nima_client.preprocess.inspect_header` says.
+    """
+    size = jpeg_size(data) if len(data) <= limits.max_bytes else None
+    if size is not None and size[0] * size[1] <= limits.max_pixels:
+        return size
+    header = inspect_header(data, limits)
+    return header.width, header.height
 
 
 def _is_pil(image: object) -> bool:

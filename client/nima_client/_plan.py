@@ -27,6 +27,7 @@ Result = Union[ImageScore, ImageFailure]  # noqa: UP007  (evaluated on 3.10)
 # A request is closed early when it grows beyond this, so that many huge photos stay far below
 # gRPC's 2 GiB for one message.
 _MAX_REQUEST_BYTES = _defaults.MAX_BYTES
+_OUT_OF_TIME = "the time allowed for the call ran out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +44,31 @@ class Attempt:
 
     Attributes:
         items: its images, in row order.
-        request_id: id for the wire.
+        request_id: id of the request, whichever time it is sent.
         number: 1 for the first time, 2 for the first retry …
         resend: carries the good images of a request that was refused for its bad ones.
+        refused: how many of its sendings an overloaded server turned away.
         first_sent: when it was sent for the first time.
+        last_error: why it is being sent again.
     """
 
     items: tuple[Item, ...]
     request_id: str
     number: int = 1
     resend: bool = False
+    refused: int = 0
     first_sent: float | None = None
+    last_error: RequestError | None = None
+
+    @property
+    def wire_id(self) -> str:
+        """The id of this sending, so that both sides' logs can tell them apart."""
+        return self.request_id if self.number == 1 else f"{self.request_id}.{self.number}"
+
+    def late(self) -> errors.DeadlineExceeded:
+        """That time ran out, with what went wrong before."""
+        before = "" if self.last_error is None else f"; before: {self.last_error.message}"
+        return errors.DeadlineExceeded(_OUT_OF_TIME + before, request_id=self.wire_id)
 
 
 class Plan:
@@ -209,13 +224,15 @@ class Plan:
         if isinstance(error, RejectedImages):
             self._alive(now)
             self._refuse(attempt, error)
-        elif error.retryable and self._may_retry(attempt, now):
+        elif error.retryable and (due := self._retry_at(attempt, error, now)) is not None:
             attempt.number += 1
-            due = now + self._retry.backoff(attempt.number - 1, self._rng)
+            attempt.last_error = error
             heapq.heappush(self._waiting, (due, next(self._sequence), attempt))
         elif error.stage is Stage.MODEL and not error.retryable and self._split(attempt):
             self._alive(now)
         else:
+            if isinstance(error, errors.DeadlineExceeded) and attempt.last_error is not None:
+                error = attempt.late()
             for item in attempt.items:
                 self._payloads -= 1
                 self._give_up(item, error)
@@ -229,13 +246,15 @@ class Plan:
         """
         if self._deadline is None or now < self._deadline or self._broken is not None:
             return False
-        error = errors.DeadlineExceeded("the time allowed for the call ran out")
-        self._break(error)
-        for attempt in self._in_flight:
+        late = [*self._in_flight, *(attempt for _, _, attempt in self._waiting)]
+        self._in_flight.clear()
+        self._waiting.clear()
+        for attempt in late:
+            error = attempt.late()
             for item in attempt.items:
                 self._payloads -= 1
-                self._give_up(item, error, attempt.request_id)
-        self._in_flight.clear()
+                self._give_up(item, error)
+        self._break(errors.DeadlineExceeded(_OUT_OF_TIME))
         return True
 
     # -- results out ---------------------------------------------------------------------------
@@ -261,14 +280,23 @@ class Plan:
         self._last_success = now
         self._failing_since = None
 
-    def _may_retry(self, attempt: Attempt, now: float) -> bool:
+    def _retry_at(self, attempt: Attempt, error: RequestError, now: float) -> float | None:
+        """When to send a failed request again; None for never."""
         if self._failing_since is None:
             self._failing_since = now
-        return (
-            self._broken is None
-            and attempt.number < self._retry.attempts
-            and now - self._failing_since < self._retry.budget_s
-        )
+        attempt.refused += error.stage is Stage.OVERLOAD
+        counted = attempt.number - attempt.refused
+        due = now + self._retry.backoff(attempt.number, self._rng)
+        if (
+            self._broken is not None
+            or self._retry.attempts == 1
+            or counted >= self._retry.attempts
+            or now - self._failing_since >= self._retry.budget_s
+            # Known now, the reason is worth more than a DeadlineExceeded later.
+            or (self._deadline is not None and due >= self._deadline)
+        ):
+            return None
+        return due
 
     def _is_fatal(self, attempt: Attempt, error: RequestError, now: float) -> bool:
         """Whether sending the rest of the call is pointless."""
@@ -319,19 +347,8 @@ class Plan:
             self._ready.appendleft(self._attempt((item,), resend=True))
         return True
 
-    def _give_up(self, item: Item, error: RequestError, request_id: str = "") -> None:
-        failure = ImageFailure.from_error(item.index, error, item.prepared.source)
-        if request_id:
-            failure = ImageFailure(
-                failure.index,
-                failure.code,
-                failure.message,
-                failure.stage,
-                failure.source,
-                request_id,
-                failure.error,
-            )
-        self._emit(failure)
+    def _give_up(self, item: Item, error: RequestError) -> None:
+        self._emit(ImageFailure.from_error(item.index, error, item.prepared.source))
 
     def _break(self, error: RequestError) -> None:
         self._broken = error

@@ -12,10 +12,13 @@ from nima_client import _defaults
 class RetryPolicy:
     """Retries with jittered exponential backoff inside one budget.
 
-    Only errors whose ``retryable`` is true are retried; a rejected image never is.
+    Only errors whose ``retryable`` is true are retried; a rejected image never is. No retry is
+    waited for that could only begin after the call's deadline.
 
     Attributes:
         attempts: times one request is sent at most, the first included; 1 turns retries off.
+            Refusals of an overloaded server (:class:`~nima_client.OverloadError`) do not count:
+            they end with the budget, or with the deadline.
         budget_s: seconds for which a call keeps retrying while none of its requests succeeds. The
             clock starts at the first failure, and any success sets it back.
         initial_backoff_s: wait before the second attempt, in seconds.

@@ -59,7 +59,15 @@ _RULES: tuple[tuple[str, str, Maker, str], ...] = (
     ),
     (
         "UNAVAILABLE",
-        r"refused|failed to connect|unreachable|name resolution|dns|no such host|timed out|"
+        r"backends failing.*socket closed|failed parsing http/2|expected settings frame",
+        errors.ConnectError,
+        "what listens there does not speak gRPC: is this Triton's HTTP port (8000)? gRPC has its "
+        "own, 8001 unless told otherwise",
+    ),
+    (
+        "UNAVAILABLE",
+        r"refused|failed to connect|unreachable|name resolution|dns|no such host|domain name|"
+        r"hostname|timed out|"
         r"reset by peer|socket closed|broken pipe|connection|empty address list|goaway|endpoint",
         errors.ConnectError,
         "no server answers at this address: check that it runs and the address",

@@ -73,7 +73,9 @@ class InferRequest:
         images: encoded files, one a row of the batch.
         request_id: id for logs on both sides.
         input_type: ``"BYTES"`` or ``"UINT8"`` (then exactly one image).
-        timeout_s: seconds until the caller loses interest, sent to the server as well; None waits.
+        timeout_s: seconds until the caller loses interest (gRPC's deadline); None waits.
+        queue_timeout_s: seconds of them that it may wait in the server's queue (Triton's request
+            parameter ``timeout``); None leaves that to the server.
         headers: extra metadata of this request (trace context), lower-case keys.
         model_name: Triton model asked.
         model_version: its version; empty lets the server choose.
@@ -83,6 +85,7 @@ class InferRequest:
     request_id: str
     input_type: str = "BYTES"
     timeout_s: float | None = None
+    queue_timeout_s: float | None = None
     headers: tuple[tuple[str, str], ...] = ()
     model_name: str = MODEL_NAME
     model_version: str = ""

@@ -20,7 +20,7 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 CONTRACT_VERSION = 1
 """Raised when a client written for the old contract would misread the new one."""
@@ -148,7 +148,7 @@ class ServedModel:
     checkpoint_sha256: str
     preprocessing_id: str
     reference_set: str = ""
-    reference_quantiles: tuple[float, ...] = ()
+    reference_quantiles: tuple[float, ...] = field(default=(), repr=False)
 
     def to_parameters(self) -> dict[str, str]:
         """The facts as string parameters of a Triton model config."""

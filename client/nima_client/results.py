@@ -7,13 +7,13 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from nima_client._request_errors import RequestError, Stage
 from nima_client.contract import ServedModel
-from nima_client.errors import RequestError, Stage
 
 __all__ = ["ImageFailure", "ImageScore", "ModelInfo"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ImageScore:
     """The predicted ratings of one image.
 
@@ -44,6 +44,15 @@ class ImageScore:
     checkpoint_name: str = ""
     checkpoint_sha256: str = ""
     request_id: str = ""
+
+    def __repr__(self) -> str:
+        """What one looks for in a list of scores; ``to_dict`` has everything."""
+        text = f"index={self.index}, mean={self.mean:.2f}, std={self.std:.2f}"
+        if self.percentile is not None:
+            text += f", percentile={self.percentile:.0f}"
+        if self.source is not None:
+            text += f", source={self.source!r}"
+        return f"ImageScore({text})"
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain Python values, ready for JSON; the distribution is a list."""

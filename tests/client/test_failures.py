@@ -60,6 +60,12 @@ STATUSES = [
     ),
     (Code.UNAVAILABLE, "Failed to connect to remote host: Connection refused", ConnectError, True),
     (Code.UNAVAILABLE, "Socket closed", ConnectError, True),
+    (
+        Code.UNAVAILABLE,
+        "errors resolving h:8001: [field:hostname lookup error: Domain name not found]",
+        ConnectError,
+        True,
+    ),
     (Code.UNAVAILABLE, "DNS resolution failed for nowhere:8001", ConnectError, True),
     (
         Code.NOT_FOUND,
@@ -106,6 +112,19 @@ def test_each_status_has_its_exception(
         with pytest.raises(kind):
             client.score_one(photo(0))
         assert len(server.batches) == 2
+
+
+def test_a_server_of_another_protocol_is_told(caller: Make, photo: Make) -> None:
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        try:
+            client = caller(f"127.0.0.1:{http.server_port}", retry=NO_RETRIES)
+            with pytest.raises(ConnectError, match=r"HTTP port \(8000\)"):
+                client.score_one(photo(0))
+        finally:
+            http.shutdown()
 
 
 def test_nobody_listens(caller: Make, photo: Make) -> None:
@@ -225,7 +244,8 @@ def test_the_deadline_of_a_call_reaches_the_server(
     with pytest.raises(DeadlineExceeded):
         client.score_one(photo(0), timeout=0.3)
     assert time.monotonic() - start < 2.0
-    assert 0 < server.timeouts_us[0] <= 300_000
+    # Half of it may pass in the queue: what is handed out later ends too late.
+    assert 100_000 < server.timeouts_us[0] <= 150_000
     wait_until(lambda: server.cancelled == 1)
 
 

@@ -88,8 +88,10 @@ def test_text_files_are_named_as_such(tmp_path: Path) -> None:
         prepare(path, OPTIONS)
     with path.open() as text, pytest.raises(TypeError, match="'rb'"):
         prepare(text, OPTIONS)  # type: ignore[arg-type]
-    with pytest.raises(ImageRejectedError, match="UNREADABLE"):
+    with pytest.raises(ImageRejectedError, match=r"UNREADABLE: .*pass its files"):
         prepare(tmp_path, OPTIONS)
+    with pytest.raises(ImageRejectedError, match=r"UNREADABLE: .*pass the bytes"):
+        prepare("https://example.org/photo.jpg", OPTIONS)
 
 
 def test_large_files_are_not_read(tmp_path: Path) -> None:

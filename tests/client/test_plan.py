@@ -163,18 +163,83 @@ def drive(plan: Plan, count: int, outcome: Outcome) -> list[ImageScore | ImageFa
     return run(plan, count, outcome, random.Random(0))[0]
 
 
-def test_an_overloaded_server_is_asked_again_until_the_attempts_end() -> None:
-    results = drive(make_plan(), 3, lambda attempt: errors.QueueFull("full"))
-    assert [r.code for r in results if isinstance(r, ImageFailure)] == ["QUEUE_FULL"] * 3
-
+def failing(times: int, error: errors.RequestError) -> tuple[Outcome, list[int]]:
+    """An outcome that fails so many times for each image, and the attempts that it saw."""
     tried: list[int] = []
 
-    def third_time(attempt: Attempt) -> errors.RequestError | None:
+    def outcome(attempt: Attempt) -> errors.RequestError | None:
         tried.append(attempt.number)
-        return None if attempt.number == 3 else errors.QueueFull("full")
+        return error if attempt.number <= times else None
 
-    assert not any(isinstance(r, ImageFailure) for r in drive(make_plan(), 1, third_time))
-    assert tried == [1, 2, 3]
+    return outcome, tried
+
+
+def test_a_failing_request_is_sent_again_until_the_attempts_end() -> None:
+    crash = errors.ModelError("crashed")
+    outcome, tried = failing(3, crash)
+    assert not any(isinstance(r, ImageFailure) for r in drive(make_plan(), 1, outcome))
+    assert tried == [1, 2, 3, 4]
+    outcome, tried = failing(4, crash)
+    (result,) = drive(make_plan(), 1, outcome)
+    assert isinstance(result, ImageFailure)
+    assert tried == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("refusal", [errors.QueueFull("full"), errors.QueueTimeout("late")])
+def test_overload_costs_the_budget_and_no_attempts(refusal: errors.RequestError) -> None:
+    outcome, tried = failing(50, refusal)
+    assert not any(isinstance(r, ImageFailure) for r in drive(make_plan(), 1, outcome))
+    assert len(tried) == 51
+
+    policy = RetryPolicy(attempts=4, budget_s=20.0, initial_backoff_s=1.0, max_backoff_s=1.0)
+    plan = make_plan(retry=policy)
+    results, sent, _ = run(plan, 3, lambda _: refusal, random.Random(0), step=0.01)
+    assert {r.code for r in results if isinstance(r, ImageFailure)} == {refusal.code}
+    assert len(sent) > 3 * 15
+
+    outcome, tried = failing(1, refusal)
+    (result,) = drive(make_plan(retry=NO_RETRIES), 1, outcome)
+    assert isinstance(result, ImageFailure)
+    assert tried == [1]
+
+
+def test_refusals_between_crashes_do_not_save_a_request_that_crashes_its_server() -> None:
+    sent: list[int] = []
+
+    def outcome(attempt: Attempt) -> errors.RequestError | None:
+        sent.append(attempt.number)
+        return errors.QueueFull("full") if attempt.number % 2 else errors.ModelError("crashed")
+
+    (result,) = drive(make_plan(), 1, outcome)
+    assert isinstance(result, ImageFailure)
+    assert result.code == "MODEL"
+    assert len(sent) == 2 * QUICK.attempts
+
+
+def test_a_retry_after_the_deadline_is_not_waited_for() -> None:
+    policy = RetryPolicy(initial_backoff_s=10.0, max_backoff_s=10.0, jitter=0.0)
+    full = errors.QueueFull("full")
+    plan = make_plan(retry=policy, deadline=5.0)
+    results, sent, _ = run(plan, 1, lambda _: full, random.Random(0), step=0.01)
+    assert [r.code for r in results if isinstance(r, ImageFailure)] == ["QUEUE_FULL"]
+    assert len(sent) == 1
+
+
+def test_what_went_wrong_before_the_deadline_is_told() -> None:
+    plan = make_plan(retry=RetryPolicy(initial_backoff_s=0.1, jitter=0.0), deadline=5.0)
+    plan.add(0, image(0))
+    plan.end_of_input()
+    first = plan.next_request(0.0)
+    assert first is not None
+    plan.failed(first, errors.QueueFull("the queue is full"), 0.1)
+    second = plan.next_request(0.3)
+    assert second is first
+    assert plan.expire(6.0)
+    (result,) = plan.take()
+    assert isinstance(result, ImageFailure)
+    assert result.code == "DEADLINE"
+    assert "the queue is full" in result.message
+    assert result.request_id.endswith(".2")
 
 
 def test_a_refused_image_is_never_sent_again() -> None:

@@ -73,6 +73,12 @@ def test_other_models_of_the_server_are_no_nima(caller: Make, triton: EmbeddedSe
         caller(triton.grpc_url, model_name="resnet50").model_info()
 
 
+def test_the_http_port_is_told_apart(caller: Make, triton: EmbeddedServer) -> None:
+    address = triton.http_url.removeprefix("http://")
+    with pytest.raises(ConnectError, match=r"HTTP port \(8000\)"):
+        caller(address, retry=NO_RETRIES).model_info()
+
+
 def test_a_deadline_ends_the_work_on_the_server(
     caller: Make, triton: EmbeddedServer, heavy: bytes, photo: Make
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from nima_client import (
     Stage,
     errors,
 )
+from nima_client.preprocess import inspect_header
 from nima_client.tables import RECORD_DTYPE, to_arrow, to_numpy, to_pandas
 from nima_client.testing import FakeTransport, rejected, reply, status_error
 
@@ -181,6 +183,58 @@ def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
         NimaClient(**options)
     with pytest.raises(ValueError):
         AsyncNimaClient(**options)
+
+
+def test_what_a_list_of_scores_looks_like(results: list[Any]) -> None:
+    score = dataclasses.replace(results[0], source="beach.jpg", mean=5.25, std=1.5, percentile=71.4)
+    assert repr(score) == (
+        "ImageScore(index=0, mean=5.25, std=1.50, percentile=71, source='beach.jpg')"
+    )
+    assert "percentile" not in repr(dataclasses.replace(score, percentile=None))
+    with NimaClient(transport=FakeTransport()) as client:
+        assert len(repr(client.model_info())) < 400
+
+
+def test_other_options_over_the_same_connection(photo: Photo) -> None:
+    fake = FakeTransport()
+    policy = RetryPolicy(attempts=2)
+    with NimaClient(transport=fake, request_size=2, timeout=60.0, retry=policy) as client:
+        one = client.with_options(request_size=1, max_side=100, timeout=None)
+        assert type(one) is NimaClient
+        one.score([photo(i, size=(200, 100)) for i in range(2)])
+        client.score([photo(i, size=(200, 100)) for i in range(2)])
+        assert [len(request.images) for request in fake.requests] == [1, 1, 2]
+        assert inspect_header(fake.requests[0].images[0]).width == 100
+        assert inspect_header(fake.requests[2].images[0]).width == 200
+        assert [request.timeout_s for request in fake.requests[:2]] == [30.0, 30.0]
+        with pytest.raises(ValueError, match="max_in_flight"):
+            client.with_options(max_in_flight=0)
+        with pytest.raises(TypeError):
+            client.with_options(url="elsewhere:1")  # type: ignore[call-arg]
+    assert fake.closed
+    with pytest.raises(nima_client.RequestCancelled):
+        one.score_one(photo(0))
+
+
+def test_other_options_share_one_channel(server: Any, photo: Photo) -> None:
+    import asyncio
+
+    with NimaClient(server.url) as client:
+        quick = client.with_options(timeout=5.0)
+        assert quick.score_one(photo(0))
+        assert client.score_one(photo(0))
+    with pytest.raises(nima_client.RequestCancelled):
+        quick.score_one(photo(0))
+
+    async def main() -> None:
+        async with AsyncNimaClient(server.url) as client:
+            quick = client.with_options(timeout=5.0)
+            assert await quick.score_one(photo(0))
+            assert await client.score_one(photo(0))
+        with pytest.raises(nima_client.RequestCancelled):
+            await quick.score_one(photo(0))
+
+    asyncio.run(main())
 
 
 def test_both_clients_have_the_same_calls_with_the_same_arguments() -> None:

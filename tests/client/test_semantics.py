@@ -184,6 +184,11 @@ def test_one_image_where_a_list_is_meant_is_refused(
         caller(**backend).score(single)
 
 
+def test_a_folder_is_no_list(caller: Make, backend: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="is a folder: pass a list of its files"):
+        caller(**backend).score(tmp_path)
+
+
 def test_what_is_no_image_is_a_type_error(caller: Make, backend: dict[str, Any]) -> None:
     client = caller(**backend)
     with pytest.raises(TypeError, match="path, bytes"):

@@ -16,12 +16,12 @@ import pytest
 from _corpus import seeds
 from _load import drive, expected_scores
 from _metrics import failures, worked_on
-from tritonclient.grpc import service_pb2_grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from nima_client import NO_RETRIES, NimaClient, QueueFull, RetryPolicy, Stage
+from nima_client import NO_RETRIES, NimaClient, QueueFull, Stage
 from nima_client._transport import InferRequest
-from nima_client._wire import infer_message
-from nima_client.contract import MODEL_NAME, PREPROCESS_MODEL
+from nima_client._wire import encode_request
+from nima_client.contract import PREPROCESS_MODEL
 
 QUEUE = 4
 
@@ -44,12 +44,8 @@ def flood(
     """Send ``count`` requests at once, whatever comes back."""
     channel = grpc.insecure_channel(url)
     stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-    message = infer_message(
-        InferRequest(
-            model_name=MODEL_NAME, model_version="", request_id="", input_type="BYTES",
-            images=(image,), timeout_s=timeout_s,
-        )
-    )  # fmt: skip
+    request = InferRequest((image,), request_id="", queue_timeout_s=timeout_s)
+    message = service_pb2.ModelInferRequest.FromString(encode_request(request))
     return [stub.ModelInfer.future(message, timeout=timeout_s) for _ in range(count)]
 
 
@@ -97,8 +93,7 @@ def test_a_backing_off_client_gets_every_score_through_a_small_queue(
     server = start_server(model_repository=small_queue, instances=1)
     expected = expected_scores(server.grpc_url)
     # Sixteen times what fits: one request may be turned away more often than ten times.
-    patient = RetryPolicy(attempts=100)
-    with NimaClient(server.grpc_url, max_in_flight=64, retry=patient) as client:
+    with NimaClient(server.grpc_url, max_in_flight=64) as client:
         account = drive(client, 300)
     assert account.check(300, expected) == {"scored": 300}
 

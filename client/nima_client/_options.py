@@ -1,0 +1,45 @@
+"""What each call of a client goes by; the connection is not part of it."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from nima_client import _defaults
+from nima_client._retry import RetryPolicy
+from nima_client.preprocess import Limits
+
+
+class NotGiven(enum.Enum):
+    """Type of :data:`NOT_GIVEN`, for arguments where None has a meaning of its own."""
+
+    NOT_GIVEN = "not given"
+
+    def __repr__(self) -> str:
+        return "NOT_GIVEN"
+
+
+NOT_GIVEN = NotGiven.NOT_GIVEN
+
+
+@dataclass(frozen=True, slots=True)
+class CallOptions:
+    """Options of a client that a single call may want otherwise; see ``BaseClient``.
+
+    Raises:
+        ValueError: an option out of range.
+    """
+
+    request_size: int = _defaults.REQUEST_SIZE
+    max_in_flight: int = _defaults.MAX_IN_FLIGHT
+    timeout: float | None = None
+    request_timeout: float | None = _defaults.REQUEST_TIMEOUT_S
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    limits: Limits = field(default_factory=Limits)
+    max_side: int | None = _defaults.MAX_SIDE
+
+    def __post_init__(self) -> None:
+        for name in ("request_size", "max_in_flight", "max_side"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
