@@ -1,10 +1,12 @@
 """The SDK against bare tritonclient: the same photos, the same window, in one run.
 
     python benchmarks/sdk_overhead.py                         embedded server, photos made here
+    python benchmarks/sdk_overhead.py --stub                  a server that only answers
     python benchmarks/sdk_overhead.py --url HOST:PORT --photos FOLDER
 
-Rounds are interleaved and their order turns, so that a busy machine slows all alike; the ratio is
-the median of the rounds' ratios. Latency is that of one image at a time, the two taking turns.
+Both run in pairs of short rounds that take turns at going first, so that a busy machine slows both
+alike; a ratio is the median of the pairs' ratios. The client's own CPU time is the sturdier figure.
+Latency is that of one image at a time, the two taking turns.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ import io
 import json
 import os
 import statistics
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +32,8 @@ from PIL import Image
 
 from nima_client import AsyncNimaClient, NimaClient
 from nima_client.contract import INPUT_IMAGE, MODEL_NAME
+
+STUB = Path(__file__).resolve().parents[1] / "tests" / "client" / "support" / "run_server.py"
 
 
 def load_photos(folder: Path | None, count: int) -> list[bytes]:
@@ -121,32 +127,78 @@ def sdk_asyncio(url: str, photos: list[bytes], window: int) -> float:
 
 
 def latencies(url: str, photos: list[bytes], calls: int) -> tuple[list[float], list[float]]:
-    """Seconds of single calls, bare and SDK, taking turns."""
-    ours, theirs = [], []
+    """Seconds of single calls, bare and SDK, taking turns at going first."""
+    taken: tuple[list[float], list[float]] = ([], [])
     with bare.InferenceServerClient(url) as plain, NimaClient(url) as client:
+
+        def bare_call(photo: bytes) -> None:
+            result = plain.infer(MODEL_NAME, infer_input(photo))
+            result.as_numpy("MEAN"), result.as_numpy("STD"), result.as_numpy("DISTRIBUTION")
+
+        pair = (bare_call, client.score_one)
         for number in range(calls + 10):
-            photo = photos[number % len(photos)]
-            start = time.perf_counter()
-            plain.infer(MODEL_NAME, infer_input(photo)).as_numpy("MEAN")
-            middle = time.perf_counter()
-            client.score_one(photo)
-            end = time.perf_counter()
-            if number >= 10:  # after warm-up
-                theirs.append(middle - start)
-                ours.append(end - middle)
-    return theirs, ours
+            for which in (0, 1) if number % 2 else (1, 0):
+                start = time.perf_counter()
+                pair[which](photos[number % len(photos)])
+                if number >= 10:  # after warm-up
+                    taken[which].append(time.perf_counter() - start)
+    return taken
 
 
 @contextlib.contextmanager
-def server(url: str | None) -> Iterator[str]:
-    """The server named, or the embedded one for this run."""
+def server(url: str | None, stub: bool) -> Iterator[str]:
+    """The server named, the tests' server in a process of its own, or the embedded tritonserver."""
     if url is not None:
         yield url
-        return
-    from nima_build.server import EmbeddedServer
+    elif stub:
+        with subprocess.Popen(
+            [sys.executable, str(STUB)], stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            yield process.stdout.readline().strip()
+            process.terminate()
+    else:
+        from nima_build.server import EmbeddedServer
 
-    with EmbeddedServer() as embedded:
-        yield embedded.grpc_url
+        with EmbeddedServer() as embedded:
+            yield embedded.grpc_url
+
+
+def quartiles(values: list[float]) -> str:
+    """Median, and between which values the middle half lies."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:.3f} (middle half {low:.3f} to {high:.3f})"
+
+
+def compare(url: str, photos: list[bytes], window: int, rounds: int) -> dict[str, float]:
+    """Rounds of both in pairs; prints, and returns the medians."""
+    figures: dict[str, float] = {}
+    for kind, pair in {
+        "sync": (bare_sync, sdk_sync),
+        "aio": (bare_asyncio, sdk_asyncio),
+    }.items():
+        rates: tuple[list[float], list[float]] = ([], [])
+        cpu: tuple[list[float], list[float]] = ([], [])
+        for number in range(rounds):
+            for which in (0, 1) if number % 2 else (1, 0):
+                before = time.process_time()
+                rates[which].append(len(photos) / pair[which](url, photos, window))
+                cpu[which].append((time.process_time() - before) / len(photos) * 1e3)
+        ratios = [ours / plain for plain, ours in zip(*rates, strict=True)]
+        added = [ours - plain for plain, ours in zip(*cpu, strict=True)]
+        print(
+            f"  {kind:<5} bare {statistics.median(rates[0]):.1f}, SDK "
+            f"{statistics.median(rates[1]):.1f} photos/s; SDK / bare {quartiles(ratios)}"
+        )
+        print(
+            f"        client's CPU a photo: bare {statistics.median(cpu[0]):.3f} ms, SDK "
+            f"{statistics.median(cpu[1]):.3f} ms; SDK minus bare {quartiles(added)} ms"
+        )
+        figures |= {
+            f"{kind}_ratio": statistics.median(ratios),
+            f"{kind}_added_cpu_ms": statistics.median(added),
+        }
+    return figures
 
 
 def main() -> None:
@@ -155,55 +207,33 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--url")
+    parser.add_argument("--stub", action="store_true", help="the tests' server, which only answers")
     parser.add_argument("--photos", type=Path)
-    parser.add_argument("--count", type=int, default=400, help="photos a round")
+    parser.add_argument("--count", type=int, default=200, help="photos a round")
     parser.add_argument("--window", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--calls", type=int, default=200)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     photos = load_photos(given.photos, given.count)
-    runners: dict[str, Callable[[str, list[bytes], int], float]] = {
-        "bare sync": bare_sync, "SDK sync": sdk_sync,
-        "bare aio": bare_asyncio, "SDK aio": sdk_asyncio,
-    }  # fmt: skip
-    rates: dict[str, list[float]] = {name: [] for name in runners}
-    cpu: dict[str, list[float]] = {name: [] for name in runners}
-    with server(given.url) as url:
-        bare_sync(url, photos[:100], given.window)
-        order = list(runners)
-        for _ in range(given.rounds):
-            for name in order:
-                before = time.process_time()
-                rates[name].append(len(photos) / runners[name](url, photos, given.window))
-                cpu[name].append((time.process_time() - before) / len(photos) * 1e3)
-            order = order[1:] + order[:1]
-        plain, ours = latencies(url, photos, given.calls)
-
     size = sum(map(len, photos)) / len(photos) / 1024
-    print(
-        f"{given.rounds} rounds of {len(photos)} photos ({size:.0f} KiB each), window "
-        f"{given.window}, {os.cpu_count()} cores (load {os.getloadavg()[0]:.1f})"
-    )
-    for name, values in rates.items():
+    with server(given.url, given.stub) as url:
         print(
-            f"  {name:<10} {statistics.median(values):7.1f} photos/s "
-            f"({min(values):.1f} to {max(values):.1f}), "
-            f"{statistics.median(cpu[name]):.2f} ms of the client's CPU a photo"
+            f"{given.rounds} pairs of rounds of {len(photos)} photos ({size:.0f} KiB each), window "
+            f"{given.window}, {os.cpu_count()} cores (load {os.getloadavg()[0]:.1f})"
         )
-    figures: dict[str, float] = {}
-    for kind in ("sync", "aio"):
-        pairs = zip(rates[f"SDK {kind}"], rates[f"bare {kind}"], strict=True)
-        figures[kind] = statistics.median(a / b for a, b in pairs)
-        print(f"  SDK / bare, {kind}: {figures[kind]:.3f}")
-    added = [o - p for o, p in zip(ours, plain, strict=True)]
+        bare_sync(url, photos, given.window)
+        sdk_sync(url, photos, given.window)
+        figures = compare(url, photos, given.window, given.rounds)
+        plain, ours = latencies(url, photos, given.calls)
+    added = [o - p for p, o in zip(plain, ours, strict=True)]
     figures["added_ms"] = statistics.median(added) * 1e3
     print(
         f"  one call: bare {statistics.median(plain) * 1e3:.2f} ms, SDK "
         f"{statistics.median(ours) * 1e3:.2f} ms, added {figures['added_ms']:+.2f} ms (medians)"
     )
     if given.json is not None:
-        given.json.write_text(json.dumps({**figures, "rates": rates}, indent=2) + "\n")
+        given.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,25 +16,6 @@ import pytest
 pytest.importorskip("ray", reason="nima_client.ray needs the extra ray")
 
 JOB = Path(__file__).parent / "support" / "ray_job.py"
-
-
-@pytest.fixture
-def loopback_only() -> list[str]:
-    """Command prefix that runs a program in a namespace whose only interface is ``lo``."""
-    if shutil.which("unshare") is None or shutil.which("ip") is None:
-        pytest.skip("no unshare or no ip here (Debian: util-linux, iproute2)")
-    prefix = [
-        "unshare",
-        "--net",
-        "--map-root-user",
-        "sh",
-        "-c",
-        'ip link set lo up && exec "$@"',
-        "-",
-    ]
-    if subprocess.run([*prefix, "true"], capture_output=True).returncode != 0:
-        pytest.skip("network namespaces are not allowed here")
-    return prefix
 
 
 @pytest.mark.timeout(300)

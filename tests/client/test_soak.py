@@ -43,6 +43,7 @@ def soak(client: Any, photos: list[bytes], requests: int, *, warm_up: int, allow
             base = resident()
     assert seen == requests
     grown = resident() - base
+    print(f"{requests} requests: {base / 2**20:.1f} MiB, then {grown / 2**20:+.1f} MiB")
     assert grown < allowed, f"{grown / 2**20:.1f} MiB more after {requests} requests"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib.resources
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -162,10 +163,9 @@ def _histogram(means: Sequence[float]) -> list[dict[str, float]]:
 def _summary(rows: Sequence[Row]) -> dict[str, str]:
     if not rows:
         return {}
-    means = sorted(row.mean for row in rows)
-    middle = means[len(means) // 2]
+    means = [row.mean for row in rows]
     return {
-        "Best": f"{means[-1]:.2f}",
-        "Median": f"{middle:.2f}",
-        "Worst": f"{means[0]:.2f}",
+        "Best": f"{max(means):.2f}",
+        "Median": f"{statistics.median(means):.2f}",
+        "Worst": f"{min(means):.2f}",
     }
