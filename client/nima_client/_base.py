@@ -115,6 +115,12 @@ class BaseClient:
         """The gRPC target."""
         return self._connection.target
 
+    @property
+    def _most_under_way(self) -> int:
+        """Most images that a stream has read and not given a result for yet."""
+        window = (self._options.max_in_flight + 1) * self._options.request_size
+        return window + max(_defaults.REORDER_WINDOW, self._options.request_size)
+
     def with_options(
         self: C,
         *,

@@ -203,6 +203,7 @@ def test_tar_shards(folder: Path, url: str, tmp_path: Path, photo: Photo) -> Non
     [
         (["nowhere"], "no such file"),
         (["*.none"], "nothing matches"),
+        (["empty"], "no photos there"),
         ([".", "-f", "parquet"], "--output"),
         ([".", "-o", "scores.txt"], "--format"),
         ([".", "--resume"], "--output"),
@@ -212,9 +213,10 @@ def test_tar_shards(folder: Path, url: str, tmp_path: Path, photo: Photo) -> Non
     ],
 )
 def test_a_wrong_command_line_is_told_in_one_line(
-    arguments: list[str], message: str, url: str, tmp_path: Path
+    arguments: list[str], message: str, url: str, folder: Path
 ) -> None:
-    done = run(*arguments, url=url, cwd=tmp_path)
+    (folder / "empty").mkdir()
+    done = run(*arguments, url=url, cwd=folder)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -275,6 +277,16 @@ def test_killed_at_random_and_resumed_it_gives_the_same_file(
     assert not journal.exists()
 
 
+def test_a_finished_run_is_not_done_again(folder: Path, url: str, tmp_path: Path) -> None:
+    output = tmp_path / "out.csv"
+    assert run(folder, "-o", output, "--resume", url=url).returncode == 0
+    before = output.stat()
+    done = run(folder, "-o", output, "--resume", url="127.0.0.1:1")
+    assert done.returncode == 0
+    assert "is finished" in done.stderr
+    assert output.stat().st_mtime_ns == before.st_mtime_ns
+
+
 def test_a_leftover_journal_is_not_thrown_away(folder: Path, url: str, tmp_path: Path) -> None:
     output = tmp_path / "out.csv"
     journal = tmp_path / "out.csv.journal"
@@ -315,6 +327,43 @@ def test_a_server_that_goes_away_costs_nothing_that_was_scored(
         score_all()
     assert 21 <= len(journal.done) < 60
     assert list(journal.failures()) == []  # nothing that was not tried counts as failed
+
+
+def test_a_lost_photo_between_scored_ones_is_not_a_failure_when_the_server_is_gone() -> None:
+    from nima_client import ConnectError, NimaClient, RetryPolicy
+    from nima_client.library.run import score_photos
+    from nima_client.library.sources import Photo as Entry
+    from nima_client.testing import FakeTransport, reply
+
+    gone = [False]
+
+    def handler(request: Any) -> Any:
+        # Photo 3 is lost, photo 4 answered in the same moment, and then nobody answers.
+        number = int(request.images[0].rpartition(b"#")[2])
+        gone[0] = gone[0] or number > 4
+        if number == 3 or gone[0]:
+            raise ConnectError("gone")
+        return reply(request)
+
+    image = b"\xff\xd8\xff\xc0\x00\x0b\x08\x00\x08\x00\x08\x01\x01\x11\x00"
+    photos = [Entry(str(i), data=image + b"#%d" % i) for i in range(30)]
+    policy = RetryPolicy(attempts=3, budget_s=0.2, initial_backoff_s=0.05)
+    reached: list[Any] = []
+    client = NimaClient(transport=FakeTransport(handler), retry=policy, max_in_flight=2)
+    with client, pytest.raises(ConnectError):
+        reached.extend(score_photos(client, photos))
+    assert [(type(o).__name__, o.file) for o in reached] == [
+        ("Row", str(i)) for i in (0, 1, 2, 4)
+    ]  # fmt: skip
+
+    # A server that goes on: then the photo has failed, in its place.
+    gone[0] = False
+    more = [photo for photo in photos if int(photo.name) < 5]
+    more += [Entry(f"more {i}", data=image + b"#0") for i in range(1200)]
+    with NimaClient(transport=FakeTransport(handler), retry=policy, max_in_flight=2) as client:
+        every = list(score_photos(client, more))
+    assert [o.file for o in every] == [photo.name for photo in more]
+    assert [o.file for o in every if not hasattr(o, "mean")] == ["3"]
 
 
 def test_ratings_in_sidecars(folder: Path, url: str) -> None:

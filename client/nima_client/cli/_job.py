@@ -66,6 +66,13 @@ class Job:
         if self.resume and self.output is None:
             raise ValueError("--resume needs --output: there is no file to go on with")
 
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing to resume: the output is there, whole, and no journal is."""
+        if not self.resume or self.output is None:
+            return False
+        return self.output.exists() and not Journal.beside(self.output).path.exists()
+
     def run(self, client: NimaClient) -> int:
         """Score everything; how many photos have no score."""
         if self.output is None:

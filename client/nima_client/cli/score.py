@@ -108,6 +108,9 @@ def score(
             placement=placements[0] if placements else None,
             errors=errors,
         )
+        if job.finished:
+            say(errors, f"{output} is finished: without --resume it is scored anew")
+            return
         with connected_client(url, errors, max_side=max_side, max_in_flight=in_flight) as client:
             failed = job.run(client)
     except (ValueError, OSError) as error:

@@ -9,15 +9,17 @@ from typing import Union
 from nima_client._client import NimaClient
 from nima_client._images import ImageInput
 from nima_client._retry import RetryPolicy
-from nima_client.errors import Stage
+from nima_client.errors import RequestError, Stage
 from nima_client.library.rows import FailedRow, Row
 from nima_client.library.sources import Photo
-from nima_client.results import ImageFailure
+from nima_client.results import ImageFailure, ImageScore
 
 Outcome = Union[Row, FailedRow]  # noqa: UP007  (evaluated on 3.10)
 
 PATIENT = RetryPolicy(attempts=30, budget_s=60.0)
 """A run over a collection would rather wait for a server that restarts than end."""
+
+_DOUBTFUL = (Stage.TRANSPORT, Stage.OVERLOAD, Stage.CONTRACT)
 
 
 def score_photos(client: NimaClient, photos: Iterable[Photo]) -> Iterator[Outcome]:
@@ -35,26 +37,36 @@ def score_photos(client: NimaClient, photos: Iterable[Photo]) -> Iterator[Outcom
             other photo is still to be scored.
     """
     names: deque[str] = deque()
-    # Failures that may be the server's end rather than the photo's fault. They count once a later
-    # photo has been answered for; if the server is gone, these photos have not been tried.
-    doubtful: list[FailedRow] = []
 
     def images() -> Iterator[ImageInput]:
         for photo in photos:
             names.append(photo.name)
             yield photo.image
 
-    for result in client.score_iter(images(), ordered=True, on_error="return"):
-        name = names.popleft()
-        if isinstance(result, ImageFailure):
-            failed = FailedRow.from_failure(name, result)
-            if result.stage in (Stage.TRANSPORT, Stage.OVERLOAD, Stage.CONTRACT):
-                doubtful.append(failed)
-                continue
-            outcome: Outcome = failed
-        else:
-            outcome = Row.from_score(name, result)
-        yield from doubtful
-        doubtful.clear()
-        yield outcome
-    yield from doubtful
+    # From a failure on that may be the server's end rather than the photo's fault, results are
+    # held back. Should the stream end with an error, those photos have not been tried; once more
+    # results have come than could have been under way then, the server had gone on.
+    held: list[tuple[Outcome, bool]] = []
+    since = 0
+    try:
+        for result in client.score_iter(images(), ordered=True, on_error="return"):
+            outcome = _outcome(names.popleft(), result)
+            doubtful = isinstance(result, ImageFailure) and result.stage in _DOUBTFUL
+            since = 0 if doubtful else since + 1
+            if doubtful or held:
+                held.append((outcome, doubtful))
+                if since > client._most_under_way:
+                    yield from (later for later, _ in held)
+                    held.clear()
+            else:
+                yield outcome
+    except RequestError:
+        yield from (later for later, doubtful in held if not doubtful)
+        raise
+    yield from (later for later, _ in held)
+
+
+def _outcome(name: str, result: ImageScore | ImageFailure) -> Outcome:
+    if isinstance(result, ImageFailure):
+        return FailedRow.from_failure(name, result)
+    return Row.from_score(name, result)

@@ -112,7 +112,7 @@ def find_photos(paths: Iterable[str | os.PathLike[str]], *, recursive: bool = Tr
         The photos in the order of the arguments, each folder sorted by name (2.jpg before 10.jpg).
 
     Raises:
-        SourceError: a path that does not exist, or a pattern that matches nothing.
+        SourceError: a path that does not exist, a pattern that matches nothing, or no photo at all.
     """
     files: dict[str, Path] = {}
     archives: dict[str, Path] = {}
@@ -125,6 +125,8 @@ def find_photos(paths: Iterable[str | os.PathLike[str]], *, recursive: bool = Tr
             for file in found:
                 target = archives if file.name.lower().endswith(TAR_SUFFIXES) else files
                 target.setdefault(os.path.normpath(file), file)
+    if not files and not archives:
+        raise SourceError(f"no photos there: none ends in {', '.join(sorted(IMAGE_SUFFIXES))}")
     return Sources(tuple(files.values()), tuple(archives.values()))
 
 
