@@ -1,8 +1,4 @@
-"""The head fitted on features of the untouched backbone: a convex problem, solved exactly.
-
-It costs one pass over some thousand views and spares fine-tuning the steps in which a random head
-sends noise into the backbone.
-"""
+"""The head fitted on pooled features of the untouched backbone: convex, so solved exactly."""
 
 from __future__ import annotations
 
