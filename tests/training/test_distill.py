@@ -215,7 +215,7 @@ def test_the_whole_recipe_resumes_and_writes_a_checkpoint(
         fit_views=256,
         calibration_views=16,
         small_stage=StageConfig(32, 1e-4, 1e-4, size=64, batch_size=8),
-        full_stage=StageConfig(16, 1e-4, 1e-4, batch_size=8),
+        full_stage=StageConfig(16, 1e-4, 1e-4, batch_size=8, frozen_blocks=4),
         workers=0,
     )
     metrics = distill(config, Console(quiet=True))

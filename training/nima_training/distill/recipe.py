@@ -80,7 +80,7 @@ def distill(config: DistillConfig, console: Console) -> dict[str, Any]:
             x = network_input(pixels.numpy(), SPEC).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16_is_fast(device)):
                 labels, target_maps = teacher(x)
-                logits, maps = student(x)
+                logits, maps = student(x, stage.frozen_blocks)
                 hints = student.hints(maps, target_maps)
             return distribution_loss(logits, labels) + stage.hint_weight * hints
 

@@ -32,11 +32,19 @@ class Student(nn.Module):
         self._head = [head_module(model, backbone)]  # in a list: not registered a second time
         self._blocks = [with_folded_norms(blocks)]
 
-    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Normalised FP32 ``[B, 3, S, S]`` to logits ``[B, 10]`` and the tapped maps."""
+    def forward(self, x: Tensor, frozen_blocks: int = 0) -> tuple[Tensor, list[Tensor]]:
+        """Logits ``[B, 10]`` and the tapped maps.
+
+        Args:
+            x: normalised FP32 ``[B, 3, S, S]``.
+            frozen_blocks: leading blocks, before the first tap, that get no gradients.
+        """
         blocks = self._blocks[0]
         assert isinstance(blocks, nn.Sequential)
-        maps = tapped(blocks, self._taps, x)
+        with torch.no_grad():
+            x = blocks[:frozen_blocks](x)
+        taps = [tap - frozen_blocks for tap in self._taps]
+        maps = tapped(blocks[frozen_blocks:], taps, x)
         return self._head[0](maps[-1].mean((2, 3))), maps
 
     @property
