@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator, Sized
 from typing import TYPE_CHECKING, Literal, Union, overload
 
+from nima_client._attempt import Attempt
 from nima_client._base import (
     BaseClient,
     OnError,
@@ -20,7 +21,7 @@ from nima_client._base import (
 )
 from nima_client._contract_check import check_contract
 from nima_client._images import ImageInput, PrepareOptions, is_instant, prepare, source_of
-from nima_client._plan import Attempt, Plan
+from nima_client._plan import Plan
 from nima_client._transport import AsyncTransport, InferReply
 from nima_client.errors import ImageRejectedError, RequestError
 from nima_client.results import ImageFailure, ImageScore, ModelInfo

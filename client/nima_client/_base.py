@@ -14,10 +14,11 @@ from collections.abc import AsyncIterable, Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
 from nima_client import _defaults
+from nima_client._attempt import Attempt
 from nima_client._connection import TLS, Compression, Connection, normalise_url
 from nima_client._images import PrepareOptions, is_single_image
 from nima_client._options import NOT_GIVEN, CallOptions, NotGiven
-from nima_client._plan import Attempt, Plan
+from nima_client._plan import Plan
 from nima_client._retry import RetryPolicy
 from nima_client._transport import InferReply, InferRequest
 from nima_client.contract import MODEL_NAME

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import TYPE_CHECKING, Literal, overload
 
+from nima_client._attempt import Attempt
 from nima_client._base import (
     BaseClient,
     OnError,
@@ -19,7 +20,7 @@ from nima_client._base import (
 )
 from nima_client._contract_check import check_contract
 from nima_client._images import ImageInput, prepare, source_of
-from nima_client._plan import Attempt, Plan
+from nima_client._plan import Plan
 from nima_client._transport import InferReply, InferRequest, PendingReply, Transport
 from nima_client.errors import ImageRejectedError, RequestError
 from nima_client.results import ImageFailure, ImageScore, ModelInfo

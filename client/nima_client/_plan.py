@@ -12,10 +12,10 @@ import heapq
 import itertools
 import random
 from collections import deque
-from dataclasses import dataclass
 from typing import Union
 
 from nima_client import _defaults, errors
+from nima_client._attempt import OUT_OF_TIME, Attempt, Item
 from nima_client._images import Prepared, rejected
 from nima_client._retry import RetryPolicy
 from nima_client._transport import RejectedImages
@@ -27,48 +27,6 @@ Result = Union[ImageScore, ImageFailure]  # noqa: UP007  (evaluated on 3.10)
 # A request is closed early when it grows beyond this, so that many huge photos stay far below
 # gRPC's 2 GiB for one message.
 _MAX_REQUEST_BYTES = _defaults.MAX_BYTES
-_OUT_OF_TIME = "the time allowed for the call ran out"
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One accepted image."""
-
-    index: int
-    prepared: Prepared
-
-
-@dataclass(slots=True, eq=False)
-class Attempt:
-    """One request to send.
-
-    Attributes:
-        items: its images, in row order.
-        request_id: id of the request, whichever time it is sent.
-        number: 1 for the first time, 2 for the first retry …
-        resend: carries the good images of a request that was refused for its bad ones.
-        refused: how many of its sendings an overloaded server turned away.
-        first_sent: when it was sent for the first time.
-        last_error: why it is being sent again.
-    """
-
-    items: tuple[Item, ...]
-    request_id: str
-    number: int = 1
-    resend: bool = False
-    refused: int = 0
-    first_sent: float | None = None
-    last_error: RequestError | None = None
-
-    @property
-    def wire_id(self) -> str:
-        """The id of this sending, so that both sides' logs can tell them apart."""
-        return self.request_id if self.number == 1 else f"{self.request_id}.{self.number}"
-
-    def late(self) -> errors.DeadlineExceeded:
-        """That time ran out, with what went wrong before."""
-        before = "" if self.last_error is None else f"; before: {self.last_error.message}"
-        return errors.DeadlineExceeded(_OUT_OF_TIME + before, request_id=self.wire_id)
 
 
 class Plan:
@@ -254,7 +212,7 @@ class Plan:
             for item in attempt.items:
                 self._payloads -= 1
                 self._give_up(item, error)
-        self._break(errors.DeadlineExceeded(_OUT_OF_TIME))
+        self._break(errors.DeadlineExceeded(OUT_OF_TIME))
         return True
 
     # -- results out ---------------------------------------------------------------------------

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nima_client import errors
+from nima_client._attempt import Attempt
 from nima_client._images import Prepared
-from nima_client._plan import Attempt, Plan
+from nima_client._plan import Plan
 from nima_client._retry import NO_RETRIES, RetryPolicy
 from nima_client._transport import RejectedImages
 from nima_client.contract import Rejection, RejectionCode

@@ -34,6 +34,7 @@ with EmbeddedServer() as server:
     os.environ["NIMA_URL"] = server.grpc_url
     # What spark-submit would be given.
     os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
+    os.environ["PYSPARK_PYTHON"] = sys.executable
     os.environ["PYSPARK_SUBMIT_ARGS"] = (
         "--master local[2] --conf spark.ui.enabled=false --conf spark.driver.host=127.0.0.1 "
         "--conf spark.driver.bindAddress=127.0.0.1 pyspark-shell"
