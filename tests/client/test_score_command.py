@@ -277,6 +277,27 @@ def test_killed_at_random_and_resumed_it_gives_the_same_file(
     assert not journal.exists()
 
 
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path, url: str, photo: Photo) -> None:
+    root = tmp_path / "many"
+    root.mkdir()
+    for number in range(600):
+        (root / f"{number}.jpg").write_bytes(photo(number))
+    output = tmp_path / "out.csv"
+    command = [sys.executable, "-m", "nima_client.cli.main", "score", str(root)]
+    command += ["--url", url, "-o", str(output), "--in-flight", "1"]
+    journal = tmp_path / "out.csv.journal"
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        end = time.monotonic() + 30
+        while time.monotonic() < end and not (journal.exists() and journal.stat().st_size > 5000):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert said.splitlines()[-1].endswith("--resume goes on with it")
+    assert "Traceback" not in said
+    assert journal.exists()
+
+
 def test_a_finished_run_is_not_done_again(folder: Path, url: str, tmp_path: Path) -> None:
     output = tmp_path / "out.csv"
     assert run(folder, "-o", output, "--resume", url=url).returncode == 0
@@ -285,6 +306,17 @@ def test_a_finished_run_is_not_done_again(folder: Path, url: str, tmp_path: Path
     assert done.returncode == 0
     assert "is finished" in done.stderr
     assert output.stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_two_runs_of_one_output_keep_apart(folder: Path, url: str, tmp_path: Path) -> None:
+    from nima_client.library.journal import Journal
+
+    output = tmp_path / "out.csv"
+    with Journal.beside(output) as other:
+        other.open("sha", resume=True)
+        done = run(folder, "-o", output, "--resume", url=url)
+        assert done.returncode == 2
+        assert "another run" in done.stderr
 
 
 def test_a_leftover_journal_is_not_thrown_away(folder: Path, url: str, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 EXIT_SOME_FAILED = 1
 EXIT_USAGE = 2
 EXIT_NO_SERVER = 3
+EXIT_STOPPED = 130  # as shells say of a program ended by Ctrl-C
 
 
 @app.command()
@@ -119,5 +120,9 @@ def score(
     except NimaError as error:
         say(errors, f"nima score: {error}")
         raise typer.Exit(EXIT_NO_SERVER) from None
+    except KeyboardInterrupt:
+        kept = "" if output is None else ": what was scored is kept, --resume goes on with it"
+        say(errors, f"nima score: stopped{kept}")
+        raise typer.Exit(EXIT_STOPPED) from None
     if failed:
         raise typer.Exit(EXIT_SOME_FAILED)

@@ -54,7 +54,8 @@ class Journal:
             resume: continue what is there; else there must be nothing.
 
         Raises:
-            JournalError: a journal is there and ``resume`` is false, or it is of other weights.
+            JournalError: a journal is there and ``resume`` is false, it is of other weights, or
+                another run is writing it.
         """
         exists = self.path.exists()
         if exists and not resume:
@@ -63,10 +64,11 @@ class Journal:
                 "or delete it to start again"
             )
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("ab")
+        self._claim()
         if exists:
             self._recover(checkpoint_sha256)
-        self._file = self.path.open("ab")
-        if self._file.tell() == 0:
+        if self.path.stat().st_size == 0:
             self._append({"journal": _FORMAT, "checkpoint_sha256": checkpoint_sha256})
 
     def add(self, outcome: Outcome) -> None:
@@ -110,6 +112,21 @@ class Journal:
         assert self._file is not None
         self._file.write(json.dumps(entry).encode() + b"\n")
         self._file.flush()
+
+    def _claim(self) -> None:
+        """Keep a second run of the same output out; the kernel lets go when this process ends."""
+        assert self._file is not None
+        try:
+            import fcntl
+        except ModuleNotFoundError:  # not on Windows
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise JournalError(f"{self.path}: another run is writing the same output") from None
+        except OSError:  # a file system without locks
+            return
 
     def _recover(self, checkpoint_sha256: str) -> None:
         whole = 0

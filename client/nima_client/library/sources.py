@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nima_client.contract import DEFAULT_MAX_BYTES
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -143,7 +145,9 @@ def read_tar(archive: Path) -> Iterator[Photo]:
                     continue
                 file = tar.extractfile(member)
                 if file is not None:
-                    yield Photo(display_name(f"{archive}/{member.name}"), data=file.read())
+                    # A byte more than the client takes: what is larger is refused, not held.
+                    data = file.read(DEFAULT_MAX_BYTES + 1)
+                    yield Photo(display_name(f"{archive}/{member.name}"), data=data)
     except (tarfile.TarError, EOFError) as error:
         raise SourceError(f"{archive}: not a readable tar archive: {error}") from error
 
