@@ -36,8 +36,8 @@ class AsyncNimaClient(BaseClient):
     """Scores images on a NIMA server, with asyncio.
 
     Options: see :class:`~nima_client._base.BaseClient`. The calls mean what they mean on
-    :class:`~nima_client.NimaClient`. One client belongs to one event loop, whose tasks may all use
-    it at once; cancelling a task cancels its requests on the server.
+    :class:`~nima_client.NimaClient`. One client belongs to one event loop at a time, whose tasks
+    may all use it at once; cancelling a task cancels its requests on the server.
     Files are read and pixels encoded in a thread, so that the loop never waits for them.
 
     Example:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from nima_client import _wire
@@ -15,13 +16,17 @@ if TYPE_CHECKING:
 
 
 class AsyncGrpcTransport:
-    """One channel, opened at first use, inside the event loop that uses it."""
+    """One channel, opened at first use, inside the event loop that uses it.
+
+    When that loop has been closed, another one may take over, with a channel of its own.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._compression: Any = None
         self._channel: grpc.aio.Channel | None = None
         self._calls: tuple[Any, Any] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
 
     async def describe_async(
@@ -63,13 +68,22 @@ class AsyncGrpcTransport:
         """Close the channel; requests under way are cancelled."""
         self._closed = True
         channel, self._channel, self._calls = self._channel, None, None
-        if channel is not None:
+        if channel is not None and self._loop is asyncio.get_running_loop():
             await channel.close()
 
     def _connect(self) -> tuple[Any, Any]:
         """The stub, and the call that takes encoded requests."""
         if self._closed:
             raise RequestCancelled("the client is closed")
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            if self._loop is not None and not self._loop.is_closed():
+                raise RuntimeError(
+                    "this AsyncNimaClient is in use by another event loop: make one for each loop"
+                )
+            # The channel of a loop that has ended (a second asyncio.run) cannot be used or closed.
+            self._channel = self._calls = None
+            self._loop = loop
         if self._calls is None:
             from tritonclient.grpc import service_pb2_grpc
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import os
 import signal
@@ -20,6 +21,7 @@ from kserve_server import KServeServer
 from nima_client import (
     NO_RETRIES,
     TLS,
+    AsyncNimaClient,
     AuthenticationError,
     ConnectError,
     NimaClient,
@@ -241,6 +243,22 @@ def test_a_forked_child_may_use_the_client(
             process.send_signal(signal.SIGTERM)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["child", "child", "child", "parent"]
+
+
+def test_an_async_client_follows_from_one_event_loop_to_the_next(
+    server: KServeServer, photo: Make
+) -> None:
+    client = AsyncNimaClient(server.url)
+    for _ in range(2):
+        assert asyncio.run(client.score_one(photo(0))).mean > 0
+
+    async def in_two_loops() -> None:
+        await client.score_one(photo(0))
+        with pytest.raises(RuntimeError, match="another event loop"):
+            await asyncio.to_thread(asyncio.run, client.score_one(photo(0)))
+        await client.close()
+
+    asyncio.run(in_two_loops())
 
 
 def test_a_client_can_be_closed_while_others_wait(server: KServeServer, photo: Make) -> None:

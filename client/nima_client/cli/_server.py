@@ -41,6 +41,8 @@ def connected_client(url: str | None, console: Console, **options: Any) -> Itera
         NoServer: none answers, and the extra ``serve`` is not installed.
         NimaError: the server named does not answer, or is not NIMA.
     """
+    # gRPC would write of every connection that ends, into the progress bar.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     options.setdefault("retry", PATIENT)
     options.setdefault("connect_timeout", _CONNECT_S)
     named = url or os.environ.get(_defaults.URL_VARIABLE)
