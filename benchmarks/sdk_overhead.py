@@ -4,9 +4,9 @@
     python benchmarks/sdk_overhead.py --stub                  a server that only answers
     python benchmarks/sdk_overhead.py --url HOST:PORT --photos FOLDER
 
-Both run in pairs of short rounds that take turns at going first, so that a busy machine slows both
-alike; a ratio is the median of the pairs' ratios. The client's own CPU time is the sturdier figure.
-Latency is that of one image at a time, the two taking turns.
+Both run in pairs of short rounds that take turns at going first, over connections that are open, so
+that a busy machine slows both alike. The client's own CPU time is the sturdier figure. Latency is
+that of one image at a time, the two taking turns.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ import tritonclient.grpc as bare
 import tritonclient.grpc.aio as bare_aio
 from PIL import Image
 
-from nima_client import AsyncNimaClient, NimaClient
+from nima_client import AsyncNimaClient, ImageScore, NimaClient
 from nima_client.contract import INPUT_IMAGE, MODEL_NAME
 
 STUB = Path(__file__).resolve().parents[1] / "tests" / "client" / "support" / "run_server.py"
@@ -59,71 +59,84 @@ def infer_input(photo: bytes) -> list[bare.InferInput]:
     return [tensor]
 
 
-def bare_sync(url: str, photos: list[bytes], window: int) -> float:
-    """Seconds that tritonclient's async_infer takes, with a semaphore as window."""
+Run = Callable[[list[bytes]], None]
+"""Scores photos over a connection that is open already."""
+
+
+def read_outputs(result: bare.InferResult) -> None:
+    """What a caller of tritonclient would do with an answer."""
+    result.as_numpy("MEAN"), result.as_numpy("STD"), result.as_numpy("DISTRIBUTION")
+
+
+@contextlib.contextmanager
+def bare_sync(url: str, window: int) -> Iterator[Run]:
+    """Bare async_infer, with a semaphore as window."""
     errors: list[object] = []
+    room = threading.Semaphore(window)
+
+    def done(result: bare.InferResult, error: Exception | None) -> None:
+        if error is None:
+            read_outputs(result)
+        else:
+            errors.append(error)
+        room.release()
+
     with bare.InferenceServerClient(url) as client:
-        client.infer(MODEL_NAME, infer_input(photos[0]))
-        room = threading.Semaphore(window)
 
-        def done(result: bare.InferResult, error: Exception | None) -> None:
-            if error is None:
-                result.as_numpy("MEAN"), result.as_numpy("STD"), result.as_numpy("DISTRIBUTION")
-            else:
-                errors.append(error)
-            room.release()
+        def run(photos: list[bytes]) -> None:
+            for photo in photos:
+                room.acquire()
+                client.async_infer(MODEL_NAME, infer_input(photo), done)
+            for _ in range(window):
+                room.acquire()
+            room.release(window)
+            assert not errors, errors[0]
 
-        start = time.perf_counter()
-        for photo in photos:
-            room.acquire()
-            client.async_infer(MODEL_NAME, infer_input(photo), done)
-        for _ in range(window):
-            room.acquire()
-        taken = time.perf_counter() - start
-    assert not errors, errors[0]
-    return taken
+        yield run
 
 
-def sdk_sync(url: str, photos: list[bytes], window: int) -> float:
-    """Seconds that NimaClient.score takes."""
+@contextlib.contextmanager
+def sdk_sync(url: str, window: int) -> Iterator[Run]:
+    """NimaClient.score."""
     with NimaClient(url, max_in_flight=window) as client:
-        client.score_one(photos[0])
-        start = time.perf_counter()
-        assert len(client.score(photos)) == len(photos)
-        return time.perf_counter() - start
+        yield lambda photos: check(client.score(photos), photos)
 
 
-def bare_asyncio(url: str, photos: list[bytes], window: int) -> float:
-    """Seconds that tritonclient's aio client takes, with a semaphore as window."""
+@contextlib.contextmanager
+def bare_asyncio(url: str, window: int) -> Iterator[Run]:
+    """The bare aio client, with a semaphore as window."""
+    loop = asyncio.new_event_loop()
+    client: bare_aio.InferenceServerClient | None = None
 
-    async def main() -> float:
-        async with bare_aio.InferenceServerClient(url) as client:
-            await client.infer(MODEL_NAME, infer_input(photos[0]))
-            room = asyncio.Semaphore(window)
+    async def main(photos: list[bytes]) -> None:
+        nonlocal client
+        client = client or bare_aio.InferenceServerClient(url)
+        room = asyncio.Semaphore(window)
 
-            async def one(photo: bytes) -> None:
-                async with room:
-                    result = await client.infer(MODEL_NAME, infer_input(photo))
-                result.as_numpy("MEAN"), result.as_numpy("STD"), result.as_numpy("DISTRIBUTION")
+        async def one(photo: bytes) -> None:
+            async with room:
+                read_outputs(await client.infer(MODEL_NAME, infer_input(photo)))
 
-            start = time.perf_counter()
-            await asyncio.gather(*(one(photo) for photo in photos))
-            return time.perf_counter() - start
+        await asyncio.gather(*(one(photo) for photo in photos))
 
-    return asyncio.run(main())
+    yield lambda photos: loop.run_until_complete(main(photos))
+    loop.run_until_complete(client.close())
+    loop.close()
 
 
-def sdk_asyncio(url: str, photos: list[bytes], window: int) -> float:
-    """Seconds that AsyncNimaClient.score takes."""
+@contextlib.contextmanager
+def sdk_asyncio(url: str, window: int) -> Iterator[Run]:
+    """AsyncNimaClient.score."""
+    loop = asyncio.new_event_loop()
+    client = AsyncNimaClient(url, max_in_flight=window)
+    yield lambda photos: check(loop.run_until_complete(client.score(photos)), photos)
+    loop.run_until_complete(client.close())
+    loop.close()
 
-    async def main() -> float:
-        async with AsyncNimaClient(url, max_in_flight=window) as client:
-            await client.score_one(photos[0])
-            start = time.perf_counter()
-            assert len(await client.score(photos)) == len(photos)
-            return time.perf_counter() - start
 
-    return asyncio.run(main())
+def check(scores: list[ImageScore], photos: list[bytes]) -> None:
+    """Every photo has its score."""
+    assert len(scores) == len(photos)
 
 
 def latencies(url: str, photos: list[bytes], calls: int) -> tuple[list[float], list[float]]:
@@ -132,8 +145,7 @@ def latencies(url: str, photos: list[bytes], calls: int) -> tuple[list[float], l
     with bare.InferenceServerClient(url) as plain, NimaClient(url) as client:
 
         def bare_call(photo: bytes) -> None:
-            result = plain.infer(MODEL_NAME, infer_input(photo))
-            result.as_numpy("MEAN"), result.as_numpy("STD"), result.as_numpy("DISTRIBUTION")
+            read_outputs(plain.infer(MODEL_NAME, infer_input(photo)))
 
         pair = (bare_call, client.score_one)
         for number in range(calls + 10):
@@ -164,40 +176,52 @@ def server(url: str | None, stub: bool) -> Iterator[str]:
             yield embedded.grpc_url
 
 
-def quartiles(values: list[float]) -> str:
-    """Median, and between which values the middle half lies."""
-    low, middle, high = statistics.quantiles(values, n=4)
-    return f"{middle:.3f} (middle half {low:.3f} to {high:.3f})"
+def measure(
+    runs: tuple[Run, Run], photos: list[bytes], pairs: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds and CPU seconds of each round, both [pairs, 2]."""
+    wall, cpu = np.zeros((pairs, 2)), np.zeros((pairs, 2))
+    for run in runs:
+        run(photos)
+    for number in range(pairs):
+        for which in (0, 1) if number % 2 else (1, 0):
+            before, start = time.process_time(), time.perf_counter()
+            runs[which](photos)
+            wall[number, which] = time.perf_counter() - start
+            cpu[number, which] = time.process_time() - before
+    return wall, cpu
 
 
-def compare(url: str, photos: list[bytes], window: int, rounds: int) -> dict[str, float]:
-    """Rounds of both in pairs; prints, and returns the medians."""
+def ratio_interval(wall: np.ndarray) -> tuple[float, float]:
+    """95 % bootstrap interval, over the pairs, of the SDK's throughput to the bare client's."""
+    pairs = len(wall)
+    drawn = np.random.default_rng(0).integers(0, pairs, (2000, pairs))
+    sums = wall[drawn].sum(1)
+    low, high = np.quantile(sums[:, 0] / sums[:, 1], (0.025, 0.975))
+    return float(low), float(high)
+
+
+def compare(url: str, photos: list[bytes], window: int, pairs: int) -> dict[str, float]:
+    """Rounds of both in pairs; prints, and returns throughput ratio and added CPU time."""
     figures: dict[str, float] = {}
-    for kind, pair in {
-        "sync": (bare_sync, sdk_sync),
-        "aio": (bare_asyncio, sdk_asyncio),
-    }.items():
-        rates: tuple[list[float], list[float]] = ([], [])
-        cpu: tuple[list[float], list[float]] = ([], [])
-        for number in range(rounds):
-            for which in (0, 1) if number % 2 else (1, 0):
-                before = time.process_time()
-                rates[which].append(len(photos) / pair[which](url, photos, window))
-                cpu[which].append((time.process_time() - before) / len(photos) * 1e3)
-        ratios = [ours / plain for plain, ours in zip(*rates, strict=True)]
-        added = [ours - plain for plain, ours in zip(*cpu, strict=True)]
+    for kind, plain, ours in (
+        ("sync", bare_sync, sdk_sync),
+        ("aio", bare_asyncio, sdk_asyncio),
+    ):
+        with plain(url, window) as one, ours(url, window) as other:
+            wall, cpu = measure((one, other), photos, pairs)
+        rates = pairs * len(photos) / wall.sum(0)
+        low, high = ratio_interval(wall)
+        used = np.median(cpu, 0) / len(photos) * 1e3
+        added = float(np.median(cpu[:, 1] - cpu[:, 0])) / len(photos) * 1e3
         print(
-            f"  {kind:<5} bare {statistics.median(rates[0]):.1f}, SDK "
-            f"{statistics.median(rates[1]):.1f} photos/s; SDK / bare {quartiles(ratios)}"
+            f"  {kind:<5} bare {rates[0]:.1f}, SDK {rates[1]:.1f} photos/s: SDK / bare "
+            f"{rates[1] / rates[0]:.3f} (95 % interval {low:.3f} to {high:.3f})\n"
+            f"        client's CPU a photo: bare {used[0]:.3f} ms, SDK {used[1]:.3f} ms; "
+            f"SDK minus bare {added:+.3f} ms (median of the pairs)",
+            flush=True,
         )
-        print(
-            f"        client's CPU a photo: bare {statistics.median(cpu[0]):.3f} ms, SDK "
-            f"{statistics.median(cpu[1]):.3f} ms; SDK minus bare {quartiles(added)} ms"
-        )
-        figures |= {
-            f"{kind}_ratio": statistics.median(ratios),
-            f"{kind}_added_cpu_ms": statistics.median(added),
-        }
+        figures |= {f"{kind}_ratio": float(rates[1] / rates[0]), f"{kind}_added_cpu_ms": added}
     return figures
 
 
@@ -209,9 +233,9 @@ def main() -> None:
     parser.add_argument("--url")
     parser.add_argument("--stub", action="store_true", help="the tests' server, which only answers")
     parser.add_argument("--photos", type=Path)
-    parser.add_argument("--count", type=int, default=200, help="photos a round")
+    parser.add_argument("--count", type=int, default=50, help="photos a round")
     parser.add_argument("--window", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=16)
+    parser.add_argument("--pairs", type=int, default=60, help="pairs of rounds")
     parser.add_argument("--calls", type=int, default=200)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
@@ -219,12 +243,10 @@ def main() -> None:
     size = sum(map(len, photos)) / len(photos) / 1024
     with server(given.url, given.stub) as url:
         print(
-            f"{given.rounds} pairs of rounds of {len(photos)} photos ({size:.0f} KiB each), window "
+            f"{given.pairs} pairs of rounds of {len(photos)} photos ({size:.0f} KiB each), window "
             f"{given.window}, {os.cpu_count()} cores (load {os.getloadavg()[0]:.1f})"
         )
-        bare_sync(url, photos, given.window)
-        sdk_sync(url, photos, given.window)
-        figures = compare(url, photos, given.window, given.rounds)
+        figures = compare(url, photos, given.window, given.pairs)
         plain, ours = latencies(url, photos, given.calls)
     added = [o - p for p, o in zip(plain, ours, strict=True)]
     figures["added_ms"] = statistics.median(added) * 1e3
