@@ -16,6 +16,9 @@ from typing import Any
 
 import nima_client
 import nima_client.errors
+import nima_client.library.run
+import nima_client.library.sources
+import nima_client.ray
 import nima_client.tables
 import nima_client.testing
 from nima_client._base import BaseClient
@@ -36,6 +39,9 @@ SECTIONS: tuple[tuple[str, ModuleType, tuple[str, ...]], ...] = (
         nima_client.testing,
         ("FakeTransport", "reply", "rejected", "status_error", "describe_model"),
     ),
+    ("Collections", nima_client.library.sources, ("find_photos", "Photo")),
+    ("", nima_client.library.run, ("score_photos",)),
+    ("Ray", nima_client.ray, ("score_dataset", "score_partitions", "Scorer", "score_table")),
 )
 
 
@@ -84,7 +90,7 @@ def render() -> str:
     """The whole page."""
     parts = [HEAD]
     for title, module, names in SECTIONS:
-        parts.append(f"## {title}\n")
+        parts += [f"## {title}\n"] if title else []
         for name in names:
             thing = getattr(module, name)
             prefix = "" if module is nima_client else module.__name__ + "."
