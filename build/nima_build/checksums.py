@@ -6,6 +6,8 @@ checks it with ``sha256sum --check``, `nima serve` with :func:`check_checksums`.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from nima_build.metadata import ArtefactError
@@ -15,12 +17,27 @@ CHECKSUMS_NAME = "SHA256SUMS"
 _BUILT = ("*/1/*.onnx", "*/1/*.json", "*/1/*.plan")
 
 
+def checksums(repository: Path, staged: Mapping[Path, bytes] | None = None) -> bytes:
+    """Content of the manifest: every artefact of a repository with its SHA-256.
+
+    Args:
+        repository: folder of the models.
+        staged: files about to be written there, which count instead of what lies there now.
+    """
+    digests = {path: "" for pattern in _BUILT for path in repository.glob(pattern)}
+    for path, data in (staged or {}).items():
+        if any(path.relative_to(repository).match(pattern) for pattern in _BUILT):
+            digests[path] = hashlib.sha256(data).hexdigest()
+    return "".join(
+        f"{digest or sha256_file(path)}  {path.relative_to(repository).as_posix()}\n"
+        for path, digest in sorted(digests.items())
+    ).encode()
+
+
 def write_checksums(repository: Path) -> Path:
     """Name every artefact of a repository with its SHA-256."""
-    paths = sorted(path for pattern in _BUILT for path in repository.glob(pattern))
-    lines = [f"{sha256_file(path)}  {path.relative_to(repository).as_posix()}" for path in paths]
     target = repository / CHECKSUMS_NAME
-    write_atomic(target, ("\n".join(lines) + "\n").encode())
+    write_atomic(target, checksums(repository))
     return target
 
 

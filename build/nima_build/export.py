@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from nima_build.checksums import write_checksums
-from nima_build.metadata import METADATA_NAME, ModelMetadata
+from nima_build.checksums import CHECKSUMS_NAME, checksums
+from nima_build.half import FP16_NAME, to_fp16
+from nima_build.metadata import METADATA_NAME, ExportError, ModelMetadata
 from nima_build.onnx_session import cpu_session
-from nima_build.repository import ONNX_NAME, write_parameters
-from nima_client._files import sha256_file, write_atomic
+from nima_build.repository import ONNX_NAME, config_contents
+from nima_client._files import write_together
 from nima_client.contract import (
     NETWORK_MODEL,
     NUM_RATINGS,
@@ -41,12 +42,7 @@ OUTPUTS = (OUTPUT_DISTRIBUTION, OUTPUT_MEAN, OUTPUT_STD)
 MEAN_TOLERANCE = 1e-4
 """Largest difference of a mean rating between PyTorch and an FP32 graph."""
 
-_PIXELS_DIMS = re.compile(r"\[ \d+, \d+, 3 \]")
 _CHECKED_BATCHES = (1, 3)
-
-
-class ExportError(RuntimeError):
-    """The checkpoint cannot be exported; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -57,23 +53,60 @@ class Exported:
         onnx_path: the FP32 graph.
         metadata: content of the ``model.json`` beside it.
         max_mean_difference: largest difference of a mean rating from PyTorch in the check.
+        others: the FP16 and int8 graphs, where they were asked for.
     """
 
     onnx_path: Path
     metadata: ModelMetadata
     max_mean_difference: float
+    others: tuple[Path, ...] = ()
 
 
-def export_checkpoint(checkpoint: Path, directory: Path) -> Exported:
+def export_checkpoint(
+    checkpoint: Path, directory: Path, *, fp16: bool = False, calibration: Path | None = None
+) -> Exported:
     """Export a checkpoint as ``model.onnx`` and ``model.json`` in ``directory``.
 
-    Both files are replaced only after the new graph passed onnx.checker and agreed with PyTorch.
+    All files are replaced together, and only after the new graph passed onnx.checker and agreed
+    with PyTorch.
+
+    Args:
+        checkpoint: folder with ``model.safetensors`` and ``checkpoint.json``.
+        directory: where to write.
+        fp16: write ``model.fp16.onnx`` too.
+        calibration: folder of photos; writes ``model.int8.onnx`` too, calibrated on them.
 
     Raises:
-        ExportError: unreadable checkpoint, wrong head, an operator ONNX lacks, or a graph that
-            disagrees with PyTorch.
+        ExportError: unreadable checkpoint, wrong head, an operator ONNX lacks, a graph that
+            disagrees with PyTorch, or no photo to calibrate on.
         OSError: the files could not be written.
     """
+    files, done = _convert(checkpoint, directory, fp16, calibration)
+    write_together(files)
+    return done
+
+
+def export_to_repository(
+    checkpoint: Path, repository: Path, *, fp16: bool = False, calibration: Path | None = None
+) -> Exported:
+    """Export a checkpoint into a model repository: graph, configs, specification, checksums.
+
+    Arguments and errors are those of :func:`export_checkpoint`.
+    """
+    files, done = _convert(checkpoint, repository / NETWORK_MODEL / "1", fp16, calibration)
+    # The DALI pipeline runs where nothing of this project is installed and reads a file.
+    specification = json.dumps(done.metadata.preprocessing, indent=2) + "\n"
+    files[repository / PREPROCESS_MODEL / "1" / SPECIFICATION_NAME] = specification.encode()
+    files |= config_contents(repository, done.metadata)
+    files[repository / CHECKSUMS_NAME] = checksums(repository, files)
+    write_together(files)
+    return done
+
+
+def _convert(
+    checkpoint: Path, directory: Path, fp16: bool, calibration: Path | None
+) -> tuple[dict[Path, bytes], Exported]:
+    """The files of an export into ``directory``, none of them written yet."""
     from nima_training.checkpoint import git_commit, load_checkpoint
 
     try:
@@ -93,50 +126,28 @@ def export_checkpoint(checkpoint: Path, directory: Path) -> Exported:
     )
     content = model.SerializeToString()
     difference = check_against_pytorch(content, loaded.model, spec)
+    others = {}
+    if fp16:
+        others[directory / FP16_NAME] = to_fp16(model).SerializeToString()
+    if calibration is not None:
+        from nima_build.int8 import INT8_NAME, calibration_pixels, to_int8
 
-    path = directory / ONNX_NAME
-    write_atomic(path, content)
+        quantised = to_int8(model, calibration_pixels(calibration, spec))
+        others[directory / INT8_NAME] = quantised.SerializeToString()
     metadata = ModelMetadata(
         name=meta["name"],
         backbone=meta["backbone"],
         checkpoint_sha256=meta["weights_sha256"],
-        onnx_sha256=sha256_file(path),
+        onnx_sha256=hashlib.sha256(content).hexdigest(),
         preprocessing=spec.to_dict(),
         opset=OPSET,
         reference_set=meta["reference"]["set"],
         reference_quantiles=tuple(meta["reference"]["quantiles"]),
         git_commit=commit,
     )
-    # Last, since it names the graph by hash: a crash between the two is seen at the next load.
-    metadata.save(directory / METADATA_NAME)
-    return Exported(path, metadata, difference)
-
-
-def export_to_repository(checkpoint: Path, repository: Path) -> Exported:
-    """Export a checkpoint into a model repository: graph, configs, specification, checksums.
-
-    Raises:
-        ExportError: as :func:`export_checkpoint`.
-        OSError: a file could not be written.
-    """
-    done = export_checkpoint(checkpoint, repository / NETWORK_MODEL / "1")
-    write_parameters(repository, done.metadata)
-    write_image_size(repository, done.metadata.spec.crop_size)
-    # The DALI pipeline runs where nothing of this project is installed and reads a file.
-    specification = json.dumps(done.metadata.preprocessing, indent=2) + "\n"
-    write_atomic(repository / PREPROCESS_MODEL / "1" / SPECIFICATION_NAME, specification.encode())
-    write_checksums(repository)
-    return done
-
-
-def write_image_size(repository: Path, size: int) -> None:
-    """Give ``PIXELS`` the side the network takes, in the configs of every profile."""
-    for model in (PREPROCESS_MODEL, NETWORK_MODEL):
-        for path in sorted((repository / model).rglob("*.pbtxt")):
-            text = path.read_text()
-            content = _PIXELS_DIMS.sub(f"[ {size}, {size}, 3 ]", text)
-            if content != text:
-                write_atomic(path, content.encode())
+    path = directory / ONNX_NAME
+    files = {path: content, **others, directory / METADATA_NAME: metadata.to_json()}
+    return files, Exported(path, metadata, difference, tuple(others))
 
 
 def to_onnx(

@@ -12,7 +12,6 @@ tensor is written in the graph. FP32 is kept where digits are lost:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,7 @@ import numpy.typing as npt
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from nima_build.export import ExportError
-from nima_client._files import write_atomic
+from nima_build.metadata import ExportError
 from nima_client.contract import OUTPUT_DISTRIBUTION
 
 FP16_NAME = "model.fp16.onnx"
@@ -58,18 +56,6 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     del graph.value_info[:]
     onnx.checker.check_model(half, full_check=True)
     return half
-
-
-def write_fp16(onnx_path: Path) -> Path:
-    """Write ``model.fp16.onnx`` beside an FP32 graph.
-
-    Raises:
-        ExportError: the FP32 graph is not one of ours.
-        OSError: unreadable, or not writable.
-    """
-    path = onnx_path.with_name(FP16_NAME)
-    write_atomic(path, to_fp16(onnx.load(onnx_path)).SerializeToString())
-    return path
 
 
 def stem_length(nodes: Sequence[NodeProto]) -> int:

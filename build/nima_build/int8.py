@@ -19,11 +19,9 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from nima_build.export import ExportError
-from nima_build.metadata import METADATA_NAME, ModelMetadata
-from nima_client._files import write_atomic
+from nima_build.metadata import ExportError
 from nima_client.contract import PIXELS
-from nima_client.preprocess import ImageRejected, preprocess
+from nima_client.preprocess import ImageRejected, PreprocessSpec, preprocess
 
 INT8_NAME = "model.int8.onnx"
 CALIBRATION_PHOTOS = 200
@@ -42,7 +40,7 @@ class _Photos(CalibrationDataReader):  # type: ignore[misc]
         return None if pixels is None else {PIXELS: pixels}
 
 
-def to_int8(onnx_path: Path, pixels: npt.NDArray[Any]) -> onnx.ModelProto:
+def to_int8(model: onnx.ModelProto, pixels: npt.NDArray[Any]) -> onnx.ModelProto:
     """Quantise a graph of `nima export`.
 
     Weights are int8 per output channel with a range of 7 bits, since CPUs without VNNI add two
@@ -50,16 +48,17 @@ def to_int8(onnx_path: Path, pixels: npt.NDArray[Any]) -> onnx.ModelProto:
     additions and the pooling between them are quantised.
 
     Args:
-        onnx_path: FP32 graph.
+        model: FP32 graph.
         pixels: calibration images, uint8 ``[N, S, S, 3]``.
 
     Returns:
         The quantised graph, with the metadata of the FP32 one.
     """
     with tempfile.TemporaryDirectory() as folder:
-        prepared, quantised = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
+        source, prepared, quantised = (Path(folder) / name for name in ("fp32", "prepared", "int8"))
+        onnx.save(model, source)
         # The shapes are fixed but for the batch: symbolic inference has nothing to add.
-        quant_pre_process(str(onnx_path), str(prepared), skip_symbolic_shape=True)
+        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
         quantize_static(
             str(prepared),
             str(quantised),
@@ -72,19 +71,18 @@ def to_int8(onnx_path: Path, pixels: npt.NDArray[Any]) -> onnx.ModelProto:
             op_types_to_quantize=["Conv", "Clip", "Relu", "Add", "GlobalAveragePool"],
             calibrate_method=CalibrationMethod.MinMax,
         )
-        model = onnx.load(quantised)
-    onnx.checker.check_model(model)
-    return model
+        result = onnx.load(quantised)
+    onnx.checker.check_model(result)
+    return result
 
 
-def write_int8(onnx_path: Path, photos: Path) -> Path:
-    """Write ``model.int8.onnx`` beside an FP32 graph, calibrated on a folder of photos.
+def calibration_pixels(photos: Path, spec: PreprocessSpec) -> npt.NDArray[Any]:
+    """Up to :data:`CALIBRATION_PHOTOS` photos of a folder, preprocessed: uint8 ``[N, S, S, 3]``.
 
     Raises:
         ExportError: no photo there can be decoded.
-        OSError: unreadable, or not writable.
+        OSError: a photo cannot be read.
     """
-    spec = ModelMetadata.load(onnx_path.with_name(METADATA_NAME)).spec
     files = sorted(path for path in photos.rglob("*") if path.suffix.lower() in _SUFFIXES)
     # Spread over the folder: neighbours in a listing are often of one series.
     step = max(1, len(files) // CALIBRATION_PHOTOS)
@@ -96,6 +94,4 @@ def write_int8(onnx_path: Path, photos: Path) -> Path:
             continue
     if not images:
         raise ExportError(f"no photo in {photos} can be decoded: name a folder of real photos")
-    path = onnx_path.with_name(INT8_NAME)
-    write_atomic(path, to_int8(onnx_path, np.stack(images)).SerializeToString())
-    return path
+    return np.stack(images)

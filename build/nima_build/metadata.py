@@ -21,6 +21,10 @@ class ArtefactError(RuntimeError):
     """An artefact is missing, damaged or does not belong to its neighbours."""
 
 
+class ExportError(RuntimeError):
+    """A checkpoint cannot be exported, or a graph converted; the message says why."""
+
+
 @dataclass(frozen=True)
 class ModelMetadata:
     """The identity of an exported network.
@@ -63,10 +67,14 @@ class ModelMetadata:
             reference_quantiles=self.reference_quantiles,
         )
 
+    def to_json(self) -> bytes:
+        """Content of ``model.json``."""
+        values = {**asdict(self), "preprocessing_id": self.spec.id}
+        return (json.dumps(values, indent=2) + "\n").encode()
+
     def save(self, path: Path) -> None:
         """Write as JSON, atomically."""
-        values = {**asdict(self), "preprocessing_id": self.spec.id}
-        write_atomic(path, (json.dumps(values, indent=2) + "\n").encode())
+        write_atomic(path, self.to_json())
 
     @classmethod
     def load(cls, path: Path) -> ModelMetadata:

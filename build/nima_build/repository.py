@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,13 +20,14 @@ from typing import Any
 
 from nima_build.checksums import CHECKSUMS_NAME, check_checksums
 from nima_build.metadata import METADATA_NAME, ArtefactError, ModelMetadata
-from nima_client._files import write_atomic
+from nima_client._files import write_together
 from nima_client.contract import MODEL_NAME, NETWORK_MODEL, PREPROCESS_MODEL, PROFILES
 from nima_client.preprocess import DEFAULT_LIMITS, Limits
 
 MODELS = (MODEL_NAME, PREPROCESS_MODEL, NETWORK_MODEL)
 MARKER = "# ---- written by `nima export`: do not edit below this line ----"
 ONNX_NAME = "model.onnx"
+_PIXELS_DIMS = re.compile(r"\[ \d+, \d+, 3 \]")
 
 
 def default_repository() -> Path:
@@ -95,26 +97,31 @@ def _configs(repository: Path, model: str) -> Iterator[Path]:
     yield from sorted((repository / model / "configs").glob("*.pbtxt"))
 
 
+def config_contents(repository: Path, metadata: ModelMetadata) -> dict[Path, bytes]:
+    """Every config as it must be for a network: its facts behind the marker, its image size."""
+    size = metadata.spec.crop_size
+    contents = {}
+    for model in MODELS:
+        for path in _configs(repository, model):
+            if not path.is_file():
+                continue
+            text = _PIXELS_DIMS.sub(f"[ {size}, {size}, 3 ]", path.read_text())
+            head, found, _ = text.partition(MARKER)
+            if found:
+                text = f"{head}{MARKER}\n{_parameter_block(_facts(model, metadata))}"
+            contents[path] = text.encode()
+    return contents
+
+
 def write_parameters(repository: Path, metadata: ModelMetadata) -> list[Path]:
-    """Write the network's facts behind the marker line of every config; idempotent.
+    """Write a network's facts and image size into the configs; idempotent.
 
     Returns:
         The configs that carry facts.
     """
-    written = []
-    for model in (MODEL_NAME, PREPROCESS_MODEL):
-        for path in _configs(repository, model):
-            if not path.is_file():
-                continue
-            text = path.read_text()
-            head, found, _ = text.partition(MARKER)
-            if not found:
-                continue
-            content = f"{head}{MARKER}\n{_parameter_block(_facts(model, metadata))}"
-            if content != text:
-                write_atomic(path, content.encode())
-            written.append(path)
-    return written
+    contents = config_contents(repository, metadata)
+    write_together({p: data for p, data in contents.items() if p.read_bytes() != data})
+    return [path for path, data in contents.items() if MARKER.encode() in data]
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def verify(
     stages.insert(0, _golden_stage(metadata, photos, expected))
     stages.append(_fp16_stage(graph, names, pixels, expected))
     stages.append(_pytorch_fp16_stage(graph, checkpoint, metadata, names, pixels, expected))
-    stages.append(_int8_stage(network, names, pixels, expected))
+    stages.append(_int8_stage(network, metadata, names, pixels, expected))
     stages.append(_tensorrt_stage(network, metadata, names, pixels, expected))
     stages.append(_triton_stage(url, photos, expected))
     return Report(metadata.checkpoint_sha256, metadata.spec.id, reference, names, stages)
@@ -147,13 +147,23 @@ def _pytorch_fp16_stage(
 
 
 def _int8_stage(
-    network: Path, names: list[str], pixels: npt.NDArray[Any], expected: npt.NDArray[Any]
+    network: Path,
+    metadata: ModelMetadata,
+    names: list[str],
+    pixels: npt.NDArray[Any],
+    expected: npt.NDArray[Any],
 ) -> StageResult:
+    import onnx
+
+    from nima_build.export import read_properties
     from nima_build.int8 import INT8_NAME
 
     path = network / INT8_NAME
     if not path.is_file():
         return StageResult("onnx-int8", "skip", note="not built (`nima export --int8`)")
+    checkpoint = read_properties(onnx.load(path)).get("checkpoint_sha256")
+    if checkpoint != metadata.checkpoint_sha256:
+        return StageResult("onnx-int8", "fail", note=f"{INT8_NAME} is of another checkpoint")
     return compare("onnx-int8", names, expected, onnx_scorer(path)(pixels))
 
 
@@ -164,7 +174,7 @@ def _tensorrt_stage(
     pixels: npt.NDArray[Any],
     expected: npt.NDArray[Any],
 ) -> StageResult:
-    from nima_build.engine import EngineError
+    from nima_build.tensorrt_api import EngineError
 
     plan = network / PLAN_NAME
     if not plan.is_file():

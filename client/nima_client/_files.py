@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -60,3 +60,21 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write ``data`` by way of :func:`atomic_file`."""
     with atomic_file(path, "wb") as file:
         file.write(data)
+
+
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Replace files that belong together: no disk can run full between one and the next.
+
+    All of them are on the disk under temporary names before the first is renamed. The renames
+    follow the order given, so that what names the others by their hash goes last.
+
+    Raises:
+        OSError: a file could not be written; every previous one is still in place.
+    """
+    with ExitStack() as stack:
+        # Left in reverse order, which is when each takes its place.
+        for path, data in reversed(list(files.items())):
+            file = stack.enter_context(atomic_file(path, "wb"))
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())

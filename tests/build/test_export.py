@@ -160,34 +160,6 @@ def test_unreadable_checkpoint_leaves_the_previous_export(
     assert result.output.count("\n") == 1
 
 
-def test_full_disk_leaves_the_previous_export(
-    checkpoint: Path, exported: Path, tmp_path: Path
-) -> None:
-    """A file size limit stands in for a full disk: the write really fails half-way."""
-    import signal
-    import subprocess
-    import sys
-
-    target = tmp_path / "out"
-    shutil.copytree(exported, target)
-    before = {path.name: path.read_bytes() for path in target.iterdir()}
-    code = (
-        "import resource, signal, sys; from pathlib import Path\n"
-        "from nima_build.export import export_checkpoint\n"
-        f"signal.signal({int(signal.SIGXFSZ)}, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
-        "try: export_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]))\n"
-        "except OSError as error: print('refused:', error.strerror); sys.exit(7)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(checkpoint), str(target)],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 7, done.stderr
-    assert "File too large" in done.stdout
-    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
-
-
 def test_committed_graph_belongs_to_the_committed_checkpoint(pixels: np.ndarray) -> None:
     network = ROOT / "model_repository" / "nima_network" / "1"
     if not BUNDLED.is_dir():
@@ -207,19 +179,20 @@ def test_committed_graph_belongs_to_the_committed_checkpoint(pixels: np.ndarray)
     assert total <= 25e6, "checkpoint and ONNX together may take 25 MB"
 
 
-def test_int8_graph_is_quantised_and_close(exported: Path, tmp_path: Path) -> None:
+def test_int8_graph_is_quantised_and_close(
+    checkpoint: Path, exported: Path, tmp_path: Path
+) -> None:
     from skimage import data
 
-    from nima_build.int8 import write_int8
-
-    source = Path(shutil.copytree(exported, tmp_path / "network")) / "model.onnx"
     photos = tmp_path / "photos"
     photos.mkdir()
     pictures = [data.astronaut(), data.coffee(), data.chelsea(), data.rocket()]
     for index, pixels in enumerate(pictures):
         Image.fromarray(pixels).resize((320, 240)).save(photos / f"{index}.jpg")
     (photos / "notes.txt").write_text("not a photo")
-    path = write_int8(source, photos)
+    done = export_checkpoint(checkpoint, tmp_path / "out", fp16=True, calibration=photos)
+    assert [path.name for path in done.others] == ["model.fp16.onnx", "model.int8.onnx"]
+    path, source = done.others[1], exported / "model.onnx"
     model = onnx.load(path)
     inputs = [node.input[0] for node in model.graph.node if node.op_type == "Conv"]
     dequantised = {
@@ -235,9 +208,14 @@ def test_int8_graph_is_quantised_and_close(exported: Path, tmp_path: Path) -> No
     assert 0 < np.abs(full[1] - small[1]).max() < 1.0
 
 
-def test_int8_without_photos_is_refused(exported: Path, tmp_path: Path) -> None:
-    from nima_build.int8 import write_int8
-
-    with pytest.raises(ExportError, match="no photo"):
-        write_int8(exported / "model.onnx", tmp_path)
-    assert not (exported / "model.int8.onnx").exists()
+def test_int8_without_photos_leaves_the_previous_export(
+    checkpoint: Path, exported: Path, tmp_path: Path
+) -> None:
+    target = Path(shutil.copytree(exported, tmp_path / "out"))
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    (tmp_path / "photos").mkdir()
+    arguments = [str(checkpoint), "-o", str(target), "--int8", str(tmp_path / "photos")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert result.output.startswith("nima export: no photo in")
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before

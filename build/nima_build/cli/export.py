@@ -45,7 +45,6 @@ def export(
     Writes model.onnx (PIXELS uint8 [B,S,S,3] to DISTRIBUTION, MEAN, STD) and model.json. Nothing
     is replaced unless every check passed.
     """
-    from nima_build.checksums import write_checksums
     from nima_build.export import ExportError, export_checkpoint, export_to_repository
     from nima_build.metadata import ArtefactError
     from nima_build.paths import BUNDLED_CHECKPOINT
@@ -55,27 +54,17 @@ def export(
         raise typer.BadParameter("give a checkpoint folder, or --bundled, and not both")
     source = checkpoint if checkpoint is not None else BUNDLED_CHECKPOINT
     try:
-        repository = default_repository() if output is None else None
-        if repository is not None:
-            done = export_to_repository(source, repository)
+        if output is None:
+            done = export_to_repository(source, default_repository(), fp16=fp16, calibration=int8)
         else:
-            assert output is not None
-            done = export_checkpoint(source, output)
-        typer.echo(
-            f"{done.onnx_path}: {done.onnx_path.stat().st_size / 1e6:.1f} MB, opset "
-            f"{done.metadata.opset}, agrees with PyTorch "
-            f"(mean ratings within {done.max_mean_difference:.1g})"
-        )
-        if fp16:
-            from nima_build.half import write_fp16
-
-            typer.echo(f"{write_fp16(done.onnx_path)}: FP16 body, FP32 softmax and moments")
-        if int8 is not None:
-            from nima_build.int8 import write_int8
-
-            typer.echo(f"{write_int8(done.onnx_path, int8)}: int8 (static QDQ, per channel)")
-        if repository is not None:
-            write_checksums(repository)
+            done = export_checkpoint(source, output, fp16=fp16, calibration=int8)
     except (ExportError, ArtefactError, OSError) as error:
         typer.echo(f"nima export: {error}", err=True)
         raise typer.Exit(1) from None
+    typer.echo(
+        f"{done.onnx_path}: {done.onnx_path.stat().st_size / 1e6:.1f} MB, opset "
+        f"{done.metadata.opset}, agrees with PyTorch "
+        f"(mean ratings within {done.max_mean_difference:.1g})"
+    )
+    for path in done.others:
+        typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
