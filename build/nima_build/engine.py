@@ -6,54 +6,35 @@ through this very code; its engines are for RTX cards and are not what Triton se
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
+import hashlib
+import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx
 
-from nima_build.engine_manifest import EngineManifest, EngineOptions, check_engine
+from nima_build.checksums import CHECKSUMS_NAME, checksums, write_checksums
+from nima_build.engine_manifest import (
+    RUNTIME,
+    EngineManifest,
+    EngineOptions,
+    check_engine,
+    manifest_path,
+)
 from nima_build.gpu import Gpu, find_gpus
 from nima_build.half import to_fp16
 from nima_build.metadata import ArtefactError
-from nima_client._files import sha256_file, write_atomic
-from nima_client.contract import PIXELS
-
-Target = Literal["tensorrt", "tensorrt-rtx"]
-Progress = Callable[[str, int, int], None]
-"""Called with a phase's name, the steps done and the steps there are."""
-
-_MODULES = {
-    # The bindings' wheel by itself carries the module under its second name; it finds the
-    # libraries of a tritonserver image, or those of the wheel beside it.
-    "tensorrt": ("tensorrt", "tensorrt_bindings"),
-    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
-}
-_INSTALL = {
-    "tensorrt": "pip install 'nima-triton[tensorrt]', or run inside the tritonserver image",
-    "tensorrt-rtx": "pip install 'nima-triton[tensorrt-rtx]'",
-}
-
-
-class EngineError(RuntimeError):
-    """No engine can be built here, or TensorRT refuses the graph; the message says which."""
-
-
-def load_runtime(target: Target) -> Any:
-    """The TensorRT module of a target.
-
-    Raises:
-        EngineError: it is not installed.
-    """
-    for name in _MODULES[target]:
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name != name:
-                raise
-    raise EngineError(f"TensorRT is not installed ({_INSTALL[target]})")
+from nima_build.tensorrt_api import (
+    EngineError,
+    Progress,
+    Target,
+    load_runtime,
+    make_logger,
+    make_monitor,
+)
+from nima_client._files import sha256_file, write_atomic, write_together
+from nima_client.contract import MAX_BATCH_SIZE, PIXELS
 
 
 def build_engine(
@@ -66,6 +47,7 @@ def build_engine(
     timing_cache: Path | None = None,
     progress: Progress | None = None,
     force: bool = False,
+    repository: Path | None = None,
 ) -> tuple[EngineManifest, bool]:
     """Build an engine and its manifest, unless the very same one is already there.
 
@@ -80,6 +62,7 @@ def build_engine(
             quick.
         progress: told of every finished step.
         force: rebuild even when nothing changed.
+        repository: the model repository the plan lies in; its ``SHA256SUMS`` is renewed with it.
 
     Returns:
         The manifest, and whether the engine was built now.
@@ -89,6 +72,9 @@ def build_engine(
         OSError: a file could not be read or written.
     """
     trt = load_runtime(target)
+    # CUDA's own order is "fastest first", nvidia-smi's is that of the bus: the engine must be built
+    # on the GPU that its manifest names.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     gpu = next(iter(find_gpus()), None)
     wanted = EngineManifest(
         runtime=target.replace("-", "_"),
@@ -106,6 +92,8 @@ def build_engine(
             pass
         else:
             if found.key == wanted.key:
+                if repository is not None:
+                    write_checksums(repository)
                 return found, False
     model = onnx.load(onnx_path)
     if options.precision == "fp16":
@@ -118,10 +106,36 @@ def build_engine(
         timing_cache=timing_cache if target == "tensorrt" else None,
         progress=progress,
     )
-    write_atomic(plan, content)
-    manifest = replace(wanted, engine_sha256=sha256_file(plan))
-    manifest.save(plan)
+    manifest = replace(wanted, engine_sha256=hashlib.sha256(content).hexdigest())
+    files = {plan: content, manifest_path(plan): manifest.to_json()}
+    if repository is not None:
+        files[repository / CHECKSUMS_NAME] = checksums(repository, files)
+    write_together(files)
     return manifest, True
+
+
+def check_engine_here(plan: Path, onnx_path: Path) -> EngineManifest:
+    """Refuse an engine that Triton could not serve on this machine, with this repository.
+
+    Raises:
+        EngineMismatch: another model, TensorRT or GPU, or batches other than the configs promise.
+        ArtefactError: the plan or its manifest is missing or unreadable.
+        EngineError: no TensorRT, or no GPU.
+    """
+    version = load_runtime("tensorrt").__version__
+    gpus = find_gpus()
+    if not gpus:
+        raise EngineError(
+            "no NVIDIA GPU found (nvidia-smi): in a container, start it with `--gpus all`"
+        )
+    return check_engine(
+        plan,
+        onnx_sha256=sha256_file(onnx_path),
+        runtime=RUNTIME,
+        runtime_version=version,
+        compute_capabilities=[gpu.compute_capability for gpu in gpus],
+        batch=MAX_BATCH_SIZE,
+    )
 
 
 def _capability(target: Target, gpu: Gpu | None, asked: str | None) -> str:
@@ -165,8 +179,12 @@ def compile_graph(
     Raises:
         EngineError: TensorRT refuses the graph or finds no implementation.
     """
-    logger = _logger(trt)
-    builder = trt.Builder(logger)
+    logger = make_logger(trt)
+    try:
+        builder = trt.Builder(logger)
+    except TypeError as error:  # how pybind11 says that the constructor returned nothing
+        reasons = "; ".join(logger.errors) or "CUDA could not be initialised"
+        raise EngineError(f"TensorRT {trt.__version__} does not start: {reasons}") from error
     # Required by TensorRT 11, where the flag is ignored; asked for in 10 so that both obey the
     # types in the graph.
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
@@ -189,22 +207,20 @@ def compile_graph(
     batches = (options.min_batch, options.opt_batch, options.max_batch)
     profile.set_shape(PIXELS, *((batch, *image) for batch in batches))
     config.add_optimization_profile(profile)
-    cache = None
     if timing_cache is not None:
         blob = timing_cache.read_bytes() if timing_cache.is_file() else b""
         cache = config.create_timing_cache(blob)
-        # False: a cache of another GPU or version is not used, and replaced below.
-        if not config.set_timing_cache(cache, False):
-            cache = config.create_timing_cache(b"")
-            config.set_timing_cache(cache, False)
-    monitor = _monitor(trt, progress) if progress else None
+        # False: a cache of another GPU or version is not used, and replaced below. None: damaged.
+        if cache is None or not config.set_timing_cache(cache, False):
+            config.set_timing_cache(config.create_timing_cache(b""), False)
+    monitor = make_monitor(trt, progress) if progress else None
     if monitor is not None:
         config.progress_monitor = monitor
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         reasons = "; ".join(logger.errors) or "no reason given"
         raise EngineError(f"TensorRT {trt.__version__} could not build the engine: {reasons}")
-    if cache is not None and timing_cache is not None:
+    if timing_cache is not None:
         write_atomic(timing_cache, bytes(memoryview(config.get_timing_cache().serialize())))
     return bytes(memoryview(serialized))
 
@@ -226,41 +242,3 @@ def _parser_message(parser: Any) -> str:
     first = errors[0]
     where = f" (node {first.node_name()}, {first.node_operator()})" if first.node_name() else ""
     return f"TensorRT cannot parse the graph: {first.desc()}{where}"
-
-
-def _logger(trt: Any) -> Any:
-    class Collector(trt.ILogger):  # type: ignore[misc]
-        """Keeps TensorRT's errors for the exception instead of printing them."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(" ".join(message.split()))
-
-    return Collector()
-
-
-def _monitor(trt: Any, progress: Progress) -> Any:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """Passes TensorRT's phases on; called from its own threads."""
-
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self.steps: dict[str, int] = {}
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self.steps[phase_name] = num_steps
-            progress(phase_name, 0, num_steps)
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            progress(phase_name, step + 1, self.steps.get(phase_name, step + 1))
-            return True
-
-        def phase_finish(self, phase_name: str) -> None:
-            steps = self.steps.pop(phase_name, 0)
-            progress(phase_name, steps, steps)
-
-    return Monitor()

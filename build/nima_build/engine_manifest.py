@@ -14,13 +14,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nima_build.metadata import ArtefactError
-from nima_client._files import sha256_file, write_atomic
+from nima_client._files import sha256_file
 from nima_client.contract import MAX_BATCH_SIZE
 
 PLAN_NAME = "model.plan"
 REBUILD = "nima build --target tensorrt"
 
 Precision = Literal["fp16", "fp32"]
+
+
+RUNTIME = "tensorrt"
+"""What Triton serves with; the other runtime, TensorRT for RTX, only proves the build."""
 
 
 class EngineMismatch(ArtefactError):
@@ -37,8 +41,8 @@ class EngineOptions:
         opt_batch: the batch TensorRT tunes for.
         max_batch: largest batch; the model configs say the same.
         workspace_mib: memory TensorRT may use while it tries tactics, in MiB.
-        version_compatible: run on later TensorRT versions too, for a few per cent of speed; Triton
-            then needs ``--backend-config=tensorrt,version-compatible=true``.
+        version_compatible: run on later TensorRT versions too, for some speed; Triton then needs
+            ``--backend-config=tensorrt,version-compatible=true``, which the docker entrypoint adds.
         hardware_compatible: run on every GPU from Ampere on, for some speed.
     """
 
@@ -95,10 +99,10 @@ class EngineManifest:
         ]
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
-    def save(self, plan: Path) -> None:
-        """Write beside the plan, atomically."""
+    def to_json(self) -> bytes:
+        """Content of ``model.plan.json``."""
         values = {**asdict(self), "key": self.key}
-        write_atomic(manifest_path(plan), (json.dumps(values, indent=2) + "\n").encode())
+        return (json.dumps(values, indent=2) + "\n").encode()
 
     @classmethod
     def load(cls, plan: Path) -> EngineManifest:
@@ -128,16 +132,20 @@ def check_engine(
     plan: Path,
     *,
     onnx_sha256: str | None = None,
+    runtime: str | None = None,
     runtime_version: str | None = None,
     compute_capabilities: Sequence[str] = (),
+    batch: int | None = None,
 ) -> EngineManifest:
     """Refuse an engine that would not run, or would serve another model.
 
     Args:
         plan: the engine file.
         onnx_sha256: of the model it must have been made from; None does not ask.
+        runtime: ``tensorrt`` or ``tensorrt_rtx``, whichever will load it; None does not ask.
         runtime_version: of the TensorRT that will load it; None does not ask.
         compute_capabilities: of the GPUs it will run on; empty does not ask.
+        batch: the largest batch the model config promises; None does not ask.
 
     Returns:
         Its manifest.
@@ -149,35 +157,47 @@ def check_engine(
     if not plan.is_file():
         raise ArtefactError(f"no {plan}: build the engine with `{REBUILD}`")
     manifest = EngineManifest.load(plan)
+    built, options = manifest.runtime_version, manifest.options
+    others = [one for one in compute_capabilities if not _runs_on(manifest, one)]
     reason = ""
     if sha256_file(plan) != manifest.engine_sha256:
         reason = "the file is damaged, or not the one its manifest describes"
     elif onnx_sha256 is not None and manifest.onnx_sha256 != onnx_sha256:
         reason = "it was built from another model.onnx"
+    elif runtime is not None and manifest.runtime != runtime:
+        reason = f"it is an engine of {manifest.runtime}, not of {runtime}"
     elif runtime_version is not None and not _loads(manifest, runtime_version):
-        reason = f"it was built with TensorRT {manifest.runtime_version}, here is {runtime_version}"
-    else:
-        for capability in compute_capabilities:
-            if not _runs_on(manifest, capability):
-                reason = (
-                    f"it was built for compute capability {manifest.compute_capability}, "
-                    f"the GPU here has {capability}"
-                )
-                break
+        reason = f"it was built with TensorRT {built}, here is {runtime_version}"
+    elif others:
+        reason = (
+            f"it was built for compute capability {manifest.compute_capability}, "
+            f"the GPU here has {others[0]}"
+        )
+    elif batch is not None and not options.min_batch <= 1 <= batch <= options.max_batch:
+        reason = (
+            f"it takes batches of {options.min_batch} to {options.max_batch}, "
+            f"the model config promises 1 to {batch}"
+        )
     if reason:
         raise EngineMismatch(f"{plan} does not fit: {reason}. Rebuild it with `{REBUILD}`")
     return manifest
 
 
 def _version(text: str) -> tuple[int, ...]:
+    """The numbers of a version; ``10.13.3.9.post1`` is the library 10.13.3.9."""
     return tuple(int(part) for part in text.split(".") if part.isdigit())
 
 
 def _loads(manifest: EngineManifest, version: str) -> bool:
+    """Whether a TensorRT version takes the engine, by the support matrix of TensorRT.
+
+    Major, minor, patch and build must be equal. A version-compatible engine runs on every later
+    version of its major, and one of TensorRT 10 on 11.
+    """
     built, here = _version(manifest.runtime_version), _version(version)
-    if manifest.options.version_compatible:
-        return here >= built
-    return here[:3] == built[:3]
+    if not manifest.options.version_compatible:
+        return here == built
+    return here >= built and (here[0] == built[0] or (built[0], here[0]) == (10, 11))
 
 
 def _runs_on(manifest: EngineManifest, capability: str) -> bool:

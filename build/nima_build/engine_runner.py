@@ -12,8 +12,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nima_build.engine import EngineError, load_runtime
-from nima_client.contract import OUTPUT_DISTRIBUTION, OUTPUT_MEAN, OUTPUT_STD, PIXELS
+from nima_build.engine_manifest import EngineManifest
+from nima_build.tensorrt_api import EngineError, load_runtime, make_logger
+from nima_client.contract import (
+    NUM_RATINGS,
+    OUTPUT_DISTRIBUTION,
+    OUTPUT_MEAN,
+    OUTPUT_STD,
+    PIXELS,
+)
 
 _OUTPUTS = (OUTPUT_DISTRIBUTION, OUTPUT_MEAN, OUTPUT_STD)
 
@@ -33,26 +40,36 @@ class EngineRunner:
         try:
             from cuda.bindings import runtime as cuda
         except ModuleNotFoundError as error:
-            raise EngineError("running an engine needs cuda-python (extra tensorrt)") from error
+            raise EngineError("running an engine needs cuda-bindings (extra tensorrt)") from error
         self._cuda: Any = cuda
-        self._logger = trt.Logger(trt.Logger.ERROR)
-        self._runtime = trt.Runtime(self._logger)
+        self._buffers: dict[str, int] = {}
+        self._stream: Any = None
+        self._logger = make_logger(trt)
+        try:
+            self._runtime = trt.Runtime(self._logger)
+        except TypeError as error:  # how pybind11 says that the constructor returned nothing
+            raise EngineError(f"TensorRT {trt.__version__} does not start{self._why()}") from error
+        # A version-compatible engine carries the runtime it was built with, which is host code.
+        options = EngineManifest.load(plan).options
+        self._runtime.engine_host_code_allowed = options.version_compatible
         self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
         if self._engine is None:
-            raise EngineError(f"TensorRT {trt.__version__} does not load {plan}")
+            raise EngineError(f"TensorRT {trt.__version__} does not load {plan}{self._why()}")
         self._context = self._engine.create_execution_context()
         largest = self._engine.get_tensor_profile_shape(PIXELS, 0)[2]
         self.max_batch = int(largest[0])
         self._image = tuple(int(n) for n in largest[1:])
-        self._widths = {OUTPUT_DISTRIBUTION: 10, OUTPUT_MEAN: 1, OUTPUT_STD: 1}
-        self._stream = self._call(cuda.cudaStreamCreate())
-        self._buffers: dict[str, int] = {
-            PIXELS: self._call(cuda.cudaMalloc(self.max_batch * int(np.prod(self._image))))
-        }
-        for name, width in self._widths.items():
-            self._buffers[name] = self._call(cuda.cudaMalloc(self.max_batch * width * 4))
-        for name, pointer in self._buffers.items():
-            self._context.set_tensor_address(name, int(pointer))
+        self._widths = {OUTPUT_DISTRIBUTION: NUM_RATINGS, OUTPUT_MEAN: 1, OUTPUT_STD: 1}
+        sizes = {PIXELS: self.max_batch * int(np.prod(self._image))}
+        sizes |= {name: self.max_batch * width * 4 for name, width in self._widths.items()}
+        try:
+            self._stream = self._call(cuda.cudaStreamCreate())
+            for name, size in sizes.items():
+                self._buffers[name] = int(self._call(cuda.cudaMalloc(size)))
+                self._context.set_tensor_address(name, self._buffers[name])
+        except EngineError:
+            self.close()
+            raise
 
     def upload(self, pixels: npt.NDArray[Any]) -> None:
         """Copy uint8 ``[B, S, S, 3]`` to the GPU and set the batch size."""
@@ -86,11 +103,16 @@ class EngineRunner:
         return tuple(results)
 
     def close(self) -> None:
-        """Free the GPU memory."""
+        """Free the GPU memory; a second time does nothing."""
         for pointer in self._buffers.values():
             self._cuda.cudaFree(pointer)
         self._buffers.clear()
-        self._cuda.cudaStreamDestroy(self._stream)
+        if self._stream is not None:
+            self._cuda.cudaStreamDestroy(self._stream)
+            self._stream = None
+
+    def _why(self) -> str:
+        return f": {'; '.join(self._logger.errors)}" if self._logger.errors else ""
 
     def _call(self, answer: Any) -> Any:
         status, *values = answer

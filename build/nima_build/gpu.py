@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -15,22 +16,28 @@ class Gpu:
         name: e.g. ``NVIDIA L4``.
         compute_capability: e.g. ``8.9``.
         driver: driver version, e.g. ``570.86.15``.
+        memory_mib: its memory in MiB.
     """
 
     name: str
     compute_capability: str
     driver: str
+    memory_mib: int = 0
 
 
 def find_gpus() -> list[Gpu]:
-    """GPUs in the order of their index; empty without a driver or without a GPU."""
+    """GPUs in the order of their PCI bus; empty without a driver or without a GPU.
+
+    ``CUDA_VISIBLE_DEVICES`` (indices or UUIDs) chooses and orders them as it does for CUDA under
+    ``CUDA_DEVICE_ORDER=PCI_BUS_ID``.
+    """
     command = shutil.which("nvidia-smi")
     if command is None:
         return []
-    query = "--query-gpu=name,compute_cap,driver_version"
+    query = "--query-gpu=index,uuid,name,compute_cap,driver_version,memory.total"
     try:
         done = subprocess.run(
-            [command, query, "--format=csv,noheader"],
+            [command, query, "--format=csv,noheader,nounits"],
             capture_output=True,
             text=True,
             timeout=30,
@@ -39,4 +46,22 @@ def find_gpus() -> list[Gpu]:
     except (OSError, subprocess.SubprocessError):
         return []
     rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
-    return [Gpu(*row) for row in rows if len(row) == 3]
+    gpus = {
+        (index, uuid): Gpu(name, capability, driver, int(memory) if memory.isdigit() else 0)
+        for index, uuid, name, capability, driver, memory in (row for row in rows if len(row) == 6)
+    }
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    # Of a MIG slice nvidia-smi gives no facts, only of its GPU.
+    if visible is None or "MIG-" in visible:
+        return list(gpus.values())
+    chosen: list[Gpu] = []
+    for wanted in (part.strip() for part in visible.split(",")):
+        found = [
+            gpu
+            for (index, uuid), gpu in gpus.items()
+            if wanted and (wanted == index or uuid.startswith(wanted))
+        ]
+        if not found:
+            break  # as CUDA does: what follows an unknown device is not seen either
+        chosen += found
+    return chosen

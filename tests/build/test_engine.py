@@ -14,19 +14,28 @@ from typing import Any
 
 import onnx
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from nima_build import engine, gpu
+from nima_build import engine, gpu, tensorrt_api
+from nima_build.checksums import check_checksums
 from nima_build.cli.build import app
-from nima_build.engine import EngineError, build_engine, compile_graph, load_runtime
-from nima_build.engine_manifest import EngineManifest, EngineMismatch, EngineOptions, check_engine
+from nima_build.engine import build_engine, check_engine_here, compile_graph
+from nima_build.engine_manifest import (
+    EngineManifest,
+    EngineMismatch,
+    EngineOptions,
+    check_engine,
+    manifest_path,
+)
 from nima_build.export import to_onnx
 from nima_build.half import to_fp16
 from nima_build.metadata import ArtefactError
+from nima_build.tensorrt_api import EngineError, load_runtime
 from nima_client.preprocess import PreprocessSpec
 from nima_training.models import BACKBONES, create_model
 
-# Half a gigabyte of weights: minutes for an architecture with nothing the others lack.
+# Half a gigabyte of weights, nearly all of it in two layers: 5 GB of memory and most of a minute.
 LARGE = {"vgg16"}
 # Its graph has thousands of shape operations; what is served is the FP16 one.
 HALF_ONLY = {"swin_t"}
@@ -56,6 +65,20 @@ def test_every_backbone_compiles(rtx: Any, backbone: str) -> None:
     for graph in (half,) if backbone in HALF_ONLY else (full, half):
         plan = compile_graph(rtx, graph.SerializeToString(), options, compute_capability="8.9")
         assert len(plan) > 1_000_000
+
+
+def test_vgg16_compiles_with_its_wide_layers_narrowed(rtx: Any) -> None:
+    """Every operator of VGG16, without the 4096-wide layers that make it slow to build."""
+    network = create_model("vgg16", weights="none").eval()
+    classifier = network.classifier
+    assert isinstance(classifier, torch.nn.Sequential)
+    classifier[0] = torch.nn.Linear(25088, 64)
+    classifier[3] = torch.nn.Linear(64, 64)
+    classifier[6] = torch.nn.Linear(64, 10)
+    half = to_fp16(to_onnx(network, PreprocessSpec()))
+    options = EngineOptions(opt_batch=4, max_batch=8)
+    plan = compile_graph(rtx, half.SerializeToString(), options, compute_capability="8.9")
+    assert len(plan) > 1_000_000
 
 
 def test_profile_and_types_of_the_network_are_ours(rtx: Any, exported: Path) -> None:
@@ -145,7 +168,7 @@ def _manifest(plan: Path, **changes: Any) -> EngineManifest:
         gpu="NVIDIA L4",
     )
     manifest = replace(manifest, **changes)
-    manifest.save(plan)
+    manifest_path(plan).write_bytes(manifest.to_json())
     return manifest
 
 
@@ -154,7 +177,10 @@ def _manifest(plan: Path, **changes: Any) -> EngineManifest:
     [
         ({"onnx_sha256": "b" * 64}, "another model.onnx"),
         ({"runtime_version": "10.13.2.6"}, "built with TensorRT 10.9.0.34, here is 10.13.2.6"),
+        ({"runtime_version": "10.9.0.35"}, "built with TensorRT 10.9.0.34, here is 10.9.0.35"),
+        ({"runtime": "tensorrt_rtx"}, "an engine of tensorrt, not of tensorrt_rtx"),
         ({"compute_capabilities": ["8.9", "9.0"]}, "8.9, the GPU here has 9.0"),
+        ({"batch": 64}, "batches of 1 to 32, the model config promises 1 to 64"),
     ],
 )
 def test_mismatched_engine_is_refused(tmp_path: Path, machine: dict, reason: str) -> None:
@@ -167,13 +193,33 @@ def test_mismatched_engine_is_refused(tmp_path: Path, machine: dict, reason: str
     assert "nima build --target tensorrt" in str(caught.value)
 
 
-def test_compatible_engines_are_accepted_where_they_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("built", "here", "loads"),
+    [
+        ("10.9.0.34", "10.9.0.34.post1", True),
+        ("10.9.0.34", "10.13.0.1", True),
+        ("10.9.0.34", "10.3.0.1", False),
+        ("10.9.0.34", "11.4.0.106", True),
+        ("11.0.0.114", "12.0.0.1", False),
+    ],
+)
+def test_version_compatible_engines_are_accepted_where_tensorrt_loads_them(
+    tmp_path: Path, built: str, here: str, loads: bool
+) -> None:
+    """Later versions of the same major; across majors only 10 on 11 (TensorRT support matrix)."""
     plan = tmp_path / "model.plan"
-    options = EngineOptions(version_compatible=True, hardware_compatible=True)
-    _manifest(plan, options=options)
-    check_engine(plan, runtime_version="10.13.0.1", compute_capabilities=["9.0", "8.0"])
-    with pytest.raises(EngineMismatch):
-        check_engine(plan, runtime_version="10.3.0.1")
+    _manifest(plan, runtime_version=built, options=EngineOptions(version_compatible=True))
+    if loads:
+        check_engine(plan, runtime_version=here)
+    else:
+        with pytest.raises(EngineMismatch):
+            check_engine(plan, runtime_version=here)
+
+
+def test_hardware_compatible_engines_are_accepted_from_ampere_on(tmp_path: Path) -> None:
+    plan = tmp_path / "model.plan"
+    _manifest(plan, options=EngineOptions(hardware_compatible=True))
+    check_engine(plan, compute_capabilities=["9.0", "8.0", "12.0"])
     with pytest.raises(EngineMismatch):
         check_engine(plan, compute_capabilities=["7.5"])
 
@@ -206,6 +252,94 @@ def test_without_gpu_or_tensorrt_one_line_says_so(
     # With TensorRT, as the code path goes on from there:
     with pytest.raises(EngineError, match="no NVIDIA GPU found"):
         engine._capability("tensorrt", None, None)
+
+
+def nvidia_smi(folder: Path, rows: str) -> None:
+    """A command that answers as nvidia-smi does."""
+    command = folder / "nvidia-smi"
+    command.write_text(f"#!/bin/sh\ncat <<'END'\n{rows}END\n")
+    command.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"),
+    [
+        (None, ["NVIDIA L4", "NVIDIA A100-SXM4-40GB"]),
+        ("1,0", ["NVIDIA A100-SXM4-40GB", "NVIDIA L4"]),
+        ("GPU-b7", ["NVIDIA A100-SXM4-40GB"]),
+        ("0,5,1", ["NVIDIA L4"]),
+        ("", []),
+        ("-1", []),
+    ],
+)
+def test_gpus_are_those_cuda_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, names: list[str]
+) -> None:
+    nvidia_smi(
+        tmp_path,
+        "0, GPU-a1f0, NVIDIA L4, 8.9, 575.57.08, 23034\n"
+        "1, GPU-b7c2, NVIDIA A100-SXM4-40GB, 8.0, 575.57.08, 40960\n",
+    )
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = gpu.find_gpus()
+    assert [one.name for one in found] == names
+    if visible is None:
+        assert found[0] == gpu.Gpu("NVIDIA L4", "8.9", "575.57.08", 23034)
+
+
+def test_check_asks_for_a_gpu_and_for_what_triton_serves(
+    rtx: Any, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT for RTX stands in for TensorRT as the module that is asked for its version."""
+    monkeypatch.setattr(engine, "load_runtime", lambda _target: rtx)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    plan, graph = tmp_path / "model.plan", exported / "model.onnx"
+    build_engine(graph, plan, target="tensorrt-rtx", compute_capability="8.9")
+    nvidia_smi(tmp_path, "")
+    with pytest.raises(EngineError, match=r"no NVIDIA GPU found .* `--gpus all`"):
+        check_engine_here(plan, graph)
+    nvidia_smi(tmp_path, "0, GPU-a1f0, NVIDIA L4, 8.9, 575.57.08, 23034\n")
+    with pytest.raises(EngineMismatch, match="an engine of tensorrt_rtx, not of tensorrt"):
+        check_engine_here(plan, graph)
+    manifest = replace(EngineManifest.load(plan), runtime="tensorrt")
+    manifest_path(plan).write_bytes(manifest.to_json())
+    assert check_engine_here(plan, graph) == manifest
+    nvidia_smi(tmp_path, "0, GPU-a1f0, NVIDIA H100 PCIe, 9.0, 575.57.08, 81559\n")
+    with pytest.raises(EngineMismatch, match=r"8\.9, the GPU here has 9\.0.*nima build"):
+        check_engine_here(plan, graph)
+
+
+def test_bindings_of_another_version_than_the_library_are_refused(
+    rtx: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = tensorrt_api.library_version("tensorrt-rtx")
+    assert ".".join(map(str, library)) == rtx.__version__
+    monkeypatch.setattr(rtx, "__version__", "1.0.0.1")
+    with pytest.raises(EngineError, match=r"bindings are 1\.0\.0\.1, its library is 1\."):
+        load_runtime("tensorrt-rtx")
+
+
+def test_engine_in_a_repository_is_named_in_its_checksums(
+    rtx: Any, repository: Path, tmp_path: Path
+) -> None:
+    models = Path(shutil.copytree(repository, tmp_path / "models"))
+    graph = models / "nima_network" / "1" / "model.onnx"
+    arguments = ["--target", "tensorrt-rtx", "--compute-capability", "8.9", "--onnx", str(graph)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    named = (models / "SHA256SUMS").read_text()
+    assert "nima_network/1/model.plan\n" in named
+    assert "nima_network/1/model.plan.json\n" in named
+    check_checksums(models)
+    # Elsewhere it touches no manifest, and the root of the file system is as good as any folder.
+    other = tmp_path / "a" / "b" / "rtx.plan"
+    (tmp_path / "SHA256SUMS").write_text("somebody else's")
+    assert CliRunner().invoke(app, [*arguments, "-o", str(other)]).exit_code == 0
+    assert (tmp_path / "SHA256SUMS").read_text() == "somebody else's"
 
 
 def test_build_command_compiles_for_rtx(rtx: Any, exported: Path, tmp_path: Path) -> None:

@@ -65,13 +65,11 @@ def build(
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-    from nima_build.checksums import CHECKSUMS_NAME, write_checksums
-    from nima_build.engine import EngineError, build_engine, load_runtime
-    from nima_build.engine_manifest import PLAN_NAME, EngineOptions, check_engine
-    from nima_build.gpu import find_gpus
+    from nima_build.engine import build_engine, check_engine_here
+    from nima_build.engine_manifest import PLAN_NAME, EngineOptions
     from nima_build.metadata import ArtefactError
     from nima_build.repository import ONNX_NAME, default_repository
-    from nima_client._files import sha256_file
+    from nima_build.tensorrt_api import EngineError
     from nima_client.contract import NETWORK_MODEL
 
     try:
@@ -80,12 +78,7 @@ def build(
             raise ArtefactError(f"no {source}: run `nima export` first")
         plan = output or source.with_name(PLAN_NAME)
         if check:
-            manifest = check_engine(
-                plan,
-                onnx_sha256=sha256_file(source),
-                runtime_version=load_runtime(target.value).__version__,
-                compute_capabilities=[gpu.compute_capability for gpu in find_gpus()],
-            )
+            manifest = check_engine_here(plan, source)
             typer.echo(f"{plan}: fits (TensorRT {manifest.runtime_version})")
             return
         options = EngineOptions(
@@ -102,6 +95,9 @@ def build(
             tasks: dict[str, TaskID] = {}
 
             def progress(phase: str, done: int, total: int) -> None:
+                if not tasks and not console.is_terminal:
+                    # A log shows no bars, and this takes minutes.
+                    typer.echo(f"nima build: building the engine of {source} …", err=True)
                 if phase not in tasks:
                     tasks[phase] = bars.add_task(phase, total=total)
                 bars.update(tasks[phase], completed=done, total=total)
@@ -115,10 +111,8 @@ def build(
                 timing_cache=timing_cache or plan.with_name("model.timing.cache"),
                 progress=progress,
                 force=force,
+                repository=_repository_of(plan),
             )
-        repository = plan.resolve().parents[2]
-        if (repository / CHECKSUMS_NAME).is_file():
-            write_checksums(repository)
     except (EngineError, ArtefactError, ValueError, OSError) as error:
         typer.echo(f"nima build: {error}", err=True)
         raise typer.Exit(1) from None
@@ -128,3 +122,14 @@ def build(
         f"{manifest.options.max_batch}, TensorRT {manifest.runtime_version}, "
         f"compute capability {manifest.compute_capability}"
     )
+
+
+def _repository_of(plan: Path) -> Path | None:
+    """The model repository whose network an engine is; None for one that lies elsewhere."""
+    from nima_build.checksums import CHECKSUMS_NAME
+    from nima_client.contract import NETWORK_MODEL
+
+    folders = plan.absolute().parents
+    if len(folders) < 3 or folders[1].name != NETWORK_MODEL:
+        return None
+    return folders[2] if (folders[2] / CHECKSUMS_NAME).is_file() else None
