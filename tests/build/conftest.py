@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -88,3 +95,65 @@ def repository(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     shutil.copytree(source, target, ignore=ignored)
     export_to_repository(checkpoint, target)
     return target
+
+
+@dataclass
+class Tritonserver:
+    """A bare tritonserver: what it said until it served or gave up, and where it answers."""
+
+    log: str
+    grpc_url: str
+
+
+@contextmanager
+def run_tritonserver(
+    repository: Path, folder: Path, profile: str = "default", **environment: str
+) -> Iterator[Tritonserver]:
+    """Let the embedded tritonserver load a copy of a repository, as the images start theirs."""
+    from nima_build.server._embedded import free_ports
+    from nima_build.server._install import lay_out_backends, tritonserver_binary
+
+    shutil.copytree(repository, folder / "models")
+    lay_out_backends(folder / "backends")
+    grpc, http, metrics = free_ports("127.0.0.1", 3)
+    command = [
+        str(tritonserver_binary()),
+        f"--model-repository={folder / 'models'}",
+        f"--backend-directory={folder / 'backends'}",
+        "--grpc-address=127.0.0.1",
+        f"--grpc-port={grpc}",
+        "--http-address=127.0.0.1",
+        f"--http-port={http}",
+        "--metrics-address=127.0.0.1",
+        f"--metrics-port={metrics}",
+        "--exit-timeout-secs=1",
+    ]
+    if profile != "default":
+        command.append(f"--model-config-name={profile}")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    log = folder / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=file, env={**os.environ, "PATH": path, **environment}
+        )
+    try:
+        end = time.monotonic() + 60
+        while time.monotonic() < end and process.poll() is None:
+            if "Started GRPCInferenceService" in log.read_text(errors="replace"):
+                break
+            time.sleep(0.1)
+        yield Tritonserver(log.read_text(errors="replace"), f"127.0.0.1:{grpc}")
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="session")
+def tritonserver() -> Callable[..., AbstractContextManager[Tritonserver]]:
+    """Start a bare tritonserver on a repository: see :func:`run_tritonserver`."""
+    pytest.importorskip("pytriton", reason="needs the extra serve")
+    return run_tritonserver

@@ -61,6 +61,9 @@ class PillowOperations:
         self.uploaded += 1
         return pixels
 
+    def wait(self) -> None:
+        """Nothing is asynchronous here."""
+
 
 def encoded(image: Image.Image, name: str, **options: Any) -> bytes:
     file = io.BytesIO()
@@ -131,6 +134,36 @@ def test_bad_files_are_refused_one_by_one(gpu_pixels: ModuleType, photo: Image.I
         None,
     ]
     np.testing.assert_array_equal(results[0], results[5])
+
+
+def test_what_the_gpu_cannot_do_is_scored_by_the_cpu(
+    gpu_pixels: ModuleType, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A round of decoding that fails as a whole (a full GPU) costs speed, and no request."""
+
+    class Full(gpu_pixels.JpegDecoder):  # type: ignore[name-defined]
+        rounds = 0
+
+        def decode(self, files: list[bytes], stream: int = 0) -> list[Any]:
+            self.rounds += 1
+            if self.rounds == 2:
+                raise RuntimeError("out of memory")
+            return super().decode(files, stream)
+
+    monkeypatch.setattr(gpu_pixels, "DECODED_BYTES", 3 * 200 * 200 * 2)
+    files = [encoded(photo.resize((200, 200 - n)), "JPEG") for n in range(6)]
+    operations, decoder = PillowOperations(FULL), Full(None)
+    results = gpu_pixels.GpuPixels(FULL, Limits(), decoder, operations)(files)
+    assert decoder.rounds == 3
+    assert (operations.resized, operations.uploaded) == (4, 2)
+    for data, got in zip(files, results, strict=True):
+        assert np.abs(preprocess(data, FULL).astype(int) - got).max() <= 1
+
+
+def test_rounds_keep_the_order_and_the_budget(gpu_pixels: ModuleType) -> None:
+    sizes = {0: 40, 2: 60, 3: 10, 5: 500, 6: 90}
+    assert list(gpu_pixels.rounds(sizes, 100)) == [[0, 2], [3], [5], [6]]
+    assert list(gpu_pixels.rounds({}, 100)) == []
 
 
 def test_bench_and_edge_photos_equal_the_reference(

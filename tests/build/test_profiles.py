@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -150,51 +147,6 @@ def test_committed_repository_is_whole() -> None:
         )
 
 
-def load_with_tritonserver(repository: Path, profile: str, folder: Path) -> str:
-    """Let the embedded tritonserver load a profile until it gives up or is ready; its log."""
-    from nima_build.server._embedded import free_ports
-    from nima_build.server._install import lay_out_backends, tritonserver_binary
-
-    shutil.copytree(repository, folder / "models")
-    lay_out_backends(folder / "backends")
-    grpc, http, metrics = free_ports("127.0.0.1", 3)
-    command = [
-        str(tritonserver_binary()),
-        f"--model-repository={folder / 'models'}",
-        f"--backend-directory={folder / 'backends'}",
-        "--disable-auto-complete-config",
-        "--grpc-address=127.0.0.1",
-        f"--grpc-port={grpc}",
-        "--http-address=127.0.0.1",
-        f"--http-port={http}",
-        "--metrics-address=127.0.0.1",
-        f"--metrics-port={metrics}",
-        "--exit-timeout-secs=1",
-    ]
-    if profile != "default":
-        command.append(f"--model-config-name={profile}")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    log = folder / "log"
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            command, stdout=file, stderr=file, env={**os.environ, "PATH": path}
-        )
-    try:
-        end = time.monotonic() + 60
-        while time.monotonic() < end and process.poll() is None:
-            if "Started GRPCInferenceService" in log.read_text(errors="replace"):
-                break
-            time.sleep(0.1)
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-    return log.read_text(errors="replace")
-
-
 def model_states(log: str) -> dict[str, str]:
     """Model to its state, from the table tritonserver prints before it serves or gives up."""
     rows = re.findall(r"^\| (nima\w*) +\| \d+ +\| (.*?) *\|$", log, re.MULTILINE)
@@ -216,32 +168,15 @@ def no_backend(name: str) -> str:
     ],
 )
 def test_tritonserver_loads_the_profile_as_far_as_its_backends_go(
-    repository: Path, tmp_path: Path, profile: str, preprocess: str, network: str
+    tritonserver: Any, repository: Path, tmp_path: Path, profile: str, preprocess: str, network: str
 ) -> None:
     """A model may fail for its missing backend, or for the missing GPU, and for nothing else."""
-    pytest.importorskip("pytriton", reason="needs the extra serve")
     if profile == "default" and find_gpus():
         pytest.skip("this machine has a GPU: what it says there is another matter")
-    states = model_states(load_with_tritonserver(repository, profile, tmp_path))
+    with tritonserver(repository, tmp_path, profile) as server:
+        states = model_states(server.log)
     assert preprocess in states["nima_preprocess"]
     assert network in states["nima_network"]
     assert set(states) - {"nima"} == {"nima_preprocess", "nima_network"}
     # An ensemble is only looked at when every step is ready.
     assert states.get("nima", "READY") == "READY"
-
-
-def test_triton_runs_the_gpu_model_up_to_the_gpu(repository: Path, tmp_path: Path) -> None:
-    """Put on the CPU, Triton starts gpu_model.py, which imports gpu_pixels and nvImageCodec.
-
-    Then it needs CV-CUDA and a GPU: that is the one thing it may fail for.
-    """
-    pytest.importorskip("pytriton", reason="needs the extra serve")
-    pytest.importorskip("nvidia.nvimgcodec", reason="needs the extra gpu-preprocessing")
-    if find_gpus():
-        pytest.skip("this machine has a GPU")
-    copy = Path(shutil.copytree(repository, tmp_path / "copy"))
-    config = copy / "nima_preprocess" / "config.pbtxt"
-    config.write_text(config.read_text().replace("KIND_GPU", "KIND_CPU"))
-    (tmp_path / "run").mkdir()
-    states = model_states(load_with_tritonserver(copy, "default", tmp_path / "run"))
-    assert re.search(r"No module named 'cvcuda'|libcuda", states["nima_preprocess"])

@@ -26,13 +26,15 @@ class TritonPythonModel:
         limits = Limits(int(parameters["max_bytes"]), int(parameters["max_pixels"]))
         # This process is ours: our limit replaces Pillow's own.
         Image.MAX_IMAGE_PIXELS = None
-        self._pixels = on_gpu(spec, limits, int(args["model_instance_device_id"]))
+        on_device = args["model_instance_kind"] == "GPU"
+        device_id = int(args["model_instance_device_id"]) if on_device else None
+        self._pixels = on_gpu(spec, limits, device_id)
         photos = []
         for name in ("JPEG", "PNG"):
             photo = io.BytesIO()
             Image.new("RGB", (640, 480), (90, 120, 150)).save(photo, name)
             photos.append(photo.getvalue())
-        self._pixels.stack(self._pixels(photos))
+        self._pixels.stack([self._pixels(photos)])
 
     def execute(self, requests):
         """One response per request, in order."""
@@ -42,28 +44,42 @@ class TritonPythonModel:
         ]
         try:
             results = iter(self._pixels([data for request in files for data in request]))
-            return [self._answer([next(results) for _ in request]) for request in files]
-        except Exception as error:
-            # Out of memory, a lost device: no request of the batch can be answered.
-            failure = f"preprocessing failed: {type(error).__name__}: {error}"
+            images = [[next(results) for _ in request] for request in files]
+            good = [request for request in images if not _rejections(request)]
+            stacked = iter(self._pixels.stack(good))
             return [
-                pb_utils.InferenceResponse(
-                    error=pb_utils.TritonError(failure, pb_utils.TritonError.INTERNAL)
+                self._refuse(request, rejections)
+                if (rejections := _rejections(found))
+                else pb_utils.InferenceResponse(
+                    [pb_utils.Tensor.from_dlpack(PIXELS, next(stacked))]
                 )
-                for _ in requests
+                for request, found in zip(requests, images)
             ]
+        except Exception as error:
+            # A lost device: no request of the batch can be answered.
+            failure = f"preprocessing failed: {type(error).__name__}"
+            pb_utils.Logger.log_error(f"{failure}: {error}")
+            return [_failed(failure, pb_utils.TritonError.INTERNAL) for _ in requests]
 
-    def _answer(self, results):
-        rejections = [
-            Rejection(index, result.code, result.detail)
-            for index, result in enumerate(results)
-            if isinstance(result, ImageRejected)
-        ]
-        if rejections:
-            return pb_utils.InferenceResponse(
-                error=pb_utils.TritonError(
-                    format_rejections(rejections), pb_utils.TritonError.INVALID_ARG
-                )
-            )
-        pixels = pb_utils.Tensor.from_dlpack(PIXELS, self._pixels.stack(results))
-        return pb_utils.InferenceResponse([pixels])
+    def _refuse(self, request, rejections):
+        codes = sorted({rejection.code.value for rejection in rejections})
+        line = {
+            "event": "nima_rejected",
+            "request_id": request.request_id(),
+            "images": len(rejections),
+            "codes": codes,
+        }
+        pb_utils.Logger.log_info(json.dumps(line))
+        return _failed(format_rejections(rejections), pb_utils.TritonError.INVALID_ARG)
+
+
+def _rejections(results):
+    return [
+        Rejection(index, result.code, result.detail)
+        for index, result in enumerate(results)
+        if isinstance(result, ImageRejected)
+    ]
+
+
+def _failed(message, code):
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))

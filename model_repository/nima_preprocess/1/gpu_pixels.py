@@ -1,8 +1,8 @@
 """Pixels on the GPU for the profile ``default``: nvImageCodec decodes, CV-CUDA resizes.
 
 Only what the GPU does as the reference does goes there: RGB and grey JPEG, whose decoding
-nvImageCodec does exactly like libjpeg once fancy upsampling is on. Everything else (PNG, WebP,
-CMYK, …), and every file nvImageCodec returns None for, takes the reference path of
+nvImageCodec does like libjpeg once fancy upsampling is on. Everything else (PNG, WebP, CMYK, …),
+and every file nvImageCodec returns None for, takes the reference path of
 ``nima_client.preprocess``, which scores it or says why not. One bad file is one rejection, never a
 failed batch.
 """
@@ -13,17 +13,22 @@ from nvidia import nvimgcodec
 from nima_client.preprocess import ImageRejected, inspect_header, preprocess
 
 GPU_MODES = ("RGB", "L")
+DECODED_BYTES = 512 << 20
+"""Decoded pixels held on the GPU at a time; a batch of camera originals takes several rounds."""
+CACHE_BYTES = 256 << 20
+"""What CV-CUDA keeps of freed buffers; by default it is half of the GPU, which TensorRT shares."""
 
 
 class JpegDecoder:
     """nvImageCodec for JPEG, upright and in RGB, full size.
 
     Args:
-        device_id: CUDA device, or None for the CPU decoders alone (which is what the tests run).
+        device_id: CUDA device, or None for the CPU decoders alone.
         threads: CPU threads for parsing and Huffman decoding.
     """
 
     def __init__(self, device_id, threads=4):
+        # All backends: the hardware decoder where the GPU has one, CUDA, and libjpeg-turbo last.
         backends = None
         if device_id is None:
             device_id = nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY
@@ -32,7 +37,7 @@ class JpegDecoder:
             device_id=device_id,
             max_num_cpu_threads=threads,
             backends=backends,
-            # Off by default; without it chroma differs from libjpeg by up to 25/255.
+            # Off by default in some versions; without it chroma is up to 25/255 from libjpeg.
             options=":fancy_upsampling=1",
         )
         self._params = nvimgcodec.DecodeParams(
@@ -66,12 +71,27 @@ class JpegDecoder:
 
 
 class CvCuda:
-    """Resizing and stacking on the GPU, on a stream of its own."""
+    """Resizing and stacking on the GPU, on a stream of its own.
 
-    def __init__(self, spec):
+    Args:
+        spec: preprocessing specification.
+        device_id: CUDA device; None leaves everything where it is (what the tests do).
+    """
+
+    def __init__(self, spec, device_id):
+        if device_id is not None:
+            # CV-CUDA allocates and launches on the thread's current device, which is 0 in every
+            # process Triton starts, whatever GPU the instance was put on.
+            from cuda.bindings import runtime
+
+            (status,) = runtime.cudaSetDevice(device_id)
+            if int(status) != 0:
+                raise RuntimeError(f"cudaSetDevice({device_id}): {status!r}")
         import cvcuda
 
+        cvcuda.set_cache_limit_inbytes(CACHE_BYTES)
         self._cv = cvcuda
+        self._device_id = device_id
         self._stream = cvcuda.Stream()
         self.stream_handle = self._stream.handle
         bilinear = spec.interpolation == "bilinear"
@@ -101,19 +121,22 @@ class CvCuda:
     def upload(self, pixels):
         """Pixels of the reference path, as a tensor ``[S, S, 3]`` on the GPU."""
         image = nvimgcodec.as_image(np.ascontiguousarray(pixels))
-        return self._cv.as_tensor(image.cuda(cuda_stream=self.stream_handle), "HWC")
+        if self._device_id is not None:
+            image = image.cuda(device_id=self._device_id, cuda_stream=self.stream_handle)
+        return self._cv.as_tensor(image, "HWC")
 
     def stack(self, tensors):
-        """One tensor ``[B, S, S, 3]`` for the images of a request, ready to be read by anyone."""
+        """One tensor ``[B, S, S, 3]`` of a request's images; :meth:`wait` before it is read."""
         side = self._spec.crop_size
         # CV-CUDA pads rows by default; Triton takes DLPack tensors without gaps only.
-        stacked = self._cv.Tensor(
-            (len(tensors), side, side, 3), np.dtype(np.uint8), "NHWC", rowalign=1
-        )
+        shape = (len(tensors), side, side, 3)
+        stacked = self._cv.Tensor(shape, self._cv.Type.U8, "NHWC", rowalign=1)
         self._cv.stack_into(stacked, tensors, stream=self._stream)
-        # Triton hands it on without knowing our stream.
-        self._stream.sync()
         return stacked.cuda()
+
+    def wait(self):
+        """Until all that was asked for is done: Triton hands tensors on without our stream."""
+        self._stream.sync()
 
 
 def resized_size(width, height, spec):
@@ -146,7 +169,7 @@ class GpuPixels:
             For each file a tensor uint8 ``[S, S, 3]`` or an ``ImageRejected``.
         """
         results = [None] * len(files)
-        candidates = []
+        sizes = {}
         for index, data in enumerate(files):
             try:
                 header = inspect_header(data, self._limits)
@@ -154,13 +177,12 @@ class GpuPixels:
                 results[index] = error
                 continue
             if header.format == "JPEG" and header.mode in GPU_MODES:
-                candidates.append(index)
-        images = self._decoder.decode(
-            [files[index] for index in candidates], self._operations.stream_handle
-        )
-        for index, image in zip(candidates, images):
-            if image is not None:
-                results[index] = self._operations.resize(image)
+                sizes[index] = 3 * header.width * header.height
+        for chosen in rounds(sizes, DECODED_BYTES):
+            try:
+                self._on_gpu(files, chosen, results)
+            except Exception:  # the GPU is full, say: the CPU scores what is left of this round
+                continue
         for index, data in enumerate(files):
             if results[index] is None:
                 try:
@@ -171,16 +193,50 @@ class GpuPixels:
                     results[index] = self._operations.upload(pixels)
         return results
 
-    def stack(self, tensors):
-        """The pixels of one request, ``[B, S, S, 3]``, as an object that speaks DLPack."""
-        return self._operations.stack(tensors)
+    def _on_gpu(self, files, chosen, results):
+        images = self._decoder.decode(
+            [files[index] for index in chosen], self._operations.stream_handle
+        )
+        for index, image in zip(chosen, images):
+            if image is not None:
+                results[index] = self._operations.resize(image)
+        # Before the decoded images are freed and the next round takes their place.
+        self._operations.wait()
+
+    def stack(self, requests):
+        """The pixels of each request, ``[B, S, S, 3]``, as objects that speak DLPack.
+
+        They are complete when this returns.
+        """
+        stacked = [self._operations.stack(tensors) for tensors in requests]
+        self._operations.wait()
+        return stacked
+
+
+def rounds(sizes, budget):
+    """Split ``{index: bytes}``, in order, into lists whose sum stays within the budget."""
+    chosen, total = [], 0
+    for index, size in sizes.items():
+        if chosen and total + size > budget:
+            yield chosen
+            chosen, total = [], 0
+        chosen.append(index)
+        total += size
+    if chosen:
+        yield chosen
 
 
 def on_gpu(spec, limits, device_id):
     """What the profile ``default`` runs.
 
+    Args:
+        spec: preprocessing specification.
+        limits: bytes and pixels an image may have.
+        device_id: CUDA device; None where Triton put the instance on the CPU: CPU decoders then.
+
     Raises:
         ImportError: nvImageCodec or CV-CUDA is missing from the image.
+        RuntimeError: there is no such device.
     """
-    operations = CvCuda(spec)
+    operations = CvCuda(spec, device_id)
     return GpuPixels(spec, limits, JpegDecoder(device_id), operations)
