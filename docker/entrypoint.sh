@@ -29,6 +29,10 @@ check_artefacts() {
         fail "an artefact in $repository is missing or not the one SHA256SUMS names: export or build it again"
 }
 
+is_version_compatible() {
+    grep -qs '"version_compatible": true' "$repository/nima_network/1/model.plan.json"
+}
+
 check_engine() {
     # Refuses a missing engine, and one of another model, GPU or TensorRT, with the reason.
     nima build --check --onnx "$repository/nima_network/1/model.onnx" >&2 ||
@@ -50,6 +54,10 @@ case $command in
         fi
         flags=(--model-repository="$repository")
         [ "$profile" = default ] || flags+=(--model-config-name="$profile")
+        # Such an engine brings its own runtime, which Triton must be told to run.
+        case $profile in default | dali)
+            ! is_version_compatible || flags+=("--backend-config=tensorrt,version-compatible=true") ;;
+        esac
         # Whoever may reach the server may score, and nothing else (SECURITY.md).
         token=${NIMA_ADMIN_TOKEN:-$(head -c 24 /dev/urandom | base64 | tr '+/' '-_')}
         closed="model-repository,shared-memory,trace,logging:nima-admin=$token"

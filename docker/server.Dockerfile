@@ -2,7 +2,8 @@
 # The server with everything the profiles default and cpu need; dali needs only the base image.
 #
 # What the base image holds (its release notes; an engine fits this TensorRT and no other):
-#   Triton 2.59.0, CUDA 12.9.1, TensorRT 10.11.0.33, ONNX Runtime 1.22.0, Python 3.12, Ubuntu 24.04
+#   Triton 2.59.0, CUDA 12.9.1, TensorRT 10.11.0.33, DALI 1.49.0, ONNX Runtime 1.22.0, Python 3.12,
+#   Ubuntu 24.04
 #   driver: 575 or later; on data-centre GPUs also R470 (470.57), R525 (525.85), R535 (535.86),
 #   R545 (545.23), by CUDA's forward compatibility. Compute capability 7.5 or later.
 ARG TRITON_TAG=25.06-py3

@@ -6,6 +6,7 @@ embedded one, in the place of the image's.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from nima_build.engine_manifest import EngineManifest, EngineOptions
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -56,6 +59,9 @@ def test_base_image_is_pinned_and_its_tensorrt_is_the_one_installed() -> None:
     assert re.search(r"^ARG TRITON_TAG=\d\d\.\d\d-py3$", text, re.MULTILINE)
     stated = re.search(r"TensorRT (\d+\.\d+\.\d+\.\d+)", text)
     assert stated
+    page = (ROOT / "docs" / "deploy-gpu.md").read_text()
+    for version in re.findall(r"(?:Triton|CUDA|TensorRT|DALI|ONNX Runtime) (\d+(?:\.\d+)+)", text):
+        assert f"| {version}" in page, version
     assert pins(DOCKER / "requirements-server.txt")["tensorrt-cu12-bindings"] == stated[1]
 
 
@@ -88,6 +94,28 @@ def test_pins_are_those_the_tests_ran_with(name: str) -> None:
         if package in tested and tested[package] != version
     }
     assert not differing
+
+
+def test_pip_lines_resolve_and_pin_everything_they_bring(tmp_path: Path) -> None:
+    """The index has every pin for the images' Python, they agree, and nothing else comes along."""
+    files = [DOCKER / "requirements-server.txt", DOCKER / "requirements-client.txt"]
+    report = tmp_path / "report.json"
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--ignore-installed"]
+    command += ["--disable-pip-version-check", "--retries=1", "--timeout=20", "--only-binary=:all:"]
+    command += ["--python-version=3.12", "--implementation=cp", f"--target={tmp_path / 'none'}"]
+    command += [f"--platform=manylinux_2_{minor}_x86_64" for minor in (17, 26, 27, 28, 34, 39)]
+    command += ["--platform=manylinux2014_x86_64", "--platform=manylinux2010_x86_64"]
+    command += [f"--report={report}", *(f"--requirement={path}" for path in files)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    unreachable = ("NewConnectionError", "ConnectionError", "ConnectTimeout", "ProxyError")
+    if any(word in done.stderr for word in unreachable):
+        pytest.skip("no package index can be reached")
+    assert done.returncode == 0, done.stderr
+    resolved = {
+        re.sub(r"[-_.]+", "-", entry["metadata"]["name"]).lower(): entry["metadata"]["version"]
+        for entry in json.loads(report.read_text())["install"]
+    }
+    assert resolved == pins(files[0]) | pins(files[1])
 
 
 def test_compose_names_commands_the_entrypoint_has_and_opens_nothing() -> None:
@@ -195,6 +223,28 @@ def test_entrypoint_asks_for_the_engine_the_gpu_profiles_need(
     assert done.returncode == 1
     assert "build the engine" in done.stderr
     assert "docker run --rm --gpus all" in done.stderr
+
+
+def test_entrypoint_tells_triton_of_a_version_compatible_engine(
+    container: Container, tmp_path: Path
+) -> None:
+    """With commands that only tell how they were called, in the place of nima and tritonserver."""
+    commands = tmp_path / "commands"
+    commands.mkdir()
+    for name, body in (("nima", "exit 0"), ("tritonserver", 'printf "%s\\n" "$@"')):
+        (commands / name).write_text(f"#!/bin/sh\n{body}\n")
+        (commands / name).chmod(0o755)
+    path = f"{commands}{os.pathsep}{container.environment['PATH']}"
+    flag = "--backend-config=tensorrt,version-compatible=true"
+    manifest = container.models / "nima_network" / "1" / "model.plan.json"
+    for compatible in (False, True):
+        options = EngineOptions(version_compatible=compatible)
+        manifest.write_bytes(EngineManifest("tensorrt", "", "", "", options).to_json())
+        done = container.run("serve", "--log-verbose=0", NIMA_PROFILE="default", PATH=path)
+        assert done.returncode == 0, done.stderr
+        assert (flag in done.stdout.splitlines()) is compatible
+        assert f"--model-repository={container.models}" in done.stdout.splitlines()
+        assert "--log-verbose=0" in done.stdout.splitlines()
 
 
 def test_entrypoint_refuses_an_unknown_profile_and_runs_other_commands(
