@@ -43,3 +43,18 @@ def test_image_tag_is_the_one_of_the_dockerfile() -> None:
     assert tag
     tags = set(re.findall(r"tritonserver:(\d\d\.\d\d-py3)", PAGE))
     assert tags == {tag[1]}
+
+
+def test_ten_lines_lead_from_a_checkpoint_to_perf_analyzer() -> None:
+    yaml = pytest.importorskip("yaml")
+    section = PAGE.split("## Ten lines\n")[1].split("\n## ")[0]
+    block = re.findall(r"((?:^    .+\n)+)", section, re.MULTILINE)[0]
+    lines = [line.strip() for line in block.replace("\\\n", "").splitlines()]
+    assert len(lines) <= 10
+    text = "\n".join(lines)
+    assert 0 < text.index("nima export CHECKPOINT") < text.index("run --rm engine")
+    assert text.index("run --rm engine") < text.index("triton") < text.index("perf_analyzer")
+    services = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"]
+    used = re.findall(r"(?:run --rm(?: -v \S+)?|up -d --wait) ([a-z][\w-]*)", text)
+    assert set(used) == {"engine", "triton", "client"}
+    assert set(used) <= set(services)
