@@ -7,6 +7,10 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+# Before torch is loaded: on cores that others use too, OpenMP threads that spin while they wait
+# make a small network thirty times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import numpy as np
 import pytest
 from PIL import Image
