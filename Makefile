@@ -73,6 +73,9 @@ verify: $(TEST_READY) ## Compare every artefact of the bundled model with PyTorc
 	@$(BIN)/nima verify
 
 gpu-check: $(TEST_READY) ## What of the GPU path works here, and how fast; writes gpu-check.json
+	@if command -v nvidia-smi > /dev/null; then for extra in gpu tensorrt; do \
+		echo "Installing the extra $$extra into $(VENV) …"; \
+		$(PIP_INSTALL) -e ".[$$extra]" || echo "Going on without the extra $$extra."; done; fi
 	@timeout 900 $(BIN)/python -m nima_build.gpu_check --json gpu-check.json
 
 fuzz: $(TEST_READY) ## Fuzz the preprocessing: 20,000 mutated files of each of seven formats (about 5 minutes)

@@ -17,7 +17,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,18 +41,18 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-def run_checks(save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def run_checks(photos: Sequence[Path], save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Run every step.
 
     Args:
+        photos: image files.
         save: called with the report before and after each step.
 
     Raises:
-        ArtefactError: there is no exported network, or there are no photos.
+        ArtefactError: there is no exported network, or a photo cannot be read.
     """
     network = default_repository() / NETWORK_MODEL / "1"
     metadata = ModelMetadata.load(network / METADATA_NAME)
-    photos = golden_photos()
     jpegs = [_as_jpeg(path) for path in photos]
     steps: dict[str, Any] = {}
     report: dict[str, Any] = {
@@ -105,7 +105,10 @@ def _as_jpeg(path: Path) -> bytes:
     from PIL import Image
 
     file = io.BytesIO()
-    Image.open(path).convert("RGB").save(file, "JPEG", quality=92)
+    try:
+        Image.open(path).convert("RGB").save(file, "JPEG", quality=92)
+    except OSError as error:
+        raise ArtefactError(f"cannot read the photo {path}: {error}") from None
     return file.getvalue()
 
 
@@ -122,13 +125,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status 0, or 1 when a step failed or the check could not start."""
     parser = argparse.ArgumentParser(prog="python -m nima_build.gpu_check", description=__doc__)
     parser.add_argument("--json", type=Path, default=Path("gpu-check.json"), help="report to write")
+    parser.add_argument(
+        "photos", type=Path, nargs="*", help="image files; by default those of scikit-image"
+    )
     options = parser.parse_args(arguments)
 
     def save(report: dict[str, Any]) -> None:
         write_atomic(options.json, (json.dumps(report, indent=2) + "\n").encode())
 
     try:
-        report = run_checks(save)
+        report = run_checks(options.photos or golden_photos(), save)
     except (ArtefactError, OSError) as error:
         print(f"gpu-check: {error}", file=sys.stderr)
         return 1

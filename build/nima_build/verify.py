@@ -174,20 +174,25 @@ def _tensorrt_stage(
     pixels: npt.NDArray[Any],
     expected: npt.NDArray[Any],
 ) -> StageResult:
+    from nima_build.engine import check_engine_here
     from nima_build.tensorrt_api import EngineError
 
     plan = network / PLAN_NAME
     if not plan.is_file():
         return StageResult("tensorrt", "skip", note="no engine (`nima build --target tensorrt`)")
     try:
+        # Without a GPU this much can be said of it.
         check_engine(plan, onnx_sha256=metadata.onnx_sha256)
+        check_engine_here(plan, network / ONNX_NAME)
     except ArtefactError as error:
         return StageResult("tensorrt", "fail", note=str(error))
-    try:
-        scorer = _engine_scorer(plan)
     except EngineError as error:
         return StageResult("tensorrt", "skip", note=str(error))
-    return compare("tensorrt", names, expected, scorer(pixels))
+    try:
+        actual = _engine_scorer(plan)(pixels)
+    except EngineError as error:
+        return StageResult("tensorrt", "fail", note=str(error))
+    return compare("tensorrt", names, expected, actual)
 
 
 def _engine_scorer(plan: Path) -> Scorer:
