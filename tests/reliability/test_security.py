@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import http.client
 import socket
 import subprocess
 from collections.abc import Callable
@@ -76,6 +77,40 @@ def test_what_could_change_the_server_is_refused_without_the_token(admin_server,
             CLOSED[call](client, headers={ADMIN_HEADER: "wrong-token"})
 
 
+OTHER_WAYS = [
+    ("POST", "/v2//repository/index"), ("POST", "//v2/repository/index"),
+    ("POST", "/v2/repository/index/"), ("POST", "/v2/repository/index?x=1"),
+    ("POST", "/v2/%72epository/index"), ("POST", "/v2/./repository/index"),
+    ("POST", "http://x/v2/repository/index"), ("POST", "/V2/repository/index"),
+    ("POST", f"/v2/repository/models/{MODEL_NAME}/unload/"),
+    ("POST", f"/v2/repository/x/models/{MODEL_NAME}/unload"),
+    ("GET", "/v2/systemsharedmemory/region/a/status"), ("GET", "/v2/cudasharedmemory/status"),
+    ("POST", "/v2/systemsharedmemory/region/../register"),
+    ("GET", f"/v2/models/{MODEL_NAME}/trace/setting"),
+    ("GET", f"/v2/models/{MODEL_NAME}/versions/1/trace/setting"),
+]  # fmt: skip
+
+
+def test_there_is_no_other_way_to_what_is_closed(admin_server) -> None:
+    """Paths that a check of names may miss, and the calls of the same APIs about one model."""
+    host, _, port = admin_server.http_url.rpartition(":")
+    for method, path in OTHER_WAYS:
+        connection = http.client.HTTPConnection(host, int(port), timeout=10)
+        with contextlib.closing(connection):
+            connection.request(method, path, body=b"{}" if method == "POST" else None)
+            assert connection.getresponse().status in (403, 404), path
+    with triton_grpc.InferenceServerClient(admin_server.grpc_url) as client:
+        for call in (
+            lambda: client.get_trace_settings(MODEL_NAME),
+            lambda: client.update_trace_settings(MODEL_NAME, {"trace_rate": "1"}),
+            lambda: client.get_cuda_shared_memory_status(),
+            lambda: client.unregister_system_shared_memory(),
+        ):
+            with pytest.raises(InferenceServerException, match="protocol is restricted"):
+                call()
+    assert 1 <= _score(admin_server.grpc_url, None) <= 10
+
+
 def test_the_token_opens_and_everything_a_client_needs_is_open(admin_server) -> None:
     with triton_grpc.InferenceServerClient(admin_server.grpc_url) as client:
         index = client.get_model_repository_index(headers={GRPC_ADMIN_HEADER: TOKEN})
@@ -128,7 +163,7 @@ def test_a_hostile_http_request_costs_a_restart_at_most(repository: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("given", "http"),
+    ("given", "expected"),
     [
         ({}, True),
         ({"host": "localhost"}, True),
@@ -140,9 +175,9 @@ def test_a_hostile_http_request_costs_a_restart_at_most(repository: Path) -> Non
     ],
 )
 def test_http_is_open_on_loopback_only_unless_asked_for(
-    given: dict[str, object], http: bool
+    given: dict[str, object], expected: bool
 ) -> None:
-    assert ServerOptions(**given).serves_http is http
+    assert ServerOptions(**given).serves_http is expected
 
 
 def test_a_token_that_the_argument_cannot_carry_is_refused() -> None:
@@ -187,8 +222,8 @@ def test_tls(start_server: Callable[..., object], certificates: dict[str, Path])
     with pytest.raises(TransportError):
         _score(server.grpc_url, None)
     # The unencrypted way in is gone.
-    with triton_http.InferenceServerClient(server.http_url) as http, pytest.raises(OSError):
-        http.is_server_live()
+    with triton_http.InferenceServerClient(server.http_url) as client, pytest.raises(OSError):
+        client.is_server_live()
 
 
 def test_mutual_tls(

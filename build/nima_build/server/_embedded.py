@@ -296,8 +296,9 @@ class EmbeddedServer:
         """The last errors in tritonserver's log; its last lines where it holds none."""
         try:
             with self.log_path.open("rb") as file:
-                # A log that is kept also holds earlier runs.
-                file.seek(self._log_start)
+                # A log that is kept also holds earlier runs; one that was rotated begins anew.
+                size = os.fstat(file.fileno()).st_size
+                file.seek(self._log_start if size >= self._log_start else 0)
                 log = file.read().decode(errors="replace").splitlines()
         except (OSError, ServerError):
             return ""
