@@ -261,6 +261,13 @@ def test_decompression_bombs_are_refused_on_the_header():
     assert refusal(bytes(jpeg)).code is RejectionCode.TOO_LARGE
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("offset", [1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1])
+def test_a_directory_beyond_any_file_is_a_refusal(order, offset):
+    head = {"<": b"II", ">": b"MM"}[order] + struct.pack(order + "HHHQ", 43, 8, 0, offset)
+    assert refusal(head + bytes(64)).code is RejectionCode.UNDECODABLE
+
+
 def test_one_pixel_is_enough():
     assert preprocess(save(Image.new("RGB", (1, 1), (9, 9, 9)), "PNG"), SPEC).max() == 9
 

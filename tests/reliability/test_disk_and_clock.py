@@ -11,7 +11,11 @@ from pathlib import Path
 
 import _faketime
 import pytest
-from _load import Account, expected_scores, photos
+from _load import Account, drive, expected_scores, photos, supervised
+
+from nima_build.doctor import Target, _operations
+from nima_build.server import ServerOptions
+from nima_client import NimaClient
 
 NIMA = [sys.executable, "-m", "nima_client.cli.main"]
 
@@ -102,3 +106,36 @@ print(json.dumps([time.time() - began, account.answers]))
     for index, got in answers.items():
         account.answers[int(index)] += [tuple(a) if isinstance(a, list) else a for a in got]
     assert account.check(120, expected) == {"scored": 120}
+
+
+@pytest.mark.skipif(_faketime.LIBRARY is None, reason="libfaketime is not installed")
+def test_a_server_whose_clock_jumps(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wall clock of tritonserver and its stubs jumps a day ahead and two back under load."""
+    clock = tmp_path / "clock"
+    clock.write_text("+0")
+    with monkeypatch.context() as patch:
+        for name, value in _faketime.environment(clock).items():
+            patch.setenv(name, value)
+        with supervised(ServerOptions(model_repository=repository, instances=2)) as (
+            server,
+            supervisor,
+            lines,
+        ):
+            expected = expected_scores(server.grpc_url)
+
+            def jump(done: int) -> None:
+                if done == 40:
+                    clock.write_text("+86400")
+                if done == 120:
+                    clock.write_text("-86400")
+
+            with NimaClient(server.grpc_url, timeout=100) as client:
+                account = drive(client, 240, jump)
+            finding = _operations.clock(Target(server.grpc_url), NimaClient(server.grpc_url))
+    print(f"restarts: {supervisor.restarts} {lines}")
+    assert account.check(240, expected) == {"scored": 240}
+    # That the jumps took place, `nima doctor` tells.
+    assert finding.status == "warning"
+    assert "the server's clock was set back" in finding.detail

@@ -160,6 +160,7 @@ def test_a_hostile_http_request_costs_a_restart_at_most(repository: Path) -> Non
         _tiny_chunks(server.http_url)
         with NimaClient(server.grpc_url) as client:
             assert 1 <= client.score_one(PHOTO).mean <= 10
+        print(f"restarts: {sup.restarts}")
 
 
 @pytest.mark.parametrize(

@@ -108,26 +108,35 @@ def clock(target: Target, client: nima_client.NimaClient) -> Finding:
     One is asked for between two looks at the clock here; what lies outside them is a difference of
     the clocks. Triton says its time nowhere else (its HTTP answers have no ``Date``).
     """
+    advice = "set both by NTP: certificates, traces and logs go by it (deadlines do not)"
     try:
+        earlier = _last_inference(target)
         before = time.time()
         client.score_one(small_photo())
-        with target.triton() as triton:
-            statistics = triton.get_inference_statistics(headers=dict(target.headers))
+        said = _last_inference(target)
         after = time.time()
     except Exception as error:
         return Finding("clock", "skipped", one_line(error))
-    said = max((model.last_inference for model in statistics.model_stats), default=0) / 1000
     if said == 0:
         return Finding("clock", "skipped", "the server's statistics hold no time")
+    if said == earlier:
+        # Triton keeps the latest time, which an inference moves unless the clock went back.
+        detail = f"the server's clock was set back: its statistics are {said - after:.0f} s ahead"
+        return Finding("clock", "warning", detail, advice)
     ahead = max(0.0, said - after) or min(0.0, said - before)
     if abs(ahead) > _CLOCK_SECONDS:
         which = "ahead of" if ahead > 0 else "behind"
-        return Finding(
-            "clock", "warning", f"the server's clock is {abs(ahead):.0f} s {which} this one",
-            "set both by NTP: certificates, traces and logs go by it (deadlines do not)",
-        )  # fmt: skip
+        detail = f"the server's clock is {abs(ahead):.0f} s {which} this one"
+        return Finding("clock", "warning", detail, advice)
     within = max(abs(ahead), after - before)
     return Finding("clock", "ok", f"the server's clock is this one's, to {within:.2f} s or better")
+
+
+def _last_inference(target: Target) -> float:
+    """Seconds since the epoch, by the server's clock; 0 before its first inference."""
+    with target.triton() as triton:
+        statistics = triton.get_inference_statistics(headers=dict(target.headers))
+    return max((model.last_inference for model in statistics.model_stats), default=0) / 1000
 
 
 def queue(metrics_url: str, timeout: float) -> Iterator[Finding]:

@@ -60,8 +60,8 @@ def check_structure(data: bytes, name: str, limits: Limits) -> None:
     if check is not None:
         try:
             check(data, limits)
-        except (struct.error, IndexError):
-            return  # cut short
+        except (struct.error, IndexError, OverflowError):
+            return  # cut short, or an offset (BigTIFF has 64 bits for them) beyond any file
 
 
 def _too_much(what: str) -> ImageRejected:
