@@ -33,7 +33,8 @@ def score_partition(frames: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
             photos = (Photo(path, data=bytes(content)) for path, content in pairs)
             # A server that is gone raises: Spark runs the task again.
             rows = [outcome.to_dict() for outcome in score_photos(client, photos)]
-            yield pd.DataFrame(rows).reindex(columns=COLUMNS)
+            cells = [[row.get(column) for column in COLUMNS] for row in rows]
+            yield pd.DataFrame(cells, columns=COLUMNS)
 
 
 def main(photos: str, scores: str) -> None:

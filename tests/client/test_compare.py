@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -31,6 +32,11 @@ def test_by_hand() -> None:
     first = [row("a", at(4)), row("b", at(6)), row("c", at(5)), row("x", at(1))]
     second = [row("a", at(5)), row("b", at(8)), row("c", at(5)), row("y", at(1))]
     result = compare(first, second)
+    assert result.first_weights == result.second_weights == ()
+    named = compare(
+        [dataclasses.replace(first[0], checkpoint="a", checkpoint_sha256="12" * 32)], second
+    )
+    assert named.first_weights == ("a (121212121212)",)
     assert (result.photos, result.only_first, result.only_second) == (3, ("x",), ("y",))
     assert [d.file for d in result.differences] == ["b", "a", "c"]
     assert result.mean_change == pytest.approx(1.0)

@@ -54,6 +54,8 @@ def _print(result: Comparison, top: int, console: Console) -> None:
         return "not defined" if value is None else f"{value:.4f}"
 
     facts = {
+        "first": printable(", ".join(result.first_weights)) or "not told",
+        "second": printable(", ".join(result.second_weights)) or "not told",
         "photos in both": str(result.photos),
         "only in the first": str(len(result.only_first)),
         "only in the second": str(len(result.only_second)),

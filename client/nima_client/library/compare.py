@@ -51,6 +51,8 @@ class Comparison:
         largest_change: largest size of a change.
         emd: mean earth mover's distance (r = 2) of the distributions.
         differences: every common photo, the largest change first.
+        first_weights: what made the first set: name and start of the SHA-256 of each checkpoint.
+        second_weights: what made the second set.
     """
 
     photos: int
@@ -64,6 +66,8 @@ class Comparison:
     largest_change: float
     emd: float
     differences: tuple[Difference, ...]
+    first_weights: tuple[str, ...] = ()
+    second_weights: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields."""
@@ -105,7 +109,14 @@ def compare(first: Sequence[Row], second: Sequence[Row]) -> Comparison:
         largest_change=float(np.abs(b - a).max()),
         emd=float(emds.mean()),
         differences=tuple(differences),
+        first_weights=_weights(first),
+        second_weights=_weights(second),
     )
+
+
+def _weights(rows: Sequence[Row]) -> tuple[str, ...]:
+    named = {(row.checkpoint, row.checkpoint_sha256) for row in rows if row.checkpoint_sha256}
+    return tuple(f"{name} ({sha256[:12]})" for name, sha256 in sorted(named))
 
 
 def _emd(p: np.ndarray[Any, Any], q: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
