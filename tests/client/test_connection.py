@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import io
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 import grpc
 import pytest
 from kserve_server import KServeServer
+from PIL import Image
 
 from nima_client import (
     NO_RETRIES,
@@ -29,6 +32,7 @@ from nima_client import (
     TransportError,
 )
 from nima_client._connection import Connection, normalise_url
+from nima_client.testing import FakeTransport
 
 Make = Callable[..., Any]
 
@@ -219,6 +223,23 @@ def test_one_client_serves_many_threads(server: KServeServer, photo: Make) -> No
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             assert all(means == expected for means in pool.map(work, range(64)))
     assert server.describes == 1
+
+
+def test_threads_leave_the_filters_of_warnings_alone() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 12)).save(buffer, "PNG")
+    before = list(warnings.filters)
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with (
+            NimaClient(transport=FakeTransport(), max_side=12) as client,
+            concurrent.futures.ThreadPoolExecutor(8) as pool,
+        ):
+            list(pool.map(lambda _: client.score_one(buffer.getvalue()), range(400)))
+    finally:
+        sys.setswitchinterval(switch)
+    assert warnings.filters == before
 
 
 @pytest.mark.parametrize("used_before", [False, True])

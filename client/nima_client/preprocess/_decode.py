@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 from PIL import Image
 
 from nima_client.contract import RejectionCode
 from nima_client.preprocess._errors import ImageRejected
 from nima_client.preprocess._header import ImageHeader, open_lazily
+from nima_client.preprocess._quiet import QUIET
 from nima_client.preprocess._resize import OPAQUE_MODE
 from nima_client.preprocess._spec import DEFAULT_LIMITS, Limits, PreprocessSpec
 
@@ -64,8 +63,7 @@ def _decode(
     image, header = open_lazily(data, limits)
     with image:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with QUIET:
                 if header.format == "JPEG":
                     decoded = _decode_jpeg(data, image, header, spec, opaque)
                 else:

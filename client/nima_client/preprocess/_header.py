@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import warnings
 from dataclasses import dataclass
 
 from PIL import Image
 
 from nima_client.contract import RejectionCode
 from nima_client.preprocess._errors import ImageRejected
+from nima_client.preprocess._quiet import QUIET
 from nima_client.preprocess._spec import DEFAULT_LIMITS, Limits
 from nima_client.preprocess._structure import check_structure
 
@@ -77,9 +77,8 @@ def open_lazily(data: bytes, limits: Limits) -> tuple[Image.Image, ImageHeader]:
         )
     check_structure(data, name, limits)
     try:
-        with warnings.catch_warnings():
-            # Our own limit decides, not Pillow's warning (its hard error stays).
-            warnings.simplefilter("ignore")
+        # Our own limit decides, not Pillow's warning (its hard error stays).
+        with QUIET:
             image = Image.open(io.BytesIO(data), formats=[name])
     except Image.DecompressionBombError:
         raise ImageRejected(
