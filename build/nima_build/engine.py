@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from google.protobuf.message import DecodeError
 
 from nima_build.checksums import CHECKSUMS_NAME, checksums, write_checksums
 from nima_build.engine_manifest import (
@@ -24,7 +25,7 @@ from nima_build.engine_manifest import (
 )
 from nima_build.gpu import Gpu, find_gpus
 from nima_build.half import to_fp16
-from nima_build.metadata import ArtefactError
+from nima_build.metadata import ArtefactError, ExportError
 from nima_build.tensorrt_api import (
     EngineError,
     Progress,
@@ -69,6 +70,7 @@ def build_engine(
 
     Raises:
         EngineError: no TensorRT, no GPU, or a graph it refuses.
+        ArtefactError: ``onnx_path`` is not a graph of `nima export`.
         OSError: a file could not be read or written.
     """
     trt = load_runtime(target)
@@ -95,9 +97,20 @@ def build_engine(
                 if repository is not None:
                     write_checksums(repository)
                 return found, False
-    model = onnx.load(onnx_path)
+    try:
+        model = onnx.load(onnx_path)
+    except DecodeError as error:
+        raise ArtefactError(f"{onnx_path} is no ONNX graph: run `nima export` again") from error
+    inputs = [entry.name for entry in model.graph.input]
+    if inputs != [PIXELS]:
+        raise ArtefactError(
+            f"{onnx_path} is not a graph of `nima export`: its input is not {PIXELS} alone"
+        )
     if options.precision == "fp16":
-        model = to_fp16(model)
+        try:
+            model = to_fp16(model)
+        except ExportError as error:
+            raise ArtefactError(f"{onnx_path} is {error}") from error
     content = compile_graph(
         trt,
         model.SerializeToString(),

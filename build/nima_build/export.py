@@ -112,7 +112,9 @@ def _convert(
     try:
         loaded = load_checkpoint(checkpoint)
     except Exception as error:  # safetensors, torch and our own reader each raise their own kinds
-        raise ExportError(f"cannot read the checkpoint {checkpoint}: {error}") from error
+        # PyTorch lists every tensor that does not fit on a line of its own; the first will do.
+        reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
+        raise ExportError(f"cannot read the checkpoint {checkpoint}: {reason}") from error
     meta, spec = loaded.meta, loaded.spec
     commit = git_commit() or ""
     model = to_onnx(

@@ -342,6 +342,27 @@ def test_engine_in_a_repository_is_named_in_its_checksums(
     assert (tmp_path / "SHA256SUMS").read_text() == "somebody else's"
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"not a graph", "is no ONNX graph: run `nima export` again"),
+        (onnx.ModelProto().SerializeToString(), "is not a graph of `nima export`"),
+    ],
+)
+def test_what_is_not_our_graph_is_one_line(
+    rtx: Any, tmp_path: Path, content: bytes, reason: str
+) -> None:
+    graph = tmp_path / "model.onnx"
+    graph.write_bytes(content)
+    arguments = ["--target", "tensorrt-rtx", "--compute-capability", "8.9", "--onnx", str(graph)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert result.output.startswith("nima build: ")
+    assert reason in result.output
+    assert result.output.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx"]
+
+
 def test_build_command_compiles_for_rtx(rtx: Any, exported: Path, tmp_path: Path) -> None:
     plan = tmp_path / "model.plan"
     arguments = ["--target", "tensorrt-rtx", "--compute-capability", "8.9"]

@@ -160,6 +160,26 @@ def test_unreadable_checkpoint_leaves_the_previous_export(
     assert result.output.count("\n") == 1
 
 
+def test_checkpoint_with_another_head_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
+    """Five ratings instead of ten, in a checkpoint that is whole otherwise."""
+    from safetensors.torch import load_file, save_file
+
+    copy = Path(shutil.copytree(checkpoint, tmp_path / "five"))
+    state = load_file(copy / "model.safetensors")
+    head = {name: value[:5].contiguous() for name, value in state.items() if "classifier" in name}
+    assert head
+    save_file({**state, **head}, copy / "model.safetensors")
+    meta = json.loads((copy / "checkpoint.json").read_text())
+    meta["weights_sha256"] = sha256_file(copy / "model.safetensors")
+    (copy / "checkpoint.json").write_text(json.dumps(meta))
+    result = CliRunner().invoke(app, [str(copy), "-o", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert result.output.startswith("nima export: cannot read the checkpoint")
+    assert "size mismatch for classifier.1." in result.output
+    assert result.output.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_committed_graph_belongs_to_the_committed_checkpoint(pixels: np.ndarray) -> None:
     network = ROOT / "model_repository" / "nima_network" / "1"
     if not BUNDLED.is_dir():
