@@ -10,31 +10,18 @@ as it is served, and what that does to the mean rating of the bundled model (ONN
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import io
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 from PIL import Image
 
-from nima_build.gpu_steps import full_decode
+from nima_build.gpu_steps import full_decode, model_file
 from nima_build.parity import means, onnx_scorer
 from nima_build.repository import default_repository, load_metadata
 from nima_client.preprocess import PreprocessSpec, preprocess, to_pixels
 
 BORDER = 2
-
-
-def model_file(name: str) -> ModuleType:
-    """A Python file of ``nima_preprocess``."""
-    path = default_repository() / "nima_preprocess" / "1" / name
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def nvimagecodec(files: list[bytes], spec: PreprocessSpec) -> np.ndarray:

@@ -169,7 +169,7 @@ def check_gpu_preprocessing(context: Context) -> dict[str, Any]:
 
 def measure_gpu_pixels(context: Context, device_id: int | None) -> dict[str, Any]:
     """Pixels, scores and rates of nvImageCodec and CV-CUDA on a device (None: CPU decoders)."""
-    module = _model_file("gpu_pixels.py")
+    module = model_file("gpu_pixels.py")
     spec = full_decode(context.metadata.spec)
     pixels = module.on_gpu(spec, DEFAULT_LIMITS, device_id)
     decoder = module.JpegDecoder(device_id)
@@ -200,7 +200,7 @@ def check_dali(context: Context) -> dict[str, Any]:
 
 def measure_dali(context: Context, **device: Any) -> dict[str, Any]:
     """Pixels, scores and the rate of the DALI pipeline; ``device`` goes to the pipeline."""
-    module = _model_file("dali.py")
+    module = model_file("dali.py")
     count = len(context.jpegs)
     pipeline = module.pipeline(batch_size=count, prefetch_queue_depth=1, **device)
     pipeline.build()
@@ -265,7 +265,8 @@ def _missing(name: str) -> bool:
         return True
 
 
-def _model_file(name: str) -> ModuleType:
+def model_file(name: str) -> ModuleType:
+    """A Python file of ``nima_preprocess``, as a module."""
     path = default_repository() / PREPROCESS_MODEL / "1" / name
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
