@@ -143,6 +143,16 @@ def _tiff(entries: list[tuple[int, int, int, int]], rest: bytes = b"") -> bytes:
     return b"II*\0\x08\0\0\0" + directory + bytes(4) + rest
 
 
+def tiff_fax_noise(rows: int) -> bytes:
+    """A fax-coded TIFF with an error in every row, each of which libtiff would tell of."""
+    body = b"0" * (3 * rows)
+    entries = [
+        (256, 4, 1, 100), (257, 4, 1, rows), (258, 3, 1, 1), (259, 3, 1, 4), (262, 3, 1, 1),
+        (273, 4, 1, 256), (277, 3, 1, 1), (278, 4, 1, rows), (279, 4, 1, len(body)),
+    ]  # fmt: skip
+    return _tiff(entries).ljust(256, b"\0") + body
+
+
 def tiff_tile(side: int) -> bytes:
     """A TIFF of 10x10 pixels in one deflated tile of side x side."""
     packed = zlib.compress(bytes(1 << 22), 9)

@@ -28,6 +28,7 @@ from nima_client.preprocess._header import (
     inspect_header,
     sniff_format,
 )
+from nima_client.preprocess._libtiff import silence_libtiff
 from nima_client.preprocess._spec import DEFAULT_LIMITS, Limits, PreprocessSpec
 from nima_client.preprocess._transform import normalize, preprocess, to_pixels
 
@@ -42,6 +43,7 @@ __all__ = [
     "inspect_header",
     "normalize",
     "preprocess",
+    "silence_libtiff",
     "sniff_format",
     "to_pixels",
 ]
