@@ -103,13 +103,18 @@ bench: $(BENCH_READY) $(PERF)/bin/perf_analyzer ## Load-test against the limit: 
 	@$(BIN)/nima bench $(BENCH_PHOTOS) $(BENCH_ARGS)
 
 PEERS := .venv-peers
-$(PEERS)/.ready: benchmarks/peers/requirements.txt | $(BIN)/python
-	@echo "Installing the peers into $(PEERS) (about 330 MB) …"
-	@$(BIN)/python -m venv $(PEERS)
-	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+PEERS_PIP = $(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check
+PURELIB := import sysconfig; print(sysconfig.get_path("purelib"))
+$(PEERS)/.ready: benchmarks/peers/requirements.txt benchmarks/peers/requirements-torch.txt | $(TEST_READY)
+	@echo "Installing the peers into $(PEERS) (about 2 GB, TensorFlow most of it) …"
+	@$(BIN)/python -m venv --clear $(PEERS)
+	@$(PEERS_PIP) -r $<
+	@# torch is not installed twice: it is found in the project's environment, after the peers' own.
+	@$(BIN)/python -c '$(PURELIB)' > "$$($(PEERS)/bin/python -c '$(PURELIB)')/zz_project.pth"
+	@$(PEERS_PIP) --no-deps -r benchmarks/peers/requirements-torch.txt
 	@touch $@
 
-bench-peers: $(TEST_READY) $(PEERS)/.ready ## Compare with FastAPI, LitServe, BentoML, tutorial-style Triton
+bench-peers: $(TEST_READY) $(PEERS)/.ready ## Compare with FastAPI, LitServe, BentoML, Ray Serve, Keras, IQA-PyTorch …
 	@test -n "$(BENCH_PHOTOS)" || { echo "Pass a folder of photos: make bench-peers IMAGES=folder"; exit 1; }
 	@$(BIN)/python benchmarks/peers/compare.py --photos $(BENCH_PHOTOS) $(BENCH_ARGS)
 

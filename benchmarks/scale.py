@@ -6,7 +6,9 @@ Three measurements into one ``scale.json``:
 
 - workers: throughput with 1 instance of each step up to one a core, in turn with the in-process
   limit on as many cores;
-- memory: resident and shared memory of server, stubs and client while a stream is scored;
+- memory: resident and shared memory of server, stubs and client while a stream is scored, once with
+  the real network and camera-like photos, once with small photos and a network that only averages
+  (``--simulated``), so that a stream of a million images takes minutes, not hours;
 - folder: time and peak memory of ``nima score`` over many files.
 """
 
@@ -17,12 +19,14 @@ import itertools
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +38,7 @@ from nima_build.bench.photos import load_photos, split_by_size
 from nima_build.repository import default_repository, load_metadata
 from nima_build.server import EmbeddedServer, ServerOptions
 from nima_client import NimaClient
-from nima_client._files import write_atomic
+from nima_client._files import sha256_file, write_atomic
 
 IN_FLIGHT = 8
 MIB = 2**20
@@ -98,6 +102,62 @@ def _memory(server: EmbeddedServer) -> dict[str, float]:
     }
 
 
+def simulated(repository: Path, target: Path) -> tuple[Path, list[bytes]]:
+    """The product's repository with a network that only averages, and small photos for it.
+
+    What could leak (transport, queues, processes, decoder, client) is all real.
+    """
+    import io
+
+    from onnx import TensorProto, helper, numpy_helper, save
+    from PIL import Image
+
+    from nima_build.metadata import ModelMetadata
+
+    shutil.copytree(repository, target, ignore=shutil.ignore_patterns("__pycache__", "SHA256SUMS"))
+    side = load_metadata(repository).spec.crop_size
+    ratings = np.arange(1, 11, dtype=np.float32)
+    constants = {
+        "weights": np.linspace(-0.01, 0.01, 30, dtype=np.float32).reshape(3, 10),
+        "ratings": ratings[:, None],
+        "squares": (ratings**2)[:, None],
+        "axes": np.array([1, 2], np.int64),
+    }
+    steps = [
+        helper.make_node("Cast", ["PIXELS"], ["values"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["values", "axes"], ["colour"], keepdims=0),
+        helper.make_node("MatMul", ["colour", "weights"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["DISTRIBUTION"], axis=1),
+        helper.make_node("MatMul", ["DISTRIBUTION", "ratings"], ["MEAN"]),
+        helper.make_node("MatMul", ["DISTRIBUTION", "squares"], ["second"]),
+        helper.make_node("Mul", ["MEAN", "MEAN"], ["square"]),
+        helper.make_node("Sub", ["second", "square"], ["variance"]),
+        helper.make_node("Sqrt", ["variance"], ["STD"]),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        steps,
+        "average",
+        [value("PIXELS", TensorProto.UINT8, ["B", side, side, 3])],
+        [value(n, TensorProto.FLOAT, ["B", k]) for n, k in
+         (("DISTRIBUTION", 10), ("MEAN", 1), ("STD", 1))],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx = target / "nima_network" / "1" / "model.onnx"
+    save(model, onnx)
+    path = onnx.with_name("model.json")
+    metadata = replace(ModelMetadata.load(path), onnx_sha256=sha256_file(onnx))
+    metadata.save(path)
+    photos, noise = [], np.random.default_rng(0)
+    for _ in range(16):
+        pixels = noise.integers(0, 256, (96, 128, 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
+        photos.append(buffer.getvalue())
+    return target, photos
+
+
 def memory(photos: Sequence[bytes], repository: Path, seconds: float) -> dict[str, object]:
     """Score a stream for so long and watch memory; growth is fitted over the second half."""
     samples: list[dict[str, float]] = []
@@ -154,6 +214,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="of one throughput measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--stream-seconds", type=float, default=60.0)
+    parser.add_argument(
+        "--simulated", type=float, default=60.0, help="seconds of the simulated stream; 0 for none"
+    )
     parser.add_argument("--files", type=int, default=1000)
     parser.add_argument("--model-repository", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=Path("out/scale"))
@@ -170,6 +233,10 @@ def main() -> None:
         "workers": workers(photos, repository, options.seconds, options.rounds),
         "memory": memory(photos, repository, options.stream_seconds),
     }
+    if options.simulated:
+        with tempfile.TemporaryDirectory(prefix="nima-scale-") as name:
+            light, small = simulated(repository, Path(name) / "models")
+            result["memory_simulated"] = memory(small, light, options.simulated)
     options.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=1) + "\n"
     write_atomic(options.out / "scale.json", text.encode())

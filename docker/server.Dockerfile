@@ -39,8 +39,11 @@ COPY --chmod=755 docker/entrypoint.sh /usr/local/bin/nima-entrypoint
 USER 1000:1000
 WORKDIR /models
 
+# glibc's malloc keeps a photo's buffers: see nima_build/server/_arguments.py.
 ENV NIMA_MODEL_REPOSITORY=/models \
-    NIMA_PROFILE=default
+    NIMA_PROFILE=default \
+    MALLOC_MMAP_THRESHOLD_=33554432 \
+    MALLOC_TRIM_THRESHOLD_=67108864
 EXPOSE 8000 8001 8002
 # An inference: Triton's own health stays green with a dead Python model.
 HEALTHCHECK --interval=15s --timeout=10s --start-period=120s --retries=3 \

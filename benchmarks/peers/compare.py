@@ -2,10 +2,11 @@
 
     make bench-peers        or        python benchmarks/peers/compare.py --photos FOLDER
 
-All servers run at once and are loaded in turn, a few seconds each, for several rounds, with the
-limit of the machine in between: the table gives ratios within a round. Every server answers on
+All servers run at once and are loaded in turn, a second or two each, for several rounds, with the
+limit of the machine in between: the tables give ratios within a round. Every server answers on
 loopback over HTTP to the same load generator, with the same network, and with the same decoder
-except where the name says otherwise.
+except where the name says otherwise. Programs that have no server (Keras, IQA-PyTorch) score the
+same photos from files, in turn with the product.
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ import contextlib
 import json
 import os
 import signal
-import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+import loopback
+import offline
 import servers
 from http_load import closed_loop
+from tables import OfflineSample, Sample, offline_table, plot, tables
 
 from nima_build.bench.limit import LimitMeter
 from nima_build.bench.machine import describe_machine, one_line
@@ -35,9 +40,11 @@ PEERS = {
     "fastapi-pillow": lambda setting: servers.fastapi(setting, pillow=True),
     "litserve": servers.litserve,
     "bentoml": servers.bentoml,
+    "ray": servers.ray_serve,
     "triton-tutorial": servers.triton_tutorial,
 }
 MEAN_TOLERANCE = 0.05  # a full decode instead of the reduced one, rounding
+OFFLINE_CONCURRENCY = 8
 
 
 def check_same_work(targets: list[servers.Target]) -> None:
@@ -50,93 +57,96 @@ def check_same_work(targets: list[servers.Target]) -> None:
                 raise SystemExit(f"{target.name} scores photo {index} {got}, not {wanted}")
 
 
+def load(target: servers.Target, concurrency: int, seconds: float) -> dict[str, float]:
+    """Throughput, CPU time and latencies of one server."""
+    before = target.cpu_seconds()
+    rate, latencies, answered = closed_loop(target.address, target.requests, concurrency, seconds)
+    cpu_ms = (target.cpu_seconds() - before) / answered * 1000
+    p50, p95, p99 = percentiles(latencies)
+    return {
+        "images_per_second": rate,
+        "cpu_ms": cpu_ms,
+        "p50_ms": p50,
+        "p95_ms": p95,
+        "p99_ms": p99,
+    }
+
+
 def measure(
     targets: list[servers.Target],
     meter: LimitMeter,
-    concurrencies: list[int],
+    concurrencies: Sequence[int],
     seconds: float,
     rounds: int,
-) -> list[dict[str, object]]:
+) -> list[Sample]:
     """Every server at every concurrency, in turn; the order rotates with the rounds."""
-    samples: list[dict[str, object]] = []
+    samples: list[Sample] = []
     for number in range(rounds):
         for concurrency in concurrencies:
             limit = meter.rate("combined", seconds / 2)
             shift = number % len(targets)
             for target in targets[shift:] + targets[:shift]:
-                before = target.cpu_seconds()
-                rate, latencies, answered = closed_loop(
-                    target.address, target.requests, concurrency, seconds
-                )
-                cpu_ms = (target.cpu_seconds() - before) / answered * 1000
-                p50, p95, p99 = percentiles(latencies)
-                samples.append(
-                    {
-                        "server": target.name,
-                        "concurrency": concurrency,
-                        "round": number,
-                        "images_per_second": rate,
-                        "limit": limit,
-                        "cpu_ms": cpu_ms,
-                        "p50_ms": p50,
-                        "p95_ms": p95,
-                        "p99_ms": p99,
-                    }
-                )
+                found = load(target, concurrency, seconds)
+                samples.append(Sample(target.name, concurrency, round=number, limit=limit, **found))
                 print(
-                    f"round {number + 1}, {concurrency} in flight, {target.name}: {rate:.1f} "
-                    f"images/s ({rate / limit:.0%} of the limit), p50 {p50:.1f} p99 {p99:.1f} ms, "
-                    f"CPU {cpu_ms:.1f} ms an image",
+                    f"round {number + 1}, {concurrency} in flight, {target.name}: "
+                    f"{found['images_per_second']:.1f} images/s "
+                    f"({found['images_per_second'] / limit:.0%} of the limit), "
+                    f"p50 {found['p50_ms']:.1f} p99 {found['p99_ms']:.1f} ms, "
+                    f"CPU {found['cpu_ms']:.1f} ms an image",
                     flush=True,
                 )
     return samples
 
 
-def table(samples: list[dict[str, object]], names: list[str], concurrencies: list[int]) -> str:
-    """Throughput as a ratio to the product (medians of the rounds' ratios), share of limit, p99."""
-
-    def of(name: str, concurrency: int, key: str) -> list[float]:
-        return [
-            float(str(s[key]))
-            for s in samples
-            if s["server"] == name and s["concurrency"] == concurrency
-        ]
-
-    head = "".join(f"| {c} in flight " for c in concurrencies)
-    lines = [f"| server {head}|", "|---" * (len(concurrencies) + 1) + "|"]
-    for name in names:
-        cells = []
-        for concurrency in concurrencies:
-            own = of(names[0], concurrency, "images_per_second")
-            rates = of(name, concurrency, "images_per_second")
-            ratio = statistics.median(b / a for a, b in zip(own, rates))
-            share = statistics.median(
-                r / limit for r, limit in zip(rates, of(name, concurrency, "limit"))
+def measure_offline(
+    product: servers.Target, programs: list[offline.Program], seconds: float, rounds: int
+) -> list[OfflineSample]:
+    """Every program without a server, in turn with the product."""
+    samples: list[OfflineSample] = []
+    for number in range(rounds):
+        for program in programs:
+            own = load(product, OFFLINE_CONCURRENCY, seconds)
+            rate, cpu_ms = program.work(seconds)
+            samples.append(
+                OfflineSample(
+                    program.name, number, rate, cpu_ms, own["images_per_second"], own["cpu_ms"]
+                )
             )
-            p50 = statistics.median(of(name, concurrency, "p50_ms"))
-            p99 = statistics.median(of(name, concurrency, "p99_ms"))
-            own_cpu = of(names[0], concurrency, "cpu_ms")
-            cpu = statistics.median(b / a for a, b in zip(own_cpu, of(name, concurrency, "cpu_ms")))
-            cells.append(
-                f"**{ratio:.2f}** · {statistics.median(rates):.1f}/s · {share:.0%} · "
-                f"p50 {p50:.0f} p99 {p99:.0f} ms · CPU {cpu:.2f}"
+            print(
+                f"round {number + 1}, {program.name}: {rate:.1f} images/s, CPU {cpu_ms:.1f} ms an "
+                f"image; the product {own['images_per_second']:.1f} and {own['cpu_ms']:.1f}",
+                flush=True,
             )
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return samples
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", type=Path, required=True, help="folder of photos")
     parser.add_argument("--peers", default=",".join(PEERS), help=f"of {', '.join(PEERS)}")
+    parser.add_argument(
+        "--offline", default=",".join(offline.NAMES), help=f"of {', '.join(offline.NAMES)}"
+    )
     parser.add_argument("--python", type=Path, default=Path(".venv-peers/bin/python"))
-    parser.add_argument("--concurrency", default="1,8,32")
-    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--concurrency", default="1,2,4,8,16,32,64")
+    parser.add_argument("--seconds", type=float, default=1.2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--set", default="small", choices=["small", "large"])
     parser.add_argument("--model-repository", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=Path("out/bench-peers"))
     options = parser.parse_args()
+    peers = [name for name in options.peers.split(",") if name]
+    programs = [name for name in options.offline.split(",") if name]
+    for name, known in [(n, PEERS) for n in peers] + [(n, offline.NAMES) for n in programs]:
+        if name not in known:
+            raise SystemExit(f"no peer {name!r}: there are {', '.join(known)}")
+    if not options.python.is_file():
+        raise SystemExit(f"no {options.python}: run `make bench-peers`, which installs the peers")
+    if "ray" in peers and not loopback.enter():
+        print("Ray Serve is left out: it binds beyond loopback, and no network namespace can be "
+              "made here (Debian: util-linux, iproute2)")  # fmt: skip
+        peers.remove("ray")
     # Ended from outside (timeout, say), the servers must end, too: they have sessions of their own.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
@@ -148,7 +158,7 @@ def main() -> None:
     repository = (options.model_repository or default_repository()).resolve()
     metadata = load_metadata(repository)
     machine = describe_machine()
-    with tempfile.TemporaryDirectory(prefix="nima-peers-") as folder, contextlib.ExitStack() as up:
+    with tempfile.TemporaryDirectory(prefix="nima-peers-") as folder:
         setting = servers.Setting(
             photos=[photo.data for photo in chosen.photos],
             repository=repository,
@@ -157,30 +167,48 @@ def main() -> None:
             python=options.python.absolute(),
             folder=Path(folder),
         )
-        targets = [up.enter_context(servers.product(setting))]
-        for name in options.peers.split(","):
-            print(f"starting {name} …", flush=True)
-            targets.append(up.enter_context(PEERS[name](setting)))
-        check_same_work(targets)
-        meter = up.enter_context(LimitMeter(setting.photos, metadata.spec, setting.onnx))
-        samples = measure(targets, meter, concurrencies, options.seconds, options.rounds)
+        with contextlib.ExitStack() as up:
+            targets = [up.enter_context(servers.product(setting))]
+            for name in peers:
+                print(f"starting {name} …", flush=True)
+                targets.append(up.enter_context(PEERS[name](setting)))
+            check_same_work(targets)
+            meter = up.enter_context(LimitMeter(setting.photos, metadata.spec, setting.onnx))
+            samples = measure(targets, meter, concurrencies, options.seconds, options.rounds)
+        alone: list[OfflineSample] = []
+        with contextlib.ExitStack() as up:
+            if programs:
+                product = up.enter_context(servers.product(setting))
+                ready = [up.enter_context(offline.program(n, setting)) for n in programs]
+                alone = measure_offline(product, ready, options.seconds, options.rounds)
     names = [target.name for target in targets]
     text = (
         f"# Peers, {chosen.name} photos: {chosen.describe()}\n\n{one_line(machine)}. "
         f"Network: {metadata.name} ({metadata.checkpoint_sha256[:12]}).\n\n"
-        f"{table(samples, names, concurrencies)}\n\n"
-        "Bold: throughput relative to NIMA on Triton, median of the rounds' ratios; then images/s, "
-        "share of the in-process limit, latency, and CPU time an image relative to NIMA on Triton "
-        f"(what other programs took does not count). {options.rounds} rounds of "
-        f"{options.seconds:g} s each, all servers up, loaded in turn over HTTP by the same "
-        "generator on the same cores.\n"
+        f"{tables(samples, names, concurrencies)}\n\n"
+        f"Ratios are medians of {options.rounds} rounds' own ratios, the rest medians. "
+        f"{options.seconds:g} s a measurement, all servers up, loaded in turn over HTTP by one "
+        "generator on the same cores; the limit is measured in the same round.\n"
     )
+    if alone:
+        text += (
+            f"\n## Without a server\n\n{offline_table(alone)}\n\nRatios to {names[0]} with "
+            f"{OFFLINE_CONCURRENCY} in flight, measured right before.\n"
+        )
     options.out.mkdir(parents=True, exist_ok=True)
-    document = {"machine": machine, "network": metadata.name, "samples": samples}
-    write_atomic(
-        options.out / f"peers-{chosen.name}.json", (json.dumps(document, indent=1) + "\n").encode()
-    )
-    write_atomic(options.out / f"peers-{chosen.name}.md", text.encode())
+    document = {
+        "machine": machine,
+        "network": metadata.name,
+        "samples": [asdict(s) for s in samples],
+        "offline": [asdict(s) for s in alone],
+    }
+    title = f"{chosen.name}: {chosen.describe()}"
+    for suffix, content in (
+        ("json", (json.dumps(document, indent=1) + "\n").encode()),
+        ("md", text.encode()),
+        ("png", plot(samples, names, concurrencies, title)),
+    ):
+        write_atomic(options.out / f"peers-{chosen.name}.{suffix}", content)
     print(text)
 
 

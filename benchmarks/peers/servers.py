@@ -26,7 +26,8 @@ from nima_build.server import EmbeddedServer, ServerOptions
 
 HERE = Path(__file__).resolve().parent
 CLIENT = HERE.parents[1] / "client"
-START_TIMEOUT = 60.0
+START_TIMEOUT = 120.0  # Ray on a busy machine
+STOP_TIMEOUT = 20.0
 _CLIENT_TYPE = "multipart/form-data; boundary=nima"
 
 
@@ -154,6 +155,9 @@ def _process(
         "NIMA_PILLOW": "1" if pillow else "0",
         "BENTOML_DO_NOT_TRACK": "True",
         "BENTOML_HOME": str(setting.folder / "bentoml"),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     }
     make = {"raw": _raw, "multipart": _multipart}[request]
     requests = [make(photo) for photo in setting.photos]
@@ -176,7 +180,7 @@ def _process(
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(8)
+            process.wait(STOP_TIMEOUT)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -223,6 +227,16 @@ def bentoml(setting: Setting) -> contextlib.AbstractContextManager[Target]:
         *("--host", "127.0.0.1", "--port", str(port), "--working-dir", str(HERE)),
     ]
     return _process("BentoML", setting, command, port, "raw")
+
+
+def ray_serve(setting: Setting) -> contextlib.AbstractContextManager[Target]:
+    """Ray Serve; only in a network namespace, see ``loopback.py``."""
+    port = _free_port()
+    command = [
+        *(str(setting.python), "ray_app.py", str(port), str(setting.workers)),
+        str(setting.folder / "ray"),
+    ]
+    return _process("Ray Serve", setting, command, port, "raw")
 
 
 @contextlib.contextmanager

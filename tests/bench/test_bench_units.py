@@ -146,8 +146,9 @@ def test_reports_hold_every_sample_and_the_limit(result, tmp_path):
     assert [float(line["images_per_second"]) for line in table] == [90.0, 104.5, 57.0]
     assert "**105.0 images/s**" in to_markdown(result)
     assert "| 8 in flight | 90.0 (57.0–104.5) | 95% |" in to_markdown(result)
-    assert "| 8 in flight | 8.00 | 9.00 | 1.00 | 80% |" in to_markdown(result)
+    assert "| 8 in flight | 8.00 | 9.00 | 1.00 | 80% | 89% |" in to_markdown(result)
     assert float(table[0]["cpu_share"]) == pytest.approx(0.8)
+    assert float(table[0]["cpu_server_share"]) == pytest.approx(8 / 9, rel=1e-3)
     written = write_report(result, tmp_path / "out")
     document = json.loads((tmp_path / "out" / "results.json").read_text())
     assert document["samples"][1]["share_of_limit"] == pytest.approx(0.95)

@@ -110,3 +110,26 @@ def test_capacity_arithmetic(capacity):
     assert "**6** (12 cores, 14 dollars a day)" in text
     with pytest.raises(SystemExit, match="no sample"):
         capacity.saturated_rate(document(100.0), "large")
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return load_script(BENCHMARKS / "peers" / "tables.py")
+
+
+def test_peers_are_compared_by_the_rounds_own_ratios(tables):
+    def sample(server: str, number: int, rate: float, p99: float, cpu: float):
+        return tables.Sample(server, 8, number, rate, 200.0, cpu, 50.0, 60.0, p99)
+
+    samples = [
+        *(sample("own", k, rate, 60.0, 10.0) for k, rate in enumerate((100.0, 50.0, 80.0))),
+        *(sample("peer", k, rate, 90.0, 12.0) for k, rate in enumerate((90.0, 30.0, 76.0))),
+    ]
+    text = tables.tables(samples, ["own", "peer"], [8])
+    # Ratios 0.9, 0.6, 0.95: their median, not the ratio of the medians (0.95).
+    assert "| peer | **0.90** · 76/s · 38% |" in text
+    assert "| peer | **90** · 1.80 |" in text
+    assert "| peer | **1.20** · 12.0 ms |" in text
+    assert tables.plot(samples, ["own", "peer"], [8], "title").startswith(b"\x89PNG")
+    offline = [tables.OfflineSample("script", 0, 25.0, 40.0, 100.0, 10.0)]
+    assert "| script | 25.0 | **0.25** | 40.0 | **4.0** |" in tables.offline_table(offline)

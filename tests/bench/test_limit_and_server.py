@@ -6,11 +6,16 @@ hour to hour. The bounds are generous; `nima bench` has the real figures.
 
 from __future__ import annotations
 
+import io
 import itertools
+import resource
 import statistics
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from nima_build.bench import BenchError
 from nima_build.bench.limit import LimitMeter
@@ -20,11 +25,13 @@ from nima_build.bench.photos import PhotoSet, load_photos, write_perf_inputs
 from nima_build.bench.session import Sweep, run_sweep
 from nima_build.bench.stages import StageMeter
 from nima_build.repository import ONNX_NAME, default_repository
+from nima_client import NimaClient
 from nima_client.contract import NETWORK_MODEL
 
 # An idle machine gives 0.9; another process that takes a core for a while must not fail the test.
 LEAST_SHARE_OF_LIMIT = 0.5
 LARGEST_SHARE_OUTSIDE_THE_STEPS = 0.6
+LARGEST_FAULTS_TO_FILE = 3.0
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +56,6 @@ def meter(triton, encoded):
 
 def closed_loop(url, encoded, concurrency, seconds):
     """Images per second with ``concurrency`` in flight, through the project's client."""
-    from nima_client import NimaClient
-
     with NimaClient(url, max_in_flight=concurrency) as client:
         client.score(encoded)
         begin = time.perf_counter()
@@ -59,6 +64,12 @@ def closed_loop(url, encoded, concurrency, seconds):
             if (taken := time.perf_counter() - begin) > seconds:
                 return answered / taken
     raise AssertionError("an endless stream ended")
+
+
+def minor_faults(server):
+    """Pages that tritonserver and its stubs had to be given since they started."""
+    stats = (Path(f"/proc/{pid}/stat").read_text() for pid in {server.pid, *server.stub_pids()})
+    return sum(int(stat.rpartition(")")[2].split()[7]) for stat in stats)
 
 
 def test_limits_are_in_proportion(meter):
@@ -143,3 +154,17 @@ def test_a_sweep_measures_everything_in_turn(triton, photos, perf_analyzer):
     ]
     assert all(s.limit > 0 and s.measured.throughput > 0 for s in result.samples)
     assert len(lines) == 4
+
+
+def test_processes_keep_the_memory_of_a_camera_photo(triton):
+    """Page faults, as multiples of the file's size: 1.4 with glibc told to keep, 5 without."""
+    noise = np.random.default_rng(0).integers(0, 256, (2000, 3000, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "JPEG", quality=80)
+    photo = buffer.getvalue()
+    with NimaClient(triton.grpc_url) as client:
+        client.score([photo] * 8)
+        before = minor_faults(triton)
+        client.score([photo] * 24)
+    faults = (minor_faults(triton) - before) / 24
+    assert faults * resource.getpagesize() / len(photo) < LARGEST_FAULTS_TO_FILE

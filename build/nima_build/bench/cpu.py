@@ -16,9 +16,9 @@ class CpuTime:
     """Milliseconds of CPU an image.
 
     Attributes:
-        in_process: decode and network without a server, measured just before.
+        in_process: decode and network without a server, measured just before and after.
         server: tritonserver and its stubs.
-        generator: the load generator.
+        generator: the load generator, its start (reading the photos) included.
     """
 
     in_process: float
@@ -30,9 +30,14 @@ class CpuTime:
         """Share of the limit that server and generator on the same busy cores can reach."""
         return self.in_process / (self.server + self.generator)
 
+    @property
+    def server_share(self) -> float:
+        """The same with the generator on another machine."""
+        return self.in_process / self.server
+
     def to_dict(self) -> dict[str, float]:
         """JSON-ready fields."""
-        return {**asdict(self), "share": self.share}
+        return {**asdict(self), "share": self.share, "server_share": self.server_share}
 
 
 class CpuMeter:

@@ -19,7 +19,7 @@ _COLUMNS = (
     *("photos", "tool", "concurrency", "rate", "repeat", "images_per_second", "limit"),
     *("share_of_limit", "p50_ms", "p95_ms", "p99_ms"),
     *("queue_ms", "decode_ms", "network_ms", "server_ms", "failed"),
-    *("cpu_ms_in_process", "cpu_ms_server", "cpu_ms_generator", "cpu_share"),
+    *("cpu_ms_in_process", "cpu_ms_server", "cpu_ms_generator", "cpu_share", "cpu_server_share"),
 )
 
 
@@ -105,7 +105,7 @@ def to_csv(result: Result) -> str:
         shown = [f"{v:.4g}" if isinstance(v, float) else v for v in figures]
         writer.writerow(
             [s.photos, s.tool, s.load.concurrency, s.load.rate, s.repeat, *shown, s.failed]
-            + ([f"{v:.4g}" for v in s.cpu.to_dict().values()] if s.cpu else [""] * 4)
+            + ([f"{v:.4g}" for v in s.cpu.to_dict().values()] if s.cpu else [""] * 5)
         )
     return buffer.getvalue()
 
@@ -133,10 +133,12 @@ def to_markdown(result: Result) -> str:
     repeats = 1 + max((s.repeat for s in result.samples), default=0)
     text.append(
         f"Medians of {repeats} rounds (least to most in brackets). The limit is measured right "
-        "before every measurement, in turn with it; a share is the median of those ratios. "
+        "before and after every measurement; a share is the median of the ratios to both's mean. "
         "Queue, decode and network are means inside the server (copies included), transport is "
         "the p50 a client sees less the server's own time. CPU time does not count what other "
-        "programs took, so it holds on a shared machine, too. Figures of different runs must not "
+        "programs took, so it holds on a shared machine, too. Its first ratio is the share of the "
+        "limit that server and generator can reach on the same busy cores, its last the server's "
+        "with the generator elsewhere. Figures of different runs must not "
         "be compared.\n"
     )
     return "\n".join(text)
@@ -160,14 +162,16 @@ def _table(table: Iterable[Row]) -> str:
 
 def _cpu_table(table: Iterable[Row]) -> str:
     lines = [
-        "| load | in process | server | load generator ms | limit / (server + generator) |",
-        "|---|---|---|---|---|",
+        "| load | in process | server | load generator ms | limit / (server + generator) "
+        "| limit / server |",
+        "|---|---|---|---|---|---|",
     ]
     for r in table:
         if r.cpu is not None:
             lines.append(
                 f"| {r.load.label} | {r.cpu['in_process']:.2f} | {r.cpu['server']:.2f} "
-                f"| {r.cpu['generator']:.2f} | {r.cpu['share']:.0%} |"
+                f"| {r.cpu['generator']:.2f} | {r.cpu['share']:.0%} "
+                f"| {r.cpu['server_share']:.0%} |"
             )
     return "\n".join(lines)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nima_build.bench.cpu import CpuMeter, CpuTime
-from nima_build.bench.limit import Limit, LimitMeter
+from nima_build.bench.limit import Limit, LimitMeter, Pace
 from nima_build.bench.machine import describe_machine
 from nima_build.bench.open_loop import run_open_loop
 from nima_build.bench.perf_analyzer import Load, Measured, run_perf_analyzer
@@ -39,7 +39,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Sample:
-    """One measurement, with the limit measured right before it.
+    """One measurement, with the limit measured right before and after it.
 
     Attributes:
         photos: name of the photo set.
@@ -47,7 +47,8 @@ class Sample:
         load: what was asked of the server.
         repeat: number of the round.
         measured: what came back.
-        limit: images per second in process, decode and network together, just before.
+        limit: images per second in process, decode and network together: the mean of just before
+            and just after.
         stages: where the time went inside the server; None when it could not be told.
         failed: requests without a score.
         cpu: CPU time an image; only with perf_analyzer and a server this run started.
@@ -177,6 +178,7 @@ class _SetBench:
     perf_analyzer: Path
     result: Result
     report: Callable[[str], None]
+    before: Pace = field(init=False)
 
     def run(self, sweep: Sweep) -> None:
         warm_up = Load(concurrency=max(sweep.concurrencies, default=4))
@@ -185,6 +187,7 @@ class _SetBench:
         rates: list[float] = []
         for repeat in range(sweep.repeats):
             limit = self.limits.measure(limit_seconds)
+            self.before = self.limits.pace("combined", limit_seconds)
             self.result.limits[self.name].append(limit)
             # Fixed by the first round, so that all rounds run the same loads.
             rates = rates or [round(share * limit.combined, 1) for share in sweep.rate_shares]
@@ -197,7 +200,6 @@ class _SetBench:
     def _measure(
         self, tool: str, load: Load, repeat: int, seconds: float, limit_seconds: float
     ) -> None:
-        limit = self.limits.pace("combined", limit_seconds)
         self.meter.lap()
         if self.cpu is not None:
             self.cpu.lap()
@@ -207,11 +209,14 @@ class _SetBench:
             measured, failed = outcome.measured, outcome.failed
         else:
             measured = run_perf_analyzer(self.perf_analyzer, self.url, self.inputs, load, seconds)
-        stages = self.meter.lap()
-        if self.cpu is not None and tool == "perf_analyzer" and stages is not None:
-            server, generator = (1000 * s / stages.requests for s in self.cpu.lap())
-            cpu = CpuTime(limit.cpu_ms, server, generator)
-        sample = Sample(self.name, tool, load, repeat, measured, limit.rate, stages, failed, cpu)
+        stages, used = self.meter.lap(), self.cpu.lap() if self.cpu is not None else None
+        before, after = self.before, self.limits.pace("combined", limit_seconds)
+        self.before = after
+        limit = (before.rate + after.rate) / 2
+        if used is not None and tool == "perf_analyzer" and stages is not None:
+            server, generator = (1000 * s / stages.requests for s in used)
+            cpu = CpuTime((before.cpu_ms + after.cpu_ms) / 2, server, generator)
+        sample = Sample(self.name, tool, load, repeat, measured, limit, stages, failed, cpu)
         self.result.samples.append(sample)
         self.report(
             f"{self.name}, round {repeat + 1}, {tool}, {load.label}: "

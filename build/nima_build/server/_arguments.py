@@ -12,6 +12,11 @@ from nima_build.server._install import libpython_directory, tritonserver_binary
 from nima_build.server._options import ServerOptions
 from nima_build.server._security import restriction_arguments
 
+# glibc returns large blocks to the kernel as soon as they are free, and a camera photo of a few
+# megabytes then costs a millisecond of page faults in every process it passes (benchmarks/NOTES.md,
+# entry 9). So much stays with each process instead; 32 MiB is the most that glibc takes.
+_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
+
 
 def command(
     options: ServerOptions, folder: Path, ports: Sequence[int], admin_token: str, shm_prefix: str
@@ -59,7 +64,7 @@ def environment() -> dict[str, str]:
     Raises:
         ServerError: there is no shared library of this interpreter.
     """
-    values = dict(os.environ)
+    values = {**_MALLOC, **os.environ}
     # The stub finds its interpreter, and so this environment's packages, on PATH.
     values["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     values.pop("PYTHONHOME", None)
