@@ -102,8 +102,8 @@ def main() -> None:
     print(
         f"\nfull / ours: median {statistics.median(ratios):.2f}, mean "
         f"{statistics.fmean(ratios):.2f} ({min(ratios):.1f} to {max(ratios):.1f}); "
-        f"its bound, full / (1/8): median {statistics.median(bounds):.2f}. |Change of the rating|: mean "
-        f"{statistics.fmean(changes):.4f}, most {max(changes):.4f}."
+        f"its bound, full / (1/8): median {statistics.median(bounds):.2f}. "
+        f"|Change of the rating|: mean {statistics.fmean(changes):.4f}, most {max(changes):.4f}."
     )
 
 
