@@ -28,6 +28,7 @@ import servers
 from http_load import closed_loop
 from tables import OfflineSample, Sample, offline_table, plot, tables
 
+from nima_build.bench import BenchError
 from nima_build.bench.limit import LimitMeter
 from nima_build.bench.machine import describe_machine, one_line
 from nima_build.bench.open_loop import percentiles
@@ -150,11 +151,14 @@ def main() -> None:
     # Ended from outside (timeout, say), the servers must end, too: they have sessions of their own.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
-    sets = {s.name: s for s in split_by_size(load_photos([options.photos]))}
+    try:
+        sets = {s.name: s for s in split_by_size(load_photos([options.photos]))}
+        concurrencies = [int(c) for c in options.concurrency.split(",")]
+    except (BenchError, ValueError) as error:
+        raise SystemExit(str(error)) from None
     if options.set not in sets:
         raise SystemExit(f"{options.photos} has no {options.set} photos")
     chosen = sets[options.set]
-    concurrencies = [int(c) for c in options.concurrency.split(",")]
     repository = (options.model_repository or default_repository()).resolve()
     metadata = load_metadata(repository)
     machine = describe_machine()

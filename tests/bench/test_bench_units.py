@@ -22,7 +22,8 @@ from nima_build.bench.perf_analyzer import Load, Measured, find_perf_analyzer, p
 from nima_build.bench.photos import load_photos, perf_inputs, split_by_size
 from nima_build.bench.report import rows, to_csv, to_markdown, write_report
 from nima_build.bench.session import Result, Sample
-from nima_build.bench.stages import Stages
+from nima_build.bench.stages import StageMeter, Stages
+from nima_build.cli.bench import app as bench_app
 from nima_build.cli.perf_inputs import app as perf_inputs_app
 
 
@@ -170,3 +171,11 @@ def test_cpu_time_is_that_of_the_server_and_of_ended_children():
     assert 0.15 <= child_seconds <= 2.0
     server.communicate(b"\n")
     assert CpuMeter(lambda: [server.pid]).lap()[0] == 0
+
+
+def test_a_server_that_is_not_there_and_an_empty_sweep_are_told(folder):
+    with pytest.raises(BenchError, match="no Triton answers at 127.0.0.1:1"):
+        StageMeter("127.0.0.1:1")
+    done = CliRunner().invoke(bench_app, [str(folder), "--concurrency", "", "--rate-shares", ""])
+    assert done.exit_code == 2
+    assert "nothing to measure" in done.output

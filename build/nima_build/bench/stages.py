@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from nima_build.bench import BenchError
 from nima_client.contract import MODEL_NAME, NETWORK_MODEL, PREPROCESS_MODEL
 
 
@@ -40,13 +41,21 @@ class StageMeter:
 
     Args:
         url: ``host:port`` of the gRPC endpoint.
+
+    Raises:
+        BenchError: no server answers there.
     """
 
     def __init__(self, url: str) -> None:
         import tritonclient.grpc as triton
+        from tritonclient.utils import InferenceServerException
 
         self._client: Any = triton.InferenceServerClient(url)
-        self._last = self._read()
+        try:
+            self._last = self._read()
+        except InferenceServerException as error:
+            self._client.close()
+            raise BenchError(f"no Triton answers at {url} ({error.message()})") from None
 
     def _read(self) -> dict[str, tuple[int, int, int, int]]:
         """Per model: successful requests, and nanoseconds of all, queue and compute."""

@@ -69,6 +69,8 @@ def bench(
         seconds=seconds,
         repeats=repeats,
     )
+    if not (sweep.concurrencies or sweep.rate_shares):
+        raise typer.BadParameter("nothing to measure: give --concurrency or --rate-shares")
     try:
         sets = split_by_size(load_photos(photos))
         binary = find_perf_analyzer()
