@@ -174,7 +174,7 @@ def test_cpu_time_is_that_of_the_server_and_of_ended_children():
 
 
 def test_a_server_that_is_not_there_and_an_empty_sweep_are_told(folder):
-    with pytest.raises(BenchError, match="no Triton answers at 127.0.0.1:1"):
+    with pytest.raises(BenchError, match=r"no Triton answers at 127\.0\.0\.1:1"):
         StageMeter("127.0.0.1:1")
     done = CliRunner().invoke(bench_app, [str(folder), "--concurrency", "", "--rate-shares", ""])
     assert done.exit_code == 2
