@@ -1,11 +1,12 @@
-"""What one more worker brings, whether memory stays flat, what a large folder costs.
+"""What one more core brings, whether memory stays flat, what a large folder costs.
 
     python benchmarks/scale.py --photos FOLDER [--stream-seconds 60] [--files 1000] [--out FOLDER]
 
 Three measurements into one ``scale.json``:
 
-- workers: throughput with 1 instance of each step up to one a core, in turn with the in-process
-  limit on as many cores;
+- cores: throughput of a server confined to one core, two, and so on up to all (it chooses as many
+  instances of each step), in turn with the in-process limit on as many cores; the client is not
+  confined;
 - memory: resident and shared memory of server, stubs and client while a stream is scored, once with
   the real network and camera-like photos, once with small photos and a network that only averages
   (``--simulated``), so that a stream of a million images takes minutes, not hours;
@@ -15,6 +16,7 @@ Three measurements into one ``scale.json``:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -25,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,29 +58,42 @@ def throughput(url: str, photos: Sequence[bytes], seconds: float) -> float:
     raise AssertionError("an endless stream ended")
 
 
-def workers(
+@contextlib.contextmanager
+def confined(count: int) -> Iterator[None]:
+    """Processes that this thread starts run on the first ``count`` cores only."""
+    available = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(available)[:count])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, available)
+
+
+def cores(
     photos: Sequence[bytes], repository: Path, seconds: float, rounds: int
 ) -> list[dict[str, float]]:
-    """Throughput and limit for every number of workers; medians over rounds, in turn."""
+    """Throughput and limit for every number of cores; medians over rounds, in turn."""
     spec = load_metadata(repository).spec
     onnx = repository / "nima_network" / "1" / "model.onnx"
-    cores = len(os.sched_getaffinity(0))
-    samples: dict[int, list[tuple[float, float]]] = {k: [] for k in range(1, cores + 1)}
+    counts = range(1, len(os.sched_getaffinity(0)) + 1)
+    samples: dict[int, list[tuple[float, float]]] = {count: [] for count in counts}
     with LimitMeter(photos, spec, onnx) as meter:
         for _ in range(rounds):
             for count, found in samples.items():
-                options = ServerOptions(model_repository=repository, instances=count)
-                with EmbeddedServer(options) as server:
+                with contextlib.ExitStack() as up:
+                    with confined(count):
+                        options = ServerOptions(model_repository=repository)
+                        server = up.enter_context(EmbeddedServer(options))
                     before = meter.rate("combined", seconds / 2, cores=count)
                     rate = throughput(server.grpc_url, photos, seconds)
                     after = meter.rate("combined", seconds / 2, cores=count)
                 found.append((rate, (before + after) / 2))
-                print(f"{count} workers: {rate:.1f} images/s, limit {found[-1][1]:.1f}", flush=True)
+                print(f"{count} cores: {rate:.1f} images/s, limit {found[-1][1]:.1f}", flush=True)
     return [
         {
-            "workers": count,
+            "cores": count,
             "images_per_second": statistics.median(rate for rate, _ in found),
-            "per_worker": statistics.median(rate / count for rate, _ in found),
+            "per_core": statistics.median(rate / count for rate, _ in found),
             "share_of_limit": statistics.median(rate / limit for rate, limit in found),
         }
         for count, found in samples.items()
@@ -230,7 +245,7 @@ def main() -> None:
         "machine": machine,
         "photos": sets[0].describe(),
         "folder": folder(photos, repository, options.files),
-        "workers": workers(photos, repository, options.seconds, options.rounds),
+        "cores": cores(photos, repository, options.seconds, options.rounds),
         "memory": memory(photos, repository, options.stream_seconds),
     }
     if options.simulated:
