@@ -37,3 +37,12 @@ def worked_on(server: object, model: str = PREPROCESS_MODEL) -> int:
         rf'nv_inference_count\{{model="{model}",[^}}]*\}} ([\d.e+]+)', metrics(server)
     )
     return int(float(found))
+
+
+def pending(server: object, model: str) -> float:
+    """Requests that wait at a model."""
+    (found,) = re.findall(
+        rf'nv_inference_pending_request_count\{{model="{model}",[^}}]*\}} ([\d.e+]+)',
+        metrics(server),
+    )
+    return float(found)

@@ -7,20 +7,23 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import promql_parser
+import psutil
 import pytest
 import yaml
 from _corpus import seeds
-from _metrics import failures, metrics, successes
+from _metrics import failures, metrics, pending, successes
 
-from nima_client import ImageScore, NimaClient
+from nima_client import NO_RETRIES, ImageScore, NimaClient
 from nima_client.contract import NETWORK_MODEL, PREPROCESS_MODEL
 
 TREE = Path(__file__).resolve().parents[2]
@@ -136,6 +139,26 @@ def test_refused_images_are_counted_as_the_rules_say(shared_server) -> None:
     assert {m: sum(failures(shared_server, m).values()) - n for m, n in failed.items()} == {
         "nima": 10, PREPROCESS_MODEL: 0, NETWORK_MODEL: 0,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("step", [PREPROCESS_MODEL, NETWORK_MODEL])
+def test_a_dead_stub_moves_the_counters_that_its_alert_looks_at(
+    start_server: Callable[..., object], step: str
+) -> None:
+    """NimaNotScoring: that step waits or fails, and has no more successes; health stays green."""
+    server = start_server()
+    with NimaClient(server.grpc_url, retry=NO_RETRIES, request_timeout=2.0) as client:
+        client.score_one(seeds("JPEG")[0])
+        (stub,) = (p for p in server.stub_pids() if step in " ".join(psutil.Process(p).cmdline()))
+        os.kill(stub, signal.SIGKILL)
+        time.sleep(1)  # the counters follow a moment later
+        before = successes(server, step)
+        results = client.score(seeds("JPEG"), on_error="return")
+    assert not any(isinstance(result, ImageScore) for result in results)
+    assert successes(server, step) == before
+    assert failures(server, step)["BACKEND"] + pending(server, step) > 0
+    with urllib.request.urlopen(f"http://{server.http_url}/v2/health/ready", timeout=5) as answer:
+        assert answer.status == 200
 
 
 def test_request_ids_run_from_the_client_to_the_servers_log(

@@ -12,7 +12,7 @@ from gpu_pixels import on_gpu
 from PIL import Image
 
 from nima_client.contract import INPUT_IMAGE, PIXELS, Rejection, format_rejections
-from nima_client.preprocess import ImageRejected, Limits, PreprocessSpec
+from nima_client.preprocess import ImageRejected, Limits, PreprocessSpec, silence_libtiff
 
 
 class TritonPythonModel:
@@ -24,8 +24,9 @@ class TritonPythonModel:
         parameters = {k: v["string_value"] for k, v in config["parameters"].items()}
         spec = PreprocessSpec.from_dict(json.loads(parameters["preprocessing"]))
         limits = Limits(int(parameters["max_bytes"]), int(parameters["max_pixels"]))
-        # This process is ours: our limit replaces Pillow's own.
+        # This process is ours: our limit replaces Pillow's own, and the log is not for uploaders.
         Image.MAX_IMAGE_PIXELS = None
+        silence_libtiff()
         on_device = args["model_instance_kind"] == "GPU"
         device_id = int(args["model_instance_device_id"]) if on_device else None
         self._pixels = on_gpu(spec, limits, device_id)

@@ -17,7 +17,13 @@ import triton_python_backend_utils as pb_utils
 from PIL import Image
 
 from nima_client.contract import INPUT_IMAGE, PIXELS, Rejection, format_rejections
-from nima_client.preprocess import ImageRejected, Limits, PreprocessSpec, preprocess
+from nima_client.preprocess import (
+    ImageRejected,
+    Limits,
+    PreprocessSpec,
+    preprocess,
+    silence_libtiff,
+)
 
 
 class TritonPythonModel:
@@ -30,8 +36,9 @@ class TritonPythonModel:
         self._spec = PreprocessSpec.from_dict(json.loads(parameters["preprocessing"]))
         self._limits = Limits(int(parameters["max_bytes"]), int(parameters["max_pixels"]))
         os.nice(int(parameters.get("niceness", "0")))
-        # This process is ours: our limit replaces Pillow's own.
+        # This process is ours: our limit replaces Pillow's own, and the log is not for uploaders.
         Image.MAX_IMAGE_PIXELS = None
+        silence_libtiff()
         photo = io.BytesIO()
         Image.new("RGB", (640, 480), (90, 120, 150)).save(photo, "JPEG")
         preprocess(photo.getvalue(), self._spec)
