@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 import torch
 
-from nima_client.preprocess import preprocess
+from nima_client.preprocess import PreprocessSpec, preprocess
 from nima_training import distribution
 from nima_training.checkpoint import load_checkpoint
 from nima_training.cli.import_ import app as import_app
-from nima_training.folded import conv_norm_pairs
 from nima_training.imports import ImportFailed, import_weights
 from nima_training.inference import predict
-from nima_training.models import create_model, head_module
+from nima_training.models import create_model
 
 
 @pytest.mark.parametrize("kind", ["aesthetic", "technical"])
@@ -52,59 +55,149 @@ def test_import_writes_a_checkpoint(shared_dir: Path, tmp_path: Path) -> None:
     assert "12 photographs" in loaded.meta["reference"]["set"]
 
 
-def keras_file(path: Path, model: torch.nn.Module, drop: str = "") -> None:
-    """Write ``model`` as Keras lays out its MobileNet weights."""
-    names = ["conv1"] + [f"conv_{kind}_{n}" for n in range(1, 14) for kind in ("dw", "pw")]
-    with h5py.File(path, "w") as file:
-
-        def put(layer: str, parameter: str, value: torch.Tensor) -> None:
-            if layer != drop:
-                file[f"{layer}/{layer}/{parameter}:0"] = value.detach().numpy()
-
-        for name, (conv, norm) in zip(names, conv_norm_pairs(model), strict=True):
-            if "_dw_" in name:
-                put(name, "depthwise_kernel", conv.weight.permute(2, 3, 0, 1))
-            else:
-                put(name, "kernel", conv.weight.permute(2, 3, 1, 0))
-            put(f"{name}_bn", "gamma", norm.weight)
-            put(f"{name}_bn", "beta", norm.bias)
-            put(f"{name}_bn", "moving_mean", norm.running_mean)
-            put(f"{name}_bn", "moving_variance", norm.running_var)
-        linear = head_module(model, "mobilenet_v1").get_submodule("1")
-        put("dense_1", "kernel", linear.weight.T)
-        put("dense_1", "bias", linear.bias)
+@pytest.fixture(scope="module")
+def keras(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
+    """Keras itself, on PyTorch: its own layer names, shapes, file format and arithmetic."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KERAS_BACKEND", "torch")
+        patch.setenv("KERAS_HOME", str(tmp_path_factory.mktemp("keras")))
+        yield pytest.importorskip("keras")
 
 
-def randomised(backbone: str) -> torch.nn.Module:
-    torch.manual_seed(5)
-    model = create_model(backbone, "none", 0.0).eval()
-    with torch.no_grad():
-        for _, norm in conv_norm_pairs(model):
-            norm.running_mean.normal_()
-            norm.running_var.uniform_(0.5, 2)
-            norm.weight.uniform_(0.5, 1.5)
-            norm.bias.normal_()
+def nima_of(keras: Any, application: str, side: int) -> Any:
+    """The network as idealo builds it: a Keras application, its average, dropout, a dense layer."""
+    keras.utils.set_random_seed(11)
+    base = getattr(keras.applications, application)(
+        input_shape=(side, side, 3), weights=None, include_top=False, pooling="avg"
+    )
+    head = keras.layers.Dense(10, activation="softmax")
+    model = keras.Model(base.input, head(keras.layers.Dropout(0.75)(base.output)))
+    rng = np.random.default_rng(12)
+    for layer in model.layers:
+        values = [weight.numpy() for weight in layer.weights]
+        if isinstance(layer, keras.layers.BatchNormalization):
+            # As trained ones are: no two parameters alike, so that none can change places.
+            gain = [rng.uniform(0.8, 1.2, v.shape) for v in values[: len(values) - 3]]
+            beta, mean = (rng.normal(0, 0.1, values[-1].shape) for _ in range(2))
+            layer.set_weights([*gain, beta, mean, rng.uniform(0.8, 1.2, values[-1].shape)])
+        elif len(values) == 1:  # He initialisation, so that a difference reaches the end
+            shape = values[0].shape
+            inputs = 9 if shape[-1] == 1 else np.prod(shape[:-1])
+            layer.set_weights([rng.normal(0, (2 / inputs) ** 0.5, shape)])
     return model
 
 
-def test_keras_layout(tmp_path: Path) -> None:
-    model = randomised("mobilenet_v1")
-    keras_file(tmp_path / "w.hdf5", model)
-    imported = import_weights(tmp_path / "w.hdf5").model
-    for (name, a), b in zip(
-        model.state_dict().items(), imported.state_dict().values(), strict=True
+def as_weight_file(source: Path, target: Path, renamed: Callable[[str], str]) -> Path:
+    """What ``save_weights`` of Keras 2 wrote: layers at the root, ``layer/parameter:0`` inside."""
+    with h5py.File(source) as old, h5py.File(target, "w") as new:
+        old = old["model_weights"]
+        names = [renamed(name) for name in old.attrs["layer_names"]]
+        new.attrs["layer_names"] = [name.encode() for name in names]
+        for before, name in zip(old.attrs["layer_names"], names, strict=True):
+            group = new.create_group(name)
+            weights = [str(w).split("/")[-1] for w in old[before].attrs["weight_names"]]
+            group.attrs["weight_names"] = [f"{name}/{w}:0".encode() for w in weights]
+            for w, path in zip(weights, old[before].attrs["weight_names"], strict=True):
+                group[f"{name}/{w}:0"] = old[before][path][...]
+    return target
+
+
+def keras_2_name(name: str) -> str:
+    """Numbers that go on from a network made before in the same session."""
+    if match := re.fullmatch(r"(conv2d|batch_normalization)(?:_(\d+))?", name):
+        return f"{match[1]}_{int(match[2] or 0) + 95}"
+    return name
+
+
+def keras_2_densenet_name(name: str) -> str:
+    return name.replace("conv1_", "conv1/") if name in ("conv1_conv", "conv1_bn") else name
+
+
+@pytest.mark.parametrize(
+    ("application", "side", "backbone", "spec"),
+    [
+        ("MobileNet", 96, "mobilenet_v1", PreprocessSpec()),
+        (
+            "DenseNet121", 64, "densenet121",
+            PreprocessSpec(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+        ),
+        ("InceptionV3", 75, "inception_v3_keras", PreprocessSpec()),
+    ],
+)  # fmt: skip
+def test_keras_networks_compute_the_same_here(
+    application: str, side: int, backbone: str, spec: PreprocessSpec, keras: Any, tmp_path: Path
+) -> None:
+    theirs = nima_of(keras, application, side)
+    theirs.save(tmp_path / "whole.h5")
+    older = keras_2_densenet_name if backbone == "densenet121" else keras_2_name
+    weights = as_weight_file(tmp_path / "whole.h5", tmp_path / "weights.hdf5", older)
+    pixels = np.random.default_rng(13).uniform(-1, 1, (2, side, side, 3)).astype(np.float32)
+    with torch.inference_mode():
+        expected = theirs(pixels, training=False).numpy()
+        imported = import_weights(tmp_path / "whole.h5")
+        x = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        ours = distribution.probabilities(imported.model(x)).numpy()
+    assert (imported.backbone, imported.spec) == (backbone, spec)
+    assert np.abs(expected[0] - expected[1]).max() > 1e-3  # the two images are told apart
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+    again = import_weights(weights).model.state_dict()
+    for name, value in imported.model.state_dict().items():
+        assert torch.equal(again[name], value), name
+
+
+def test_torchvisions_inception_would_compute_something_else() -> None:
+    torch.manual_seed(3)
+    ours = create_model("inception_v3_keras", "none", 0.0).eval()
+    plain = create_model("inception_v3", "none", 0.0).eval()
+    plain.load_state_dict(ours.state_dict())
+    block, other = ours.Mixed_5b.branch_pool, plain.Mixed_5b.branch_pool  # type: ignore[union-attr]
+    features = torch.rand(1, 192, 9, 9)
+    with torch.inference_mode():
+        padded = torch.nn.functional.avg_pool2d(features, 3, stride=1, padding=1)
+        exact = torch.nn.functional.avg_pool2d(
+            features, 3, stride=1, padding=1, count_include_pad=False
+        )
+        torch.testing.assert_close(block(padded), other(exact), atol=1e-5, rtol=1e-4)
+        assert (block(padded) - other(padded)).abs().max() > 1e-3
+
+
+def edited(source: Path, target: Path, layer: str, **changes: np.ndarray) -> Path:
+    """A copy of a Keras file in which a layer has other parameters, or (no changes) is gone."""
+    target.write_bytes(source.read_bytes())
+    with h5py.File(target, "r+") as file:
+        group = file["model_weights"]
+        if not changes:
+            names = [name for name in group.attrs["layer_names"] if name != layer]
+            group.attrs["layer_names"] = names
+        for parameter, value in changes.items():
+            path = next(p for p in group[layer].attrs["weight_names"] if p.endswith(parameter))
+            del group[layer][path]
+            group[layer][path] = value
+    return target
+
+
+def test_keras_files_that_do_not_fit(keras: Any, tmp_path: Path) -> None:
+    source = tmp_path / "whole.h5"
+    nima_of(keras, "MobileNet", 32).save(source)
+    kernel = np.zeros((1, 1, 256, 99), np.float32)
+    head = next(n for n in h5py.File(source)["model_weights"].attrs["layer_names"] if "dense" in n)
+    for layer, changes, message in (
+        ("conv_pw_7", {}, "no layer 'conv_pw_7'"),
+        ("conv_pw_7_bn", {}, "no layer 'conv_pw_7_bn'"),
+        ("conv_pw_5", {"kernel": kernel}, "'conv_pw_5': expected shape"),
+        ("conv_pw_1", {}, "not a MobileNet, DenseNet121 or InceptionV3"),
+        (head, {}, "expected one dense layer of 10, found 0"),
+        (head, {"kernel": np.zeros((1024, 5), np.float32)}, "expected one dense layer of 10"),
     ):
-        if not name.endswith("num_batches_tracked"):
-            assert torch.equal(a, b), name
-
-
-def test_keras_files_that_do_not_fit(tmp_path: Path) -> None:
-    keras_file(tmp_path / "w.h5", randomised("mobilenet_v1"), drop="conv_pw_7")
-    with pytest.raises(ImportFailed, match="no layer 'conv_pw_7'"):
-        import_weights(tmp_path / "w.h5")
+        with pytest.raises(ImportFailed, match=message):
+            import_weights(edited(source, tmp_path / "edited.h5", layer, **changes))
     (tmp_path / "x.h5").write_bytes(b"no hdf5")
     with pytest.raises(ImportFailed, match="not a readable HDF5"):
         import_weights(tmp_path / "x.h5")
+    with h5py.File(tmp_path / "y.weights.h5", "w") as file:
+        file["layers/conv2d/vars/0"] = np.zeros(3)
+    with pytest.raises(ImportFailed, match="names no layers"):
+        import_weights(tmp_path / "y.weights.h5")
 
 
 def test_iqa_pytorch_layout(tmp_path: Path) -> None:
@@ -125,9 +218,13 @@ def test_iqa_pytorch_layout(tmp_path: Path) -> None:
 
 def test_what_is_not_a_network_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.tflite").write_bytes(b"0000TFL0")
+    (tmp_path / "cut.tflite").write_bytes(b"\x1c\0\0\0TFL3" + b"\xff" * 40)
+    torch.save(Path("code would run"), tmp_path / "pickled.pth")
     torch.save({"params": {"x": torch.zeros(1)}}, tmp_path / "a.pth")
     for name, message in (
         ("a.tflite", "not a TFLite file"),
+        ("cut.tflite", "is damaged"),
+        ("pickled.pth", "not a state dict of tensors alone"),
         ("a.pth", "not an IQA-PyTorch"),
         ("a.onnx", "expected one of"),
         ("absent.pth", "no file at"),

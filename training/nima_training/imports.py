@@ -4,6 +4,8 @@
 |---|---|---|
 | TFLite MobileNet v1 (idealo, converted) | ``mobilenet_v1`` | 224 stretch, [-1, 1] |
 | Keras HDF5 MobileNet (idealo/image-quality-assessment) | ``mobilenet_v1`` | 224 stretch, [-1, 1] |
+| Keras HDF5 InceptionV3 | ``inception_v3_keras`` | 224 stretch, [-1, 1] |
+| Keras HDF5 DenseNet121 | ``densenet121`` | 224 stretch, ImageNet mean and std |
 | IQA-PyTorch NIMA VGG16 ``.pth`` | ``vgg16_gap`` | ImageNet mean and std |
 
 idealo's own loader resizes with nearest neighbour; this project resizes with an antialiased filter,
@@ -13,20 +15,18 @@ which is what the networks saw in effect when photos were close to the input siz
 from __future__ import annotations
 
 import re
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nima_client.preprocess import PreprocessSpec
-from nima_training.distribution import NUM_RATINGS
-from nima_training.folded import conv_norm_pairs, load_folded
-from nima_training.models import create_model, head_module
+from nima_training.folded import load_folded
+from nima_training.keras_hdf5 import KerasError, load_keras
+from nima_training.models import BACKBONES, create_model, head_module
 from nima_training.tflite import read_tflite
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ImportFailed(ValueError):
@@ -66,7 +66,10 @@ def import_weights(path: str | Path) -> Imported:
 
 def import_tflite(path: Path) -> Imported:
     """A quantised NIMA MobileNet v1, dequantised."""
-    network = read_tflite(path)
+    try:
+        network = read_tflite(path)
+    except (struct.error, IndexError, TypeError) as error:  # what flatbuffers says of a cut file
+        raise ImportFailed(f"{path.name} is damaged: {error}") from error
     model = create_model("mobilenet_v1", weights="none", dropout=0.0)
     try:
         head = load_folded(model, network.layers)
@@ -79,49 +82,30 @@ def import_tflite(path: Path) -> Imported:
 
 
 def import_keras(path: Path) -> Imported:
-    """Idealo's Keras MobileNet weights (``conv1``, ``conv_dw_N``, ``conv_pw_N``, a dense layer)."""
-    arrays = _keras_arrays(path)
-    names = ["conv1"] + [f"conv_{kind}_{n}" for n in range(1, 14) for kind in ("dw", "pw")]
-    model = create_model("mobilenet_v1", weights="none", dropout=0.0)
-    if missing := [name for name in names if name not in arrays]:
-        known = ", ".join(sorted(arrays)[:5])
-        raise ImportFailed(
-            f"{path.name} is not a Keras MobileNet: no layer {missing[0]!r} (has {known}, …)"
-        )
-    with torch.no_grad():
-        for name, (conv, norm) in zip(names, conv_norm_pairs(model), strict=True):
-            layer, batch_norm = arrays[name], arrays.get(f"{name}_bn")
-            if batch_norm is None:
-                raise ImportFailed(f"{path.name}: layer {name}_bn is missing")
-            if "depthwise_kernel" in layer:
-                kernel = layer["depthwise_kernel"].transpose(2, 3, 0, 1)  # HWCM -> C M H W
-            else:
-                kernel = layer["kernel"].transpose(3, 2, 0, 1)  # HWIO -> OIHW
-            _copy(conv.weight, kernel, name)
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            _copy(norm.weight, batch_norm["gamma"], name)
-            _copy(norm.bias, batch_norm["beta"], name)
-            _copy(norm.running_mean, batch_norm["moving_mean"], name)
-            _copy(norm.running_var, batch_norm["moving_variance"], name)
-    heads = [
-        value for name, value in arrays.items()
-        if name.startswith("dense") and value["kernel"].shape[-1] == NUM_RATINGS
-    ]  # fmt: skip
-    if len(heads) != 1:
-        raise ImportFailed(
-            f"{path.name}: expected one dense layer of {NUM_RATINGS}, found {len(heads)}"
-        )
-    weight = torch.from_numpy(heads[0]["kernel"].T.copy())
-    _set_head(model, "mobilenet_v1", weight, torch.from_numpy(heads[0]["bias"]), path)
-    return Imported(model.eval(), "mobilenet_v1", PreprocessSpec(), "Keras HDF5")
+    """A Keras MobileNet, DenseNet121 or InceptionV3 with a dense layer of 10.
+
+    That is how idealo/image-quality-assessment builds them, at 224 x 224 whatever the network, with
+    the normalisation of its Keras application.
+    """
+    try:
+        model, backbone = load_keras(path)
+    except KerasError as error:
+        raise ImportFailed(str(error)) from error
+    return Imported(model, backbone, BACKBONES[backbone].preprocessing, "Keras HDF5")
 
 
 def import_iqa_pytorch(path: Path) -> Imported:
     """IQA-PyTorch's NIMA on VGG16: convolutions, global average pooling, one linear layer."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler refuses in many ways
+        raise ImportFailed(
+            f"{path.name} is not a state dict of tensors alone, and nothing else is loaded"
+        ) from error
     if isinstance(state, dict) and isinstance(state.get("params"), dict):
         state = state["params"]
+    if not isinstance(state, dict):
+        raise ImportFailed(f"{path.name} holds a {type(state).__name__}, not a state dict")
     renamed: dict[str, Tensor] = {}
     for name, value in state.items():
         if match := re.fullmatch(r"base_model\.features[._](\d+)\.(weight|bias)", name):
@@ -129,40 +113,16 @@ def import_iqa_pytorch(path: Path) -> Imported:
         elif match := re.fullmatch(r"classifier\.\d+\.(weight|bias)", name):
             renamed[f"classifier.1.{match[1]}"] = value
     model = create_model("vgg16_gap", weights="none", dropout=0.0)
-    try:
-        model.load_state_dict(renamed)
-    except RuntimeError as error:
-        raise ImportFailed(f"{path.name} is not an IQA-PyTorch NIMA VGG16: {error}") from error
-    spec = PreprocessSpec(mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    return Imported(model.eval(), "vgg16_gap", spec, "IQA-PyTorch state dict")
-
-
-def _keras_arrays(path: Path) -> dict[str, dict[str, np.ndarray]]:
-    """Layer name -> parameter name -> FP32 array, for weight files and whole saved models."""
-    import h5py
-
-    arrays: dict[str, dict[str, np.ndarray]] = {}
-
-    def visit(name: str, item: object) -> None:
-        parts = name.split("/")
-        if isinstance(item, h5py.Dataset) and len(parts) >= 2 and "optimizer_weights" not in parts:
-            parameter = parts[-1].split(":")[0]
-            arrays.setdefault(parts[-2], {})[parameter] = np.asarray(item, dtype=np.float32)
-
-    try:
-        with h5py.File(path, "r") as file:
-            file.visititems(visit)
-    except OSError as error:
-        raise ImportFailed(f"{path.name} is not a readable HDF5 file: {error}") from error
-    return arrays
-
-
-def _copy(target: Tensor, value: np.ndarray, name: str) -> None:
-    if tuple(target.shape) != value.shape:
+    own = model.state_dict()
+    if unlike := [n for n in own if n not in renamed or renamed[n].shape != own[n].shape]:
         raise ImportFailed(
-            f"layer {name}: expected shape {tuple(target.shape)}, found {value.shape}"
+            f"{path.name} is not an IQA-PyTorch NIMA VGG16: no {unlike[0]!r} of shape "
+            f"{tuple(own[unlike[0]].shape)} (it has {', '.join(list(state)[:3])}, …)"
         )
-    target.copy_(torch.from_numpy(np.ascontiguousarray(value)))
+    model.load_state_dict(renamed)
+    return Imported(
+        model.eval(), "vgg16_gap", BACKBONES["vgg16_gap"].preprocessing, "IQA-PyTorch state dict"
+    )
 
 
 def _set_head(model: nn.Module, backbone: str, weight: Tensor, bias: Tensor, path: Path) -> None:

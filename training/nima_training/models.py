@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from torchvision import models as tv
 
+from nima_client.preprocess import PreprocessSpec
 from nima_training.distribution import NUM_RATINGS
+from nima_training.inception_keras import inception_v3_keras
 from nima_training.mobilenet_v1 import MobileNetV1
 
 WEIGHTS_NONE = "none"
@@ -28,7 +30,8 @@ class Backbone:
     """How to build one backbone and where its classifier sits.
 
     ``features`` is the width that enters the head; ``head`` the dotted name of the module that the
-    dropout and 10-logit layer replace; ``input_size`` what it was pretrained on.
+    dropout and 10-logit layer replace; ``input_size`` what it was pretrained on, ``mean`` and
+    ``std`` the normalisation it was pretrained with.
     """
 
     build: Callable[..., nn.Module]
@@ -36,7 +39,15 @@ class Backbone:
     head: str
     weights: object | None = None
     input_size: int = 224
-    kwargs: tuple[tuple[str, object], ...] = ()
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    @property
+    def preprocessing(self) -> PreprocessSpec:
+        """What its pretrained weights expect: stretched to the input size, normalised."""
+        return PreprocessSpec(
+            resize_size=self.input_size, crop_size=self.input_size, mean=self.mean, std=self.std
+        )
 
 
 class VGG16Pooled(nn.Module):
@@ -55,8 +66,10 @@ class VGG16Pooled(nn.Module):
         return logits
 
 
+_HALF = (0.5, 0.5, 0.5)
+
 BACKBONES: dict[str, Backbone] = {
-    "mobilenet_v1": Backbone(MobileNetV1, 1024, "classifier"),
+    "mobilenet_v1": Backbone(MobileNetV1, 1024, "classifier", mean=_HALF, std=_HALF),
     "mobilenet_v2": Backbone(
         tv.mobilenet_v2, 1280, "classifier", tv.MobileNet_V2_Weights.IMAGENET1K_V2
     ),
@@ -68,9 +81,11 @@ BACKBONES: dict[str, Backbone] = {
     ),
     "vgg16": Backbone(tv.vgg16, 4096, "classifier.6", tv.VGG16_Weights.IMAGENET1K_V1),
     "vgg16_gap": Backbone(VGG16Pooled, 512, "classifier", tv.VGG16_Weights.IMAGENET1K_V1),
+    # torchvision feeds these weights [-1, 1] too: that is what its transform_input does.
     "inception_v3": Backbone(
-        tv.inception_v3, 2048, "fc", tv.Inception_V3_Weights.IMAGENET1K_V1, 299
+        tv.inception_v3, 2048, "fc", tv.Inception_V3_Weights.IMAGENET1K_V1, 299, _HALF, _HALF
     ),
+    "inception_v3_keras": Backbone(inception_v3_keras, 2048, "fc", None, 224, _HALF, _HALF),
     "resnet50": Backbone(tv.resnet50, 2048, "fc", tv.ResNet50_Weights.IMAGENET1K_V2),
     "densenet121": Backbone(
         tv.densenet121, 1024, "classifier", tv.DenseNet121_Weights.IMAGENET1K_V1
@@ -111,7 +126,7 @@ def create_model(
     if backbone not in BACKBONES:
         raise ValueError(f"unknown backbone {backbone!r}; known: {', '.join(sorted(BACKBONES))}")
     spec = BACKBONES[backbone]
-    if backbone == "inception_v3":
+    if backbone in ("inception_v3", "inception_v3_keras"):
         # init_weights=True draws truncated normals for a minute; our head is initialised below.
         model = spec.build(weights=None, init_weights=False, transform_input=False)
         if isinstance(model, tv.Inception3):
