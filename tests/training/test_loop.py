@@ -22,49 +22,20 @@ from nima_client.preprocess import PreprocessSpec
 from nima_training.checkpoint import load_checkpoint
 from nima_training.config import ConfigError, TrainConfig, load_config
 from nima_training.data.dataset import Augmentation, EpochBatches, read_manifest
-from nima_training.data.manifest import build_manifest
-from nima_training.data.sources import PROBABILITIES, LabelError, read_own
+from nima_training.data.sources import PROBABILITIES, LabelError
 from nima_training.loop import Trainer, TrainingError, train
 
-MakeSet = Callable[[Path, int], tuple[Path, Path]]
-SPEC = PreprocessSpec(resize_size=64, crop_size=64)
-SETTINGS = {
-    "backbone": "mobilenet_v3_small", "weights": "none", "dropout": 0.0, "workers": 0,
-    "threads": 1, "cpu": True, "frozen_epochs": 0, "warmup": 0.0,
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory, make_set: MakeSet) -> tuple[Path, Path]:
-    """A manifest of 64 photos that are both training and validation split, and their folder."""
-    folder = tmp_path_factory.mktemp("set")
-    photos, labels = make_set(folder, 64)
-    manifest = folder / "manifest.parquet"
-    build_manifest(read_own(labels), photos, manifest)
-    frame = pd.read_parquet(manifest)
-    both = pd.concat([frame.assign(split="train"), frame.assign(split="val")])
-    both.to_parquet(manifest, index=False)
-    return manifest, photos
-
-
-def config(data: tuple[Path, Path], out: Path, **changes: object) -> TrainConfig:
-    return TrainConfig(
-        manifest=data[0], photos=data[1], out=out,
-        **{
-            "preprocessing": SPEC, "augmentation": Augmentation(resize=64, mirror=False),
-            **SETTINGS, **changes,
-        },
-    )  # fmt: skip
+SmallConfig = Callable[..., TrainConfig]
+WriteToml = Callable[..., Path]
 
 
 def quiet() -> Console:
     return Console(quiet=True)
 
 
-def test_sixty_four_photos_overfit(data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_sixty_four_photos_overfit(small_config: SmallConfig, tmp_path: Path) -> None:
     train(
-        config(
-            data, tmp_path / "run", backbone="mobilenet_v2", epochs=75, batch_size=16,
+        small_config(tmp_path / "run", backbone="mobilenet_v2", epochs=60, batch_size=16,
             backbone_lr=2e-3, head_lr=2e-3, weight_decay=0.0, patience=0,
             preprocessing=PreprocessSpec(resize_size=48, crop_size=48),
             augmentation=Augmentation(resize=48, mirror=False),
@@ -84,23 +55,8 @@ def command(file: Path) -> list[str]:
     return [sys.executable, "-m", "nima_training.cli.train", "--config", str(file)]
 
 
-def write_toml(file: Path, data: tuple[Path, Path], out: Path, **changes: object) -> Path:
-    values = {
-        **SETTINGS, "manifest": str(data[0]), "photos": str(data[1]), "out": str(out), **changes,
-    }  # fmt: skip
-    lines = [f"{name} = {json.dumps(value)}" for name, value in values.items()]
-    lines += ["[preprocessing]", "resize_size = 64", "crop_size = 64"]
-    lines += ["[augmentation]", "resize = 72"]
-    file.write_text("\n".join(lines) + "\n")
-    return file
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-
-
 def test_resume_after_sigkill_gives_the_same_weights(
-    data: tuple[Path, Path], tmp_path: Path
+    write_toml: WriteToml, one_thread: dict[str, str], tmp_path: Path
 ) -> None:
     changes = {
         "epochs": 5, "frozen_epochs": 1, "batch_size": 8, "dropout": 0.3, "ema_decay": 0.9,
@@ -108,16 +64,13 @@ def test_resume_after_sigkill_gives_the_same_weights(
     }  # fmt: skip
     outs = [tmp_path / "whole", tmp_path / "killed"]
     files = [
-        write_toml(tmp_path / f"{out.name}.toml", data, out, **{**changes, "name": "n"})
-        for out in outs
+        write_toml(tmp_path / f"{out.name}.toml", out, **{**changes, "name": "n"}) for out in outs
     ]
-    subprocess.run(
-        command(files[0]), check=True, env=environment(), capture_output=True, timeout=200
-    )
+    subprocess.run(command(files[0]), check=True, env=one_thread, capture_output=True, timeout=200)
     state = outs[1] / "state.pt"
     kills = 0
     for wanted in (3, 11):  # in the middle of two epochs
-        process = subprocess.Popen(command(files[1]), env=environment(), stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(command(files[1]), env=one_thread, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 100
         while time.monotonic() < deadline and process.poll() is None:
             if state.exists() and torch.load(state, weights_only=True)["at"]["update"] >= wanted:
@@ -129,9 +82,7 @@ def test_resume_after_sigkill_gives_the_same_weights(
     assert kills == 2
     at = torch.load(state, weights_only=True)["at"]
     assert not at["done"]
-    subprocess.run(
-        command(files[1]), check=True, env=environment(), capture_output=True, timeout=200
-    )
+    subprocess.run(command(files[1]), check=True, env=one_thread, capture_output=True, timeout=200)
     whole, killed = (load_file(out / "last/model.safetensors") for out in outs)
     assert whole.keys() == killed.keys()
     for name in whole:
@@ -139,26 +90,26 @@ def test_resume_after_sigkill_gives_the_same_weights(
 
 
 def test_two_processes_match_one_with_the_doubled_batch(
-    data: tuple[Path, Path], tmp_path: Path
+    small_config: SmallConfig, write_toml: WriteToml, one_thread: dict[str, str], tmp_path: Path
 ) -> None:
     # Without a dropout of its own, which would draw other numbers on each rank.
     changes = {
         "epochs": 1, "norm_statistics": "frozen", "patience": 0, "name": "n",
         "backbone": "mobilenet_v2",
     }  # fmt: skip
-    one = write_toml(tmp_path / "1.toml", data, tmp_path / "one", batch_size=16, **changes)
-    two = write_toml(tmp_path / "2.toml", data, tmp_path / "two", batch_size=8, **changes)
-    subprocess.run(command(one), check=True, env=environment(), capture_output=True, timeout=200)
+    one = write_toml(tmp_path / "1.toml", tmp_path / "one", batch_size=16, **changes)
+    two = write_toml(tmp_path / "2.toml", tmp_path / "two", batch_size=8, **changes)
+    subprocess.run(command(one), check=True, env=one_thread, capture_output=True, timeout=200)
     torchrun = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
         "--master-addr=127.0.0.1",
         f"--master-port={free_port()}", "-m", "nima_training.cli.train", "--config", str(two),
     ]  # fmt: skip
-    done = subprocess.run(torchrun, env=environment(), capture_output=True, text=True, timeout=200)
+    done = subprocess.run(torchrun, env=one_thread, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (load_file(tmp_path / out / "last/model.safetensors") for out in ("one", "two"))
     start = Trainer(
-        config(data, tmp_path / "x", backbone="mobilenet_v2"), quiet()
+        small_config(tmp_path / "x", backbone="mobilenet_v2"), quiet()
     ).model.state_dict()
     moved = max(
         (first[n] - start[n]).abs().max().item() for n in first if first[n].is_floating_point()
@@ -179,44 +130,50 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_a_corrupt_file_is_reported_not_fatal(data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_corrupt_file_is_reported_not_fatal(
+    small_config: SmallConfig, sixty_four: tuple[Path, Path], tmp_path: Path
+) -> None:
     import shutil
 
     photos = tmp_path / "photos"
-    shutil.copytree(data[1], photos)
+    shutil.copytree(sixty_four[1], photos)
     (photos / "photo010.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     console = Console(record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    trainer = Trainer(config((data[0], photos), tmp_path / "run", epochs=1, batch_size=16), console)
+    trainer = Trainer(
+        small_config(tmp_path / "run", photos=photos, epochs=1, batch_size=16), console
+    )
     trainer.run()
     assert len(trainer.skipped) == 1
     assert "photo010.png" in console.export_text()
     assert load_checkpoint(tmp_path / "run/last").meta["metrics"]["skipped_files"] == 1
 
 
-def test_a_nan_label_is_refused_with_its_row(data: tuple[Path, Path], tmp_path: Path) -> None:
-    frame = pd.read_parquet(data[0])
+def test_a_nan_label_is_refused_with_its_row(
+    small_config: SmallConfig, sixty_four: tuple[Path, Path], tmp_path: Path
+) -> None:
+    frame = pd.read_parquet(sixty_four[0])
     frame.loc[5, "p4"] = np.nan
     bad = tmp_path / "bad.parquet"
     frame.to_parquet(bad)
     with pytest.raises(LabelError, match=r"row 5 \(image photo005\)"):
         read_manifest(bad)
     with pytest.raises(LabelError, match="row 5"):
-        train(config((bad, data[1]), tmp_path / "run"), quiet())
+        train(small_config(tmp_path / "run", manifest=bad), quiet())
 
 
 def test_a_loss_that_is_not_finite_names_the_images(
-    data: tuple[Path, Path], tmp_path: Path
+    small_config: SmallConfig, tmp_path: Path
 ) -> None:
-    trainer = Trainer(config(data, tmp_path / "run", batch_size=16), quiet())
+    trainer = Trainer(small_config(tmp_path / "run", batch_size=16), quiet())
     with torch.no_grad():
         next(trainer.model.parameters()).fill_(float("nan"))
     with pytest.raises(TrainingError, match=r"16 images: photo\d{3}, photo"):
         trainer.run()
 
 
-def test_frozen_stage_moves_only_the_head(data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_frozen_stage_moves_only_the_head(small_config: SmallConfig, tmp_path: Path) -> None:
     trainer = Trainer(
-        config(data, tmp_path / "run", epochs=1, frozen_epochs=1, batch_size=16), quiet()
+        small_config(tmp_path / "run", epochs=1, frozen_epochs=1, batch_size=16), quiet()
     )
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.run()
@@ -224,13 +181,15 @@ def test_frozen_stage_moves_only_the_head(data: tuple[Path, Path], tmp_path: Pat
     assert changed == {"classifier.3.1.weight", "classifier.3.1.bias"}
 
 
-def test_early_stopping_and_another_configuration(data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_early_stopping_and_another_configuration(
+    small_config: SmallConfig, tmp_path: Path
+) -> None:
     settings = {"epochs": 9, "batch_size": 32, "patience": 1, "head_lr": 1e-9, "backbone_lr": 0.0}
     out = tmp_path / "run"
-    train(config(data, out, norm_statistics="frozen", **settings), quiet())
+    train(small_config(out, norm_statistics="frozen", **settings), quiet())
     assert len((out / "history.jsonl").read_text().splitlines()) < 9
     with pytest.raises(TrainingError, match=r"other settings \(head_lr, norm_statistics\)"):
-        train(config(data, out, **{**settings, "head_lr": 1e-3}), quiet())
+        train(small_config(out, **{**settings, "head_lr": 1e-3}), quiet())
 
 
 def test_ranks_and_resume_share_one_order() -> None:
@@ -263,6 +222,6 @@ def test_configuration_is_validated(tmp_path: Path) -> None:
         load_config(None, {})
 
 
-def test_manifest_probabilities_are_complete(data: tuple[Path, Path]) -> None:
-    frame = read_manifest(data[0])
+def test_manifest_probabilities_are_complete(sixty_four: tuple[Path, Path]) -> None:
+    frame = read_manifest(sixty_four[0])
     np.testing.assert_allclose(frame[PROBABILITIES].sum(axis=1), 1, atol=1e-9)

@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -37,7 +37,7 @@ def line(name: str, values: list[float]) -> str:
 @app.command()
 def benchmark(
     photos: Annotated[Path, typer.Argument(help="Folder of photos.")],
-    backbone: Annotated[Optional[list[str]], typer.Option(help="Backbone; repeat.")] = None,  # noqa: UP045
+    backbone: Annotated[list[str] | None, typer.Option(help="Backbone; repeat.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images a step.")] = 16,
     threads: Annotated[int, typer.Option(min=1, help="Threads of a training step.")] = 1,
     seconds: Annotated[float, typer.Option(help="Time for each figure.")] = 3.0,

@@ -38,11 +38,8 @@ class TrainConfig:
     backbone: str = "mobilenet_v2"
     weights: str = "imagenet"
     dropout: float = 0.75
-    preprocessing: PreprocessSpec = field(
-        default_factory=lambda: PreprocessSpec(
-            mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
-        )
-    )
+    preprocessing: PreprocessSpec = None  # type: ignore[assignment]
+    """Default: the input size and the normalisation that the backbone was pretrained with."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     emd_r: float = 2.0
     epochs: int = 20
@@ -96,11 +93,16 @@ class TrainConfig:
             "precision": (self.precision in ("no", "fp16", "bf16"), "no, fp16 or bf16"),
             "ema_decay": (0 <= self.ema_decay < 1, "in [0, 1)"),
             "metric": (self.metric in METRICS, f"one of {', '.join(METRICS)}"),
+            "patience": (self.patience >= 0, "not negative"),
+            "plateau_patience": (self.plateau_patience >= 1, "at least 1"),
+            "plateau_factor": (0 < self.plateau_factor < 1, "in (0, 1)"),
             "workers": (self.workers >= 0, "not negative"),
         }
         for name, (valid, expected) in checks.items():
             if not valid:
                 raise ConfigError(f"{name} = {getattr(self, name)!r}: must be {expected}")
+        if self.preprocessing is None:
+            object.__setattr__(self, "preprocessing", BACKBONES[self.backbone].preprocessing)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; paths as their last component, so that no machine's layout is published."""
@@ -111,7 +113,6 @@ class TrainConfig:
         return values
 
 
-_NESTED = {"preprocessing": PreprocessSpec, "augmentation": Augmentation}
 _PATHS = {"manifest", "photos", "out"}
 
 
@@ -135,18 +136,21 @@ def load_config(file: Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
         raise ConfigError(f"missing: {', '.join(missing)} (a flag or a line of the TOML file)")
     for name, value in values.items():
         try:
-            values[name] = _convert(name, value)
+            values[name] = _convert(name, value, values.get("backbone", TrainConfig.backbone))
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{name} = {value!r}: {error}") from error
     return TrainConfig(**values)
 
 
-def _convert(name: str, value: Any) -> Any:
+def _convert(name: str, value: Any, backbone: str) -> Any:
     if name in _PATHS:
         return Path(value)
-    if name in _NESTED and isinstance(value, Mapping):
-        kind = _NESTED[name]
-        return kind.from_dict(value) if kind is PreprocessSpec else kind(**value)
+    if name == "preprocessing" and isinstance(value, Mapping):
+        # What a table leaves out stays as the backbone wants it.
+        known = BACKBONES[backbone].preprocessing.to_dict() if backbone in BACKBONES else {}
+        return PreprocessSpec.from_dict({**known, **value})
+    if name == "augmentation" and isinstance(value, Mapping):
+        return Augmentation(**value)
     default = next(item.default for item in fields(TrainConfig) if item.name == name)
     if isinstance(default, bool) and not isinstance(value, bool):
         raise TypeError("must be true or false")

@@ -79,8 +79,7 @@ def demo(
         "mobilenet_v3_small", "--weights", "none", "--epochs", epochs, "--batch-size",
         max(1, min(16, train_count // 2)), "--set", "frozen_epochs=0", "--set", "dropout=0.2",
         "--set", "backbone_lr=1e-3", "--set", "head_lr=2e-3", "--set", "workers=0", "--set",
-        f"preprocessing={{resize_size={size}, crop_size={size}}}", "--set",
-        f"augmentation={{resize={round(size * 8 / 7)}}}",
+        f"preprocessing={{resize_size={size}, crop_size={size}}}",
     )  # fmt: skip
     step(
         "evaluate", evaluate, run / "best", "--manifest", manifest, "--photos", photos, "--out",

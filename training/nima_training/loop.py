@@ -11,7 +11,6 @@ import json
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,21 +38,8 @@ from nima_training.ema import EMA
 from nima_training.losses import emd
 from nima_training.models import create_model, head_module
 from nima_training.run_dir import RunDirectory, TrainingError
-
-
-@dataclass
-class Progressed:
-    """Where a run is; the small part of its state."""
-
-    epoch: int = 0
-    batch: int = 0
-    """Micro-batches of this epoch already done."""
-    update: int = 0
-    best: float = math.inf
-    best_epoch: int = -1
-    stale: int = 0
-    plateau_scale: float = 1.0
-    done: bool = False
+from nima_training.schedule import Progressed, learning_rate_factor
+from nima_training.validation import predict_split
 
 
 class Trainer:
@@ -63,7 +49,13 @@ class Trainer:
         self.config, self.console = config, console
         if config.threads:
             torch.set_num_threads(config.threads)
-        self.accelerator = Accelerator(mixed_precision=config.precision, cpu=config.cpu)
+        try:
+            self.accelerator = Accelerator(mixed_precision=config.precision, cpu=config.cpu)
+        except ValueError as error:  # accelerate's words on a precision the device lacks
+            raise TrainingError(f"precision = {config.precision!r}: {error}") from error
+        if config.precision == "fp16" and self.accelerator.device.type == "cpu":
+            # accelerate would compute in FP32 without a word.
+            raise TrainingError("precision = 'fp16' needs a GPU; a CPU can do 'bf16' or 'no'")
         frame = read_manifest(config.manifest)
         self.files = RunDirectory(config, data_sha256(frame) if "sha256" in frame else None)
         self.train_set = Photos(
@@ -85,6 +77,10 @@ class Trainer:
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.at = Progressed()
         self.skipped: dict[int, str] = {}
+        self.network: Any = None
+        """The model as accelerate and torch.compile wrap it."""
+        self.frozen: bool | None = None
+        """Whether only the head learns; None before the first phase."""
         self.ema = EMA(self.model, config.ema_decay) if config.ema_decay else None
 
     # ---- one run ---------------------------------------------------------------------------
@@ -119,12 +115,15 @@ class Trainer:
         if not frozen:
             groups.append({"params": body, "base_lr": config.backbone_lr})
         optimiser = torch.optim.AdamW(groups, lr=config.head_lr, weight_decay=config.weight_decay)
-        self.network: nn.Module = self.accelerator.prepare_model(self.model)
+        if self.frozen is not None:  # take the wrappers of the frozen stage off
+            self.model = self.accelerator.unwrap_model(self.network, keep_fp32_wrapper=False)
+            self.accelerator.free_memory()
+        self.network = self.accelerator.prepare_model(self.model)
         if self.ema is not None:
             device = self.accelerator.device
             self.ema.state = {name: value.to(device) for name, value in self.ema.state.items()}
         if config.compile:
-            self.network = torch.compile(self.network)  # type: ignore[assignment]
+            self.network = torch.compile(self.network)
         self.optimiser = self.accelerator.prepare_optimizer(optimiser)
         if saved is not None and saved["optimiser"] is not None:
             optimiser.load_state_dict(saved["optimiser"])
@@ -146,14 +145,14 @@ class Trainer:
             pin_memory=self.accelerator.device.type == "cuda",
         )  # fmt: skip
         usable = self.updates_per_epoch * config.accumulate
-        total, seen, started, last_save = 0.0, 0, time.monotonic(), time.monotonic()
+        seen, started, last_save = 0, time.monotonic(), time.monotonic()
         self._set_mode()
         with self._progress() as bar:
             task = bar.add_task("", total=usable, completed=at.batch)
             for batch in loader:
                 if at.batch >= usable:
                     break
-                total += self._micro_batch(batch)
+                at.loss_sum += self._micro_batch(batch)
                 seen += 1
                 at.batch += 1
                 if at.batch % config.accumulate == 0:
@@ -164,7 +163,8 @@ class Trainer:
                         last_save = time.monotonic()
                 speed = seen * config.batch_size * ranks / (time.monotonic() - started)
                 bar.update(task, advance=1, description=f"epoch {at.epoch} {speed:.1f} img/s")
-        self._end_of_epoch(total / max(1, seen), seen * config.batch_size * ranks, started)
+        speed = seen * config.batch_size * ranks / max(1e-9, time.monotonic() - started)
+        self._end_of_epoch(at.loss_sum / max(1, at.batch), speed)
 
     def _micro_batch(self, batch: dict[str, Any]) -> float:
         """Forward and backward of one micro-batch; the gradients stay in the parameters."""
@@ -191,13 +191,8 @@ class Trainer:
                 logits = self.network(x)
             losses = emd(probabilities(logits), target, config.emd_r)
             if not torch.isfinite(losses).all():
-                rows = [
-                    row
-                    for row, good in zip(
-                        batch["rows"], torch.isfinite(losses).tolist(), strict=True
-                    )
-                    if not good
-                ]
+                finite = torch.isfinite(losses).tolist()
+                rows = [row for row, good in zip(batch["rows"], finite, strict=True) if not good]
                 names = ", ".join(self.train_set.ids[row] for row in rows[:10])
                 raise TrainingError(
                     f"the loss is not finite at epoch {self.at.epoch}, batch {self.at.batch}, for "
@@ -209,7 +204,7 @@ class Trainer:
 
     def _update(self) -> None:
         """One optimiser step at the learning rates of this moment."""
-        factor = self.learning_rate_factor(self.at.update)
+        factor = learning_rate_factor(self.at, self.config, self.updates_per_epoch)
         for group in self.raw_optimiser.param_groups:
             group["lr"] = group["base_lr"] * factor
         if self.config.clip_norm:
@@ -218,17 +213,6 @@ class Trainer:
         self.optimiser.zero_grad()
         if self.ema is not None:
             self.ema.update(self.model)
-
-    def learning_rate_factor(self, update: int) -> float:
-        """What both learning rates are multiplied by at an update."""
-        config = self.config
-        total = self.updates_per_epoch * config.epochs
-        warm = round(config.warmup * total)
-        if update < warm:
-            return (update + 1) / (warm + 1)
-        if config.schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * (update - warm) / max(1, total - warm)))
-        return self.at.plateau_scale
 
     def _set_mode(self) -> None:
         """Train mode, but for what is frozen: dropout and statistics of the backbone, or these."""
@@ -243,53 +227,28 @@ class Trainer:
 
     # ---- validation and the end of an epoch ----------------------------------------------------
 
-    @torch.inference_mode()
     def validate(self) -> tuple[dict[str, Any], np.ndarray]:
         """Metrics and predicted means on the validation split, with the averaged weights if any."""
         current: dict[str, Tensor] | None = None
         if self.ema is not None:
             current = {name: value.clone() for name, value in self.model.state_dict().items()}
             self.model.load_state_dict(self.ema.state)
-        self.model.eval()
-        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        mine = list(range(rank, len(self.val_set), ranks))
-        loader = DataLoader(
-            self.val_set, batch_size=self.config.batch_size, sampler=mine, collate_fn=collate,
-            num_workers=self.config.workers,
-        )  # fmt: skip
-        found: list[tuple[int, list[float]]] = []
-        for batch in loader:
-            if "pixels" in batch:
-                x = normalise_on_device(
-                    batch["pixels"].to(self.accelerator.device), self.config.preprocessing
-                )
-                with self.accelerator.autocast():
-                    logits = self.model(x)
-                p = probabilities(logits).cpu().double().numpy()
-                found += list(zip(batch["rows"], p.tolist(), strict=True))
+        predicted, rows = predict_split(self.model, self.val_set, self.config, self.accelerator)
         if current is not None:
             self.model.load_state_dict(current)
-        found = sorted(gather_object(found)) if ranks > 1 else sorted(found)
-        if not found:
+        if not rows:
             raise TrainingError("no photo of the validation split is readable")
-        predicted = np.array([p for _, p in found])
-        target = self.val_frame[PROBABILITIES].to_numpy(np.float64)[[row for row, _ in found]]
+        target = self.val_frame[PROBABILITIES].to_numpy(np.float64)[rows]
         return metrics.evaluate(predicted, target), metrics.moments(predicted)[0]
 
-    def _end_of_epoch(self, loss: float, images: int, started: float) -> None:
+    def _end_of_epoch(self, loss: float, speed: float) -> None:
         config, at = self.config, self.at
-        speed = images / max(1e-9, time.monotonic() - started)
         result, means = self.validate()
-        value = result[config.metric]["value"]
-        value = math.inf if value is None else float(value)
-        error = value if config.metric in metrics.LOWER_IS_BETTER else -value
-        if error < at.best:
-            at.best, at.best_epoch, at.stale = error, at.epoch, 0
-            self._checkpoint("best", result, means)
-        else:
-            at.stale += 1
-            if config.schedule == "plateau" and at.stale % max(1, config.plateau_patience) == 0:
-                at.plateau_scale *= config.plateau_factor
+        skipped = len(self.skipped)
+        if self.accelerator.num_processes > 1:
+            skipped = sum(gather_object([skipped]))
+        if at.judge(metrics.as_error(config.metric, result), config):
+            self._checkpoint("best", result, means, skipped)
         record = {
             "epoch": at.epoch, "updates": at.update, "train_loss": loss,
             "images_per_second": round(speed, 2),
@@ -302,21 +261,23 @@ class Trainer:
             f"r=1 {record['emd_r1']:.4f}, Spearman {record['spearman_mean'] or math.nan:.4f}, "
             f"{speed:.1f} img/s"
         )
-        at.epoch, at.batch = at.epoch + 1, 0
+        at.epoch, at.batch, at.loss_sum = at.epoch + 1, 0, 0.0
         stopped = bool(config.patience) and at.stale >= config.patience
         if stopped:
             self._say(f"no better {config.metric} for {at.stale} epochs: stopped")
         at.done = stopped or at.epoch >= config.epochs
         if at.done:
-            self._checkpoint("last", result, means)
+            self._checkpoint("last", result, means, skipped)
         self._save()
 
     # ---- files -------------------------------------------------------------------------------
 
-    def _checkpoint(self, name: str, result: dict[str, Any], means: np.ndarray) -> None:
+    def _checkpoint(
+        self, name: str, result: dict[str, Any], means: np.ndarray, skipped: int
+    ) -> None:
         if self.accelerator.is_main_process:
             weights = self.ema.state if self.ema is not None else self.model.state_dict()
-            self.files.checkpoint(name, weights, self.at.epoch, result, means, len(self.skipped))
+            self.files.checkpoint(name, weights, self.at.epoch, result, means, skipped)
 
     def _save(self) -> None:
         if not self.accelerator.is_main_process:
@@ -326,6 +287,7 @@ class Trainer:
         thawing = self.frozen and self.at.epoch >= self.config.frozen_epochs
         self.files.save(
             {
+                "processes": self.accelerator.num_processes,
                 "model": self.model.state_dict(),
                 "optimiser": None if thawing else self.raw_optimiser.state_dict(),
                 "scaler": scaler.state_dict() if scaler is not None else None,
@@ -336,10 +298,10 @@ class Trainer:
         )
 
     def _load(self) -> dict[str, Any] | None:
-        saved = self.files.load()
+        saved = self.files.load(self.accelerator.num_processes)
+        if self.accelerator.is_main_process:
+            self.files.start(0 if saved is None else saved["at"]["epoch"])
         if saved is None:
-            if self.accelerator.is_main_process:
-                self.files.start()
             return None
         self.model.load_state_dict(saved["model"])
         if self.ema is not None:

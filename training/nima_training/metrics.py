@@ -76,6 +76,14 @@ METRICS: dict[str, Metric] = {
 LOWER_IS_BETTER = frozenset({"emd_r1", "emd_r2", "mae_mean", "mae_std"})
 
 
+def as_error(metric: str, result: Mapping[str, Mapping[str, float | None]]) -> float:
+    """A metric of :func:`evaluate` as a number to minimise; an undefined one is the worst."""
+    value = result[metric]["value"]
+    if value is None:
+        return float("inf")
+    return value if metric in LOWER_IS_BETTER else -value
+
+
 def evaluate(
     predicted: np.ndarray,
     target: np.ndarray,

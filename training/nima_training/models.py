@@ -100,7 +100,11 @@ BACKBONES: dict[str, Backbone] = {
 }
 
 
-class WeightsUnavailable(RuntimeError):
+class WeightsError(ValueError):
+    """Pretrained weights that cannot be used; the message says why."""
+
+
+class WeightsUnavailable(WeightsError):
     """Pretrained weights are neither on disk nor to be had; the message says where to put them."""
 
 
@@ -120,7 +124,8 @@ def create_model(
         A module mapping FP32 ``[B, 3, H, W]`` to logits ``[B, 10]``.
 
     Raises:
-        ValueError: unknown backbone, or weights that do not fit it.
+        ValueError: unknown backbone.
+        WeightsError: a file that is no state dict, or weights that do not fit the backbone.
         WeightsUnavailable: ImageNet weights asked for but not to be had.
     """
     if backbone not in BACKBONES:
@@ -172,11 +177,17 @@ def _backbone_state(backbone: str, weights: str | Path) -> dict[str, Tensor]:
         path = Path(weights)
         if not path.is_file():
             raise WeightsUnavailable(f"no weights file at {path}")
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+        try:
+            if path.suffix == ".safetensors":
+                from safetensors.torch import load_file
 
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+                return load_file(path)
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # both readers refuse in many ways
+            raise WeightsError(f"{path} is not a state dict of tensors alone") from error
+        if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
+            raise WeightsError(f"{path} is not a state dict of tensors alone")
+        return state
     if spec.weights is None:
         raise WeightsUnavailable(
             f"{backbone} has no torchvision weights: pass --weights none or a state dict file"
@@ -201,9 +212,15 @@ def _load_backbone(model: nn.Module, state: dict[str, Tensor], head: str) -> Non
     own = {name for name in model.state_dict() if kept(name)}
     state = {name: value for name, value in state.items() if kept(name)}
     if missing := sorted(own - state.keys()):
-        raise ValueError(
+        raise WeightsError(
             f"weights do not fit the backbone: {len(missing)} missing, e.g. {missing[0]}"
         )
     if extra := sorted(state.keys() - own):
-        raise ValueError(f"weights do not fit the backbone: {len(extra)} unknown, e.g. {extra[0]}")
-    model.load_state_dict(state, strict=False)
+        raise WeightsError(
+            f"weights do not fit the backbone: {len(extra)} unknown, e.g. {extra[0]}"
+        )
+    try:
+        model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise WeightsError(f"weights do not fit the backbone: {first}") from error

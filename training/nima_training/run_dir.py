@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from nima_client._files import write_atomic
 from nima_training.checkpoint import reference_quantiles, save_checkpoint
 from nima_training.config import TrainConfig
 from nima_training.files import write_json
@@ -36,15 +37,20 @@ class RunDirectory:
     def __init__(self, config: TrainConfig, data_sha256: str | None) -> None:
         self.config, self.data_sha256 = config, data_sha256
 
-    def load(self) -> dict[str, Any] | None:
+    def load(self, processes: int) -> dict[str, Any] | None:
         """The state to go on from, or None for a new run.
 
         Raises:
-            TrainingError: the directory holds a run with other settings or data.
+            TrainingError: the directory holds a run with other settings, data or processes.
         """
         saved = load_state(self.config.out / STATE_FILE)
         if saved is None:
             return None
+        if saved.get("processes", processes) != processes:
+            raise TrainingError(
+                f"{self.config.out} holds a run of {saved['processes']} processes, and this is one "
+                f"of {processes}: batches would differ. Start as many, or choose another --out"
+            )
         changed = {
             name
             for name, value in self.config.to_dict().items()
@@ -58,10 +64,14 @@ class RunDirectory:
             )
         return saved
 
-    def start(self) -> None:
-        """Make the directory of a new run and note its settings."""
-        self.config.out.mkdir(parents=True, exist_ok=True)
+    def start(self, epoch: int) -> None:
+        """Note the settings; forget what a killed run wrote of ``epoch``, which is done again."""
         write_json(self.config.out / CONFIG_FILE, self.config.to_dict())
+        history = self.config.out / HISTORY_FILE
+        if history.exists():
+            lines = history.read_text(encoding="utf-8").splitlines(keepends=True)
+            # An epoch is one whole line, so a line cut short is of the epoch done again.
+            write_atomic(history, "".join(lines[:epoch]).encode())
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the saved state, atomically."""

@@ -8,13 +8,13 @@ their first name, so that a split doesn't change when photos are added.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
 MAX_HAMMING = 4
-MAX_PAIRWISE = 20_000
 
 
 def difference_hash(image: Image.Image) -> int:
@@ -23,30 +23,68 @@ def difference_hash(image: Image.Image) -> int:
     return int.from_bytes(np.packbits(small[:, :-1] > small[:, 1:]).tobytes(), "big")
 
 
+class _Groups:
+    """Disjoint sets of indexes; the smallest index names its set."""
+
+    def __init__(self, count: int) -> None:
+        self.parent = list(range(count))
+
+    def root(self, item: int) -> int:
+        while self.parent[item] != item:
+            self.parent[item] = self.parent[self.parent[item]]
+            item = self.parent[item]
+        return item
+
+    def join(self, first: int, second: int) -> None:
+        a, b = sorted((self.root(first), self.root(second)))
+        self.parent[b] = a
+
+    def names(self) -> list[int]:
+        return [self.root(index) for index in range(len(self.parent))]
+
+
 def group_near_duplicates(hashes: Sequence[int], max_hamming: int = MAX_HAMMING) -> list[int]:
     """The group of each item: the smallest index reachable through pairs of near-equal hashes.
 
-    Beyond :data:`MAX_PAIRWISE` items only equal hashes are joined, as pairs grow with the square.
+    Hashes within ``max_hamming`` bits agree in at least one of ``max_hamming + 1`` slices of their
+    64 bits, so only items with an equal slice are compared: no pair is missed, at AVA's size too.
     """
-    if len(hashes) > MAX_PAIRWISE:
-        first: dict[int, int] = {}
-        return [first.setdefault(value, index) for index, value in enumerate(hashes)]
     values = np.array(hashes, dtype=np.uint64)
-    bits = np.unpackbits(values.view(np.uint8).reshape(len(values), 8), axis=1).astype(np.int16)
-    parent = list(range(len(values)))
+    groups = _Groups(len(values))
+    # Equal hashes first: thousands of blank pictures are one item from here on.
+    distinct, first, inverse = np.unique(values, return_index=True, return_inverse=True)
+    for index, slot in enumerate(inverse.ravel()):
+        groups.join(index, int(first[slot]))
+    edges = np.linspace(0, 64, max_hamming + 2).astype(int)
+    for low, high in itertools.pairwise(edges):
+        keys = (distinct >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1)
+        order = np.argsort(keys, kind="stable")
+        cuts = np.flatnonzero(np.diff(keys[order])) + 1
+        for bucket in np.split(order, cuts):
+            for position in range(len(bucket) - 1):
+                rest = bucket[position + 1 :]
+                near = rest[_bits(distinct[rest] ^ distinct[bucket[position]]) <= max_hamming]
+                for other in near:
+                    groups.join(int(first[bucket[position]]), int(first[other]))
+    return groups.names()
 
-    def root(item: int) -> int:
-        while parent[item] != item:
-            parent[item] = parent[parent[item]]
-            item = parent[item]
-        return item
 
-    for index in range(len(values)):
-        distance = np.abs(bits[index + 1 :] - bits[index]).sum(axis=1)
-        for other in np.flatnonzero(distance <= max_hamming):
-            a, b = sorted((root(index), root(index + 1 + int(other))))
-            parent[b] = a
-    return [root(index) for index in range(len(values))]
+def _bits(values: np.ndarray) -> np.ndarray:
+    """The number of set bits of each uint64."""
+    return np.asarray(_BITS_OF_16[values.view(np.uint16).reshape(-1, 4)].sum(axis=1))
+
+
+_BITS_OF_16 = np.array([value.bit_count() for value in range(1 << 16)], dtype=np.uint8)
+
+
+def join_groups(groups: Sequence[int], labels: Sequence[str]) -> list[int]:
+    """Widen groups so that items of equal label are in one, too."""
+    joined = _Groups(len(groups))
+    first: dict[str, int] = {}
+    for index, (group, label) in enumerate(zip(groups, labels, strict=True)):
+        joined.join(index, group)
+        joined.join(index, first.setdefault(label, index))
+    return joined.names()
 
 
 def unit_hash(key: str, seed: int) -> float:

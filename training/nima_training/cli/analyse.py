@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -14,9 +14,9 @@ app = typer.Typer(add_completion=False)
 def analyse(
     photos: Annotated[Path, typer.Argument(help="Folder of photos.")],
     out: Annotated[Path, typer.Option(help="Folder for the table, the figures and the page.")],
-    checkpoint: Annotated[Optional[Path], typer.Option(help="Score with this checkpoint.")] = None,  # noqa: UP045
-    url: Annotated[Optional[str], typer.Option(help="Score with this server (gRPC).")] = None,  # noqa: UP045
-    kind: Annotated[Optional[list[str]], typer.Option(help="Distortion; repeat. All.")] = None,  # noqa: UP045
+    checkpoint: Annotated[Path | None, typer.Option(help="Score with this checkpoint.")] = None,
+    url: Annotated[str | None, typer.Option(help="Score with this server (gRPC).")] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="Distortion; repeat. All.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many photos, evenly spaced.")] = 100,
 ) -> None:
     """Write scores.parquet, analysis.json and analysis.html."""

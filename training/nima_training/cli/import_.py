@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -19,7 +19,7 @@ def import_(
     photos: Annotated[
         Path, typer.Option(help="Folder of photos that the reference quantiles are taken on.")
     ],
-    name: Annotated[Optional[str], typer.Option(help="Name; default the file's.")] = None,  # noqa: UP045
+    name: Annotated[str | None, typer.Option(help="Name; default the file's.")] = None,
     check: Annotated[
         int,
         typer.Option(help="Compare with the TFLite interpreter on so many photos (TFLite only)."),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -18,18 +18,21 @@ def prepare(
     ],
     photos: Annotated[Path, typer.Option(help="Folder of the photos, searched recursively.")],
     out: Annotated[Path, typer.Option(help="Manifest to write (.parquet).")],
-    kind: Annotated[Optional[str], typer.Option(help=f"{KINDS}; default: by name.")] = None,  # noqa: UP045
+    kind: Annotated[str | None, typer.Option(help=f"{KINDS}; default: by name.")] = None,
     ava_lists: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="Folder with AVA's generic_test.jpgl: the official split."),
     ] = None,
     ava_styles: Annotated[Path | None, typer.Option(help="Folder with AVA's style lists.")] = None,
-    ava_tags: Annotated[Optional[Path], typer.Option(help="AVA's tags.txt.")] = None,  # noqa: UP045
+    ava_tags: Annotated[Path | None, typer.Option(help="AVA's tags.txt.")] = None,
     min_side: Annotated[int, typer.Option(min=1, help="Drop smaller photos.")] = 32,
     workers: Annotated[int, typer.Option(min=1, help="Processes that check files.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
 ) -> None:
     """Check every photo once, drop and report what is broken, split without leakage."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
     from nima_training.data import ava, sources
     from nima_training.data.manifest import build_manifest
 
@@ -46,16 +49,16 @@ def prepare(
             ratings = sources.read_own(labels)
         else:
             raise ValueError(f"--kind must be {KINDS}, not {chosen!r}")
-        report = build_manifest(
-            ratings,
-            photos,
-            out,
-            test_ids=ava.official_test_ids(ava_lists) if ava_lists else None,
-            styles=ava.read_styles(ava_styles) if ava_styles else None,
-            min_side=min_side,
-            workers=workers,
-            seed=seed,
-        )
+        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("checking photos", total=None)
+            report = build_manifest(
+                ratings, photos, out,
+                test_ids=ava.official_test_ids(ava_lists) if ava_lists else None,
+                styles=ava.read_styles(ava_styles) if ava_styles else None,
+                min_side=min_side, workers=workers, seed=seed,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )  # fmt: skip
     except (ValueError, OSError) as error:
         typer.echo(f"nima prepare: {error}", err=True)
         raise typer.Exit(2) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -12,18 +12,18 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def train(
-    manifest: Annotated[Optional[Path], typer.Argument(help="Manifest of nima prepare.")] = None,  # noqa: UP045
+    manifest: Annotated[Path | None, typer.Argument(help="Manifest of nima prepare.")] = None,
     photos: Annotated[
         Path | None, typer.Option(help="Folder the manifest's paths start at.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; holds best/ and last/.")] = None,
-    config: Annotated[Optional[Path], typer.Option(help="TOML file of TrainConfig fields.")] = None,  # noqa: UP045
-    backbone: Annotated[Optional[str], typer.Option(help="Name of the backbone.")] = None,  # noqa: UP045
-    weights: Annotated[Optional[str], typer.Option(help="imagenet, none, or a file.")] = None,  # noqa: UP045
-    epochs: Annotated[Optional[int], typer.Option(help="Epochs in all.")] = None,  # noqa: UP045
-    batch_size: Annotated[Optional[int], typer.Option(help="Images a step and process.")] = None,  # noqa: UP045
+    config: Annotated[Path | None, typer.Option(help="TOML file of TrainConfig fields.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Name of the backbone.")] = None,
+    weights: Annotated[str | None, typer.Option(help="imagenet, none, or a file.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs in all.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step and process.")] = None,
     set_: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option("--set", help="Any other field, as name=value in TOML syntax."),
     ] = None,
     print_config: Annotated[bool, typer.Option(help="Print the configuration and stop.")] = False,
@@ -37,7 +37,7 @@ def train(
     from nima_training.data.sources import LabelError
     from nima_training.loop import TrainingError
     from nima_training.loop import train as run
-    from nima_training.models import WeightsUnavailable
+    from nima_training.models import WeightsError
 
     try:
         settings = load_config(
@@ -52,7 +52,7 @@ def train(
             typer.echo(json.dumps(settings.to_dict(), indent=1))
             return
         best = run(settings, Console())
-    except (ConfigError, LabelError, TrainingError, WeightsUnavailable) as error:
+    except (ConfigError, LabelError, TrainingError, WeightsError) as error:
         typer.echo(f"nima train: {error}", err=True)
         raise typer.Exit(2) from error
     values = {name: entry["value"] for name, entry in best["validation"].items()}

@@ -6,22 +6,21 @@ workers, ranks or where a run was resumed.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from nima_client.preprocess import ImageRejected, PreprocessSpec, preprocess
+from nima_client.preprocess import ImageRejected, PreprocessSpec, decode, preprocess
 from nima_training.data.sources import PROBABILITIES, SUM_TOLERANCE, LabelError
 
 
@@ -32,8 +31,13 @@ class Augmentation:
     Colour changes are left out on purpose: they change how people rate a photo.
     """
 
-    resize: int = 256
+    resize: int | None = None
+    """Side before the crop, in pixels; None is 8/7 of the input: the paper's 256 for 224."""
     mirror: bool = True
+
+    def side(self, crop: int) -> int:
+        """Side before the crop for an input of ``crop`` pixels, never below it."""
+        return max(crop, round(crop * 8 / 7) if self.resize is None else self.resize)
 
 
 def read_manifest(path: Path) -> pd.DataFrame:
@@ -60,14 +64,6 @@ def read_manifest(path: Path) -> pd.DataFrame:
             f"probabilities that sum to 1, found {values[row].tolist()}"
         )
     return frame.reset_index(drop=True)
-
-
-def decode_for_training(path: Path, side: int) -> Image.Image:
-    """RGB, upright; a JPEG is decoded at a reduced DCT scale that still covers ``side`` twice."""
-    with Image.open(io.BytesIO(path.read_bytes())) as image:
-        image.draft("RGB", (2 * side, 2 * side))
-        image.load()
-        return ImageOps.exif_transpose(image).convert("RGB")
 
 
 class Photos(Dataset[dict[str, Any]]):
@@ -99,7 +95,7 @@ class Photos(Dataset[dict[str, Any]]):
     def __getitem__(self, row: int) -> dict[str, Any]:
         try:
             pixels = self._train(row) if self.augmentation else self._evaluate(row)
-        except (ImageRejected, OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+        except (ImageRejected, OSError) as error:
             return {"row": row, "error": f"{self.paths[row].name}: {error}"}
         return {"pixels": pixels, "target": self.targets[row], "row": row}
 
@@ -110,8 +106,11 @@ class Photos(Dataset[dict[str, Any]]):
     def _train(self, row: int) -> Tensor:
         assert self.augmentation is not None
         size = self.spec.crop_size
-        resize = max(self.augmentation.resize, size)
-        image = decode_for_training(self.paths[row], resize)
+        resize = self.augmentation.side(size)
+        # As the server decodes; a JPEG at a reduced DCT scale that still covers the view twice.
+        image = decode(
+            self.paths[row].read_bytes(), replace(self.spec, resize_size=resize, crop_size=size)
+        )
         view: Image.Image = F.resize(image, [resize, resize], antialias=True)
         # One generator a sample; torchvision draws from the global one, so lend it for the moment.
         entropy = np.random.SeedSequence((self.seed, self.epoch, row)).generate_state(1)[0]

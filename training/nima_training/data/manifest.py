@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
@@ -27,7 +27,13 @@ from nima_client.preprocess import (
     inspect_header,
 )
 from nima_training.files import write_json, write_parquet
-from nima_training.split import difference_hash, group_near_duplicates, split_by_group, unit_hash
+from nima_training.split import (
+    difference_hash,
+    group_near_duplicates,
+    join_groups,
+    split_by_group,
+    unit_hash,
+)
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 DEFAULT_FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
@@ -69,7 +75,7 @@ class Report:
         return f"{self.labelled} labelled, {self.kept} kept ({split}); dropped: {dropped}"
 
 
-def check_file(path: Path, min_side: int) -> FileCheck:
+def check_file(path: Path) -> FileCheck:
     """Read, decode and hash one file; never raises for a bad one."""
     try:
         stat = path.stat()
@@ -82,28 +88,36 @@ def check_file(path: Path, min_side: int) -> FileCheck:
         image = decode(data, PreprocessSpec(), DEFAULT_LIMITS)
     except ImageRejected as error:
         return FileCheck(*common, error=f"{error.code.value.lower()}: {error.detail}")
-    small = None
-    if min(header.width, header.height) < min_side:
-        small = f"too small: {header.width}x{header.height}"
     digest = f"{difference_hash(image):016x}"
-    return FileCheck(*common, header.width, header.height, digest, small)
+    return FileCheck(*common, header.width, header.height, digest)
 
 
-def find_files(photos: Path) -> dict[str, Path]:
-    """Image id (file name without suffix, lower case) -> path, for every photo below ``photos``."""
+def find_files(photos: Path) -> dict[str, list[Path]]:
+    """What a label file may call a photo, in lower case -> the paths that it fits.
+
+    The names of each photo below ``photos``: the path from there, the file name, and the file name
+    without its suffix.
+    """
     if not photos.is_dir():
         raise ValueError(f"{photos} is not a folder of photos")
-    found: dict[str, Path] = {}
+    found: dict[str, list[Path]] = {}
     for path in sorted(photos.rglob("*")):
         if path.suffix.lower() in SUFFIXES:
-            found.setdefault(path.stem.lower(), path)
+            for name in {path.relative_to(photos).as_posix(), path.name, path.stem}:
+                found.setdefault(name.lower(), []).append(path)
     return found
 
 
 def check_files(
-    paths: list[Path], min_side: int, workers: int, cache: Path | None
+    paths: list[Path],
+    workers: int,
+    cache: Path | None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[FileCheck]:
-    """:func:`check_file` for each path in order, reusing checks of unchanged files in ``cache``."""
+    """:func:`check_file` for each path in order, reusing checks of unchanged files in ``cache``.
+
+    ``progress`` is called with the number of files read so far and of those to read.
+    """
     known: dict[str, FileCheck] = {}
     if cache is not None and cache.exists():
         for line in cache.read_text().splitlines():
@@ -123,19 +137,23 @@ def check_files(
     todo = [path for path in paths if fresh(path)]
     if workers > 1 and len(todo) > 64:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
-            new = executor.map(check_file, todo, [min_side] * len(todo), chunksize=32)
-            known |= _remember(new, cache)
+            new = executor.map(check_file, todo, chunksize=32)
+            known |= _remember(new, cache, lambda done: progress(done, len(todo)))
     else:
-        known |= _remember((check_file(path, min_side) for path in todo), cache)
+        new = (check_file(path) for path in todo)
+        known |= _remember(new, cache, lambda done: progress(done, len(todo)))
     yield from (known[str(path)] for path in paths)
 
 
-def _remember(checks: Iterator[FileCheck], cache: Path | None) -> dict[str, FileCheck]:
+def _remember(
+    checks: Iterator[FileCheck], cache: Path | None, progress: Callable[[int], None]
+) -> dict[str, FileCheck]:
     result = {}
     file = cache.open("a", encoding="utf-8") if cache is not None else None
     try:
-        for check in checks:
+        for done, check in enumerate(checks, start=1):
             result[check.path] = check
+            progress(done)
             if file is not None:
                 file.write(json.dumps(asdict(check)) + "\n")
     finally:
@@ -155,12 +173,14 @@ def build_manifest(
     min_side: int = 32,
     workers: int = 1,
     seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
     """Check and split the photos of ``ratings``; write ``out`` (Parquet) and its ``.report.json``.
 
     Args:
         ratings: a table of :mod:`nima_training.data.sources`.
-        photos: folder that is searched recursively for ``<image_id>.<suffix>``.
+        photos: folder that is searched recursively; an image id is a file name with or without
+            its suffix, or a path from this folder.
         out: the Parquet manifest.
         test_ids: an official test split; of the rest 5 % become validation. None: groups (given,
             widened by near-duplicates) are dealt out by ``fractions``.
@@ -169,6 +189,7 @@ def build_manifest(
         min_side: smaller photos are dropped.
         workers: processes.
         seed: of the split.
+        progress: as in :func:`check_files`.
 
     Raises:
         ValueError: no labelled photo is usable.
@@ -177,19 +198,23 @@ def build_manifest(
     files = find_files(photos)
     rows = []
     for row in ratings.to_dict("records"):
-        path = files.get(str(row["image_id"]).lower())
-        if path is None:
-            report.drop("missing", str(row["image_id"]))
+        paths = files.get(str(row["image_id"]).lower(), [])
+        if len(paths) == 1:
+            rows.append((row, paths[0]))
         else:
-            rows.append((row, path))
+            reason = "named by several files" if paths else "missing"
+            report.drop(reason, str(row["image_id"]))
     out.parent.mkdir(parents=True, exist_ok=True)
     checks = check_files(
-        [path for _, path in rows], min_side, workers, out.with_suffix(".checks.jsonl")
+        [path for _, path in rows], workers, out.with_suffix(".checks.jsonl"), progress
     )
     kept: list[dict[str, Any]] = []
     for (row, path), check in zip(rows, checks, strict=True):
         if check.error is not None:
             report.drop(check.error.split(":")[0], str(row["image_id"]))
+            continue
+        if min(check.width, check.height) < min_side:
+            report.drop("too small", str(row["image_id"]))
             continue
         kept.append(
             {
@@ -236,14 +261,10 @@ def _without_duplicates(
 
 
 def _grouped_split(frame: pd.DataFrame, fractions: dict[str, float], seed: int) -> list[str]:
-    """Split by ``group``; where every photo is its own group, near-duplicates are joined."""
-    names = frame["group"].astype(str).tolist()
-    if len(set(names)) == len(names):
-        groups = group_near_duplicates([int(value, 16) for value in frame["dhash"]])
-    else:
-        first: dict[str, int] = {}
-        groups = [first.setdefault(name, index) for index, name in enumerate(names)]
-    return split_by_group(names, groups, fractions, seed)
+    """Split by ``group``, groups that share a near-duplicate joined."""
+    alike = group_near_duplicates([int(value, 16) for value in frame["dhash"]])
+    groups = join_groups(alike, frame["group"].astype(str).tolist())
+    return split_by_group(frame["group"].astype(str).tolist(), groups, fractions, seed)
 
 
 def data_sha256(frame: pd.DataFrame) -> str:

@@ -169,6 +169,9 @@ def read_own(path: Path) -> pd.DataFrame:
     first = 1 if path.suffix == ".parquet" else 2  # a CSV has a header row
     if "image_id" not in frame or frame.empty:
         raise LabelError(f"{path.name}: needs a column image_id and at least one row")
+    if (unnamed := frame["image_id"].isna()).any():
+        row = first + int(np.argmax(unnamed.to_numpy()))
+        raise LabelError(f"{path.name}, row {row}: no image_id")
     counts = [f"r{rating}" for rating in range(1, 11)]
     columns = next((c for c in (PROBABILITIES, counts) if set(c) <= set(frame.columns)), None)
     votes = frame["votes"].astype(float).to_numpy() if "votes" in frame else None
