@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image, ImageFilter
 
-from nima_training.analyse import analyse
+from nima_training.analyse import analyse, change_text
+from nima_training.cli.analyse import app as analyse_app
 from nima_training.distort import DISTORTIONS, distort
+from nima_training.metrics import mean_interval
 
 MakePhoto = Callable[..., Image.Image]
+BUNDLED = Path(__file__).resolve().parents[2] / "training/checkpoints/nima_mobilenet_v2"
 
 
 def pixels(image: Image.Image) -> np.ndarray:
@@ -124,6 +129,8 @@ def test_analyse_finds_what_a_judge_likes(tmp_path: Path, make_photo: MakePhoto)
     assert list(result["unreadable"]) == ["bad.png"]
     assert result["kinds"]["gaussian_blur"]["falls"] == 1
     assert result["kinds"]["gaussian_blur"]["falls_at_strongest"] == 1
+    for level in result["kinds"]["gaussian_blur"]["levels"]:
+        assert level["change_low"] <= level["change"] <= level["change_high"]
     assert result["kinds"]["noise"]["falls"] == 0  # grain looks sharp to this judge
     assert "falls" not in result["kinds"]["saturation"]
     table = pd.read_parquet(tmp_path / "out" / "scores.parquet")
@@ -136,6 +143,52 @@ def test_analyse_finds_what_a_judge_likes(tmp_path: Path, make_photo: MakePhoto)
     assert "http://" not in page.replace("http://www.w3.org", "").replace(
         "http://purl.org", ""
     ).replace("http://creativecommons.org", "")
+
+
+def test_the_change_has_an_interval_over_photos() -> None:
+    changes = np.array([[-0.5, -0.4, -0.6, -0.5], [0.0, 0.0, 0.0, 0.0]])
+    low, high = mean_interval(changes)
+    assert -0.6 < low[0] < -0.5 < high[0] < -0.4
+    assert (low[1], high[1]) == (0, 0)
+    assert change_text({"change": -0.5, "change_low": -0.58, "change_high": -0.41}) == (
+        "-0.50 [-0.58, -0.41]"
+    )
+
+
+def test_a_running_server_gives_what_the_checkpoint_gives(
+    triton: Any, tmp_path: Path, make_photo: MakePhoto
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for seed in range(2):
+        make_photo(seed, (160, 120)).save(photos / f"{seed}.png")
+    kinds = ["--kind", "gaussian_blur", "--kind", "exposure"]
+    for name, source in (
+        ("served", ["--url", triton.grpc_url]),
+        ("here", ["--checkpoint", str(BUNDLED)]),
+    ):
+        arguments = [str(photos), "--out", str(tmp_path / name), *kinds, *source]
+        analyse_app(arguments, standalone_mode=False)
+    served, here = (pd.read_parquet(tmp_path / n / "scores.parquet") for n in ("served", "here"))
+    assert served[["photo", "kind", "strength"]].equals(here[["photo", "kind", "strength"]])
+    assert len(served) == 2 * (1 + sum(len(DISTORTIONS[kind].levels) for kind in kinds[1::2]))
+    np.testing.assert_allclose(served[["mean", "std"]], here[["mean", "std"]], atol=1e-3)
+    assert "a running server" in (tmp_path / "served" / "analysis.html").read_text()
+
+
+def test_where_no_server_answers(
+    tmp_path: Path, make_photo: MakePhoto, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_photo(0).save(tmp_path / "0.png")
+    with socket.socket() as taken:  # bound, not listening: nobody answers
+        taken.bind(("127.0.0.1", 0))
+        url = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(SystemExit) as stopped:
+            analyse_app([str(tmp_path), "--out", str(tmp_path / "out"), "--url", url])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("nima analyse: ")
+    assert url in error
 
 
 def test_analyse_refuses_unknown_kinds_and_empty_input(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from torch import nn
 
 from nima_training import metrics
 from nima_training.checkpoint import load_checkpoint
+from nima_training.cli.train import app as train_app
 from nima_training.config import ConfigError, TrainConfig, load_config
 from nima_training.ema import EMA
 from nima_training.loop import Trainer, train
@@ -48,29 +49,32 @@ def run_alone(file: Path, environment: dict[str, str]) -> subprocess.CompletedPr
 def test_bf16_learns_as_fp32_does(
     write_toml: WriteToml, one_thread: dict[str, str], tmp_path: Path
 ) -> None:
-    found = {}
-    for precision in ("no", "bf16"):
-        # The head alone, then the whole network: what is wrapped once is wrapped again.
-        file = write_toml(
+    # The head alone, then the whole network: what is wrapped once is wrapped again.
+    files = {
+        precision: write_toml(
             tmp_path / f"{precision}.toml", tmp_path / precision, precision=precision, epochs=2,
             frozen_epochs=1, batch_size=16,
-        )  # fmt: skip
-        done = run_alone(file, one_thread)
-        assert done.returncode == 0, done.stderr[-2000:]
-        found[precision] = history(tmp_path / precision)[-1]["train_loss"]
-        state = torch.load(tmp_path / precision / "state.pt", weights_only=True)["model"]
-        assert {v.dtype for v in state.values() if v.is_floating_point()} == {torch.float32}
-    assert found["bf16"] != found["no"]  # it did compute in fewer bits
-    assert found["bf16"] == pytest.approx(found["no"], rel=0.02)
+        )
+        for precision in ("no", "bf16")
+    }  # fmt: skip
+    train(load_config(files["no"], {}), quiet())
+    done = run_alone(files["bf16"], one_thread)
+    assert done.returncode == 0, done.stderr[-2000:]
+    full, half = (history(tmp_path / name)[-1]["train_loss"] for name in ("no", "bf16"))
+    assert half != full  # it did compute in fewer bits
+    assert half == pytest.approx(full, rel=0.02)
+    state = torch.load(tmp_path / "bf16" / "state.pt", weights_only=True)["model"]
+    assert {v.dtype for v in state.values() if v.is_floating_point()} == {torch.float32}
 
 
 def test_fp16_without_a_gpu_is_refused_in_one_line(
-    write_toml: WriteToml, one_thread: dict[str, str], tmp_path: Path
+    write_toml: WriteToml, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = write_toml(tmp_path / "c.toml", tmp_path / "run", precision="fp16", batch_size=16)
-    done = run_alone(file, one_thread)
-    assert done.returncode == 2
-    assert done.stderr == (
+    with pytest.raises(SystemExit) as stopped:
+        train_app(["--config", str(file)])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == (
         "nima train: precision = 'fp16' needs a GPU; a CPU can do 'bf16' or 'no'\n"
     )
 
@@ -83,11 +87,14 @@ def test_a_compiled_network_learns_as_a_plain_one_does(
     for compiled in (False, True):
         out = tmp_path / str(compiled)
         file = write_toml(
-            tmp_path / f"{compiled}.toml", out, compile=compiled, epochs=1, batch_size=16,
-            backbone="mobilenet_v2",
+            tmp_path / f"{compiled}.toml", out, compile=compiled, epochs=1, batch_size=32,
+            backbone="vgg16_gap",  # few layers, so that the compiler is done in a minute
         )  # fmt: skip
-        done = run_alone(file, one_thread)
-        assert done.returncode == 0, done.stderr[-2000:]
+        if compiled:
+            done = run_alone(file, one_thread)
+            assert done.returncode == 0, done.stderr[-2000:]
+        else:
+            train(load_config(file, {}), quiet())
         found[compiled] = history(out)[0]
         load_checkpoint(out / "last")  # under the names of the plain network
     for name in ("train_loss", "emd_r2"):

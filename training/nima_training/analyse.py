@@ -7,7 +7,8 @@ strength with intervals over photos. Scores come from a checkpoint or from a run
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ Scorer = Callable[[Sequence[Image.Image]], np.ndarray]
 
 WORKING_SIDE = 512
 CLEAN = "clean"
+SHOWN = 12
+"""Photos of the clear-against-blurry table."""
 
 
 def checkpoint_scorer(checkpoint: Checkpoint) -> Scorer:
@@ -45,16 +48,22 @@ def checkpoint_scorer(checkpoint: Checkpoint) -> Scorer:
     return score
 
 
-def server_scorer(url: str) -> Scorer:
-    """Score with a running server through :mod:`nima_client`."""
+@contextmanager
+def server_scorer(url: str) -> Iterator[Scorer]:
+    """Score with the server at a gRPC address, through :mod:`nima_client`.
+
+    Raises:
+        nima_client.NimaError: it cannot be reached, or is no server of this contract.
+    """
     from nima_client import NimaClient
 
-    client = NimaClient(url)
+    with NimaClient(url) as client:
+        client.score([Image.new("RGB", (64, 64))])  # a wrong address is told before any photo
 
-    def score(images: Sequence[Image.Image]) -> np.ndarray:
-        return np.array([result.distribution for result in client.score(list(images))])
+        def score(images: Sequence[Image.Image]) -> np.ndarray:
+            return np.array([result.distribution for result in client.score(list(images))])
 
-    return score
+        yield score
 
 
 def open_working_copy(path: Path) -> Image.Image:
@@ -133,6 +142,8 @@ def analyse(
 def summarise(table: pd.DataFrame, kind: str) -> dict[str, Any]:
     """Of one kind: mean and spread by strength, and how many photos fall.
 
+    ``change`` is the mean over photos of score minus the clean photo's score, with its 95 %
+    bootstrap interval over photos.
     ``falls`` is the share of photos whose score falls with strength: their Spearman correlation of
     strength (0 being the clean photo) and score is negative. ``falls_at_strongest`` compares the
     strongest level with the clean photo only. Both are given for harmful kinds.
@@ -141,13 +152,16 @@ def summarise(table: pd.DataFrame, kind: str) -> dict[str, Any]:
     own = table[table["kind"] == kind]
     levels = []
     for strength, group in own.groupby("strength"):
-        change = group.set_index("photo")["mean"] - clean
+        change = (group.set_index("photo")["mean"] - clean).to_numpy(np.float64)
+        low, high = metrics.mean_interval(change)
         levels.append(
             {
                 "strength": float(strength),  # type: ignore[arg-type]
                 "mean": float(group["mean"].mean()),
                 "std": float(group["std"].mean()),
                 "change": float(change.mean()),
+                "change_low": float(low),
+                "change_high": float(high),
                 "fell": float((change < 0).mean()),
             }
         )
@@ -172,7 +186,7 @@ def _page(path: Path, result: dict[str, Any], table: pd.DataFrame, photos: dict[
             wide = own.pivot(index="strength", columns="photo", values=column).sort_index()
             figures.append(
                 pages.plot(
-                    f"{column} rating, 95 % interval over photos; the line is the clean photos'",
+                    f"{column} of the ratings with its 95 % interval; dashed: clean photos",
                     plots.against_strength(
                         wide.index.tolist(), wide.to_numpy(np.float64), summary["unit"], column,
                         float(clean[column].mean()),
@@ -186,36 +200,56 @@ def _page(path: Path, result: dict[str, Any], table: pd.DataFrame, photos: dict[
                 f"strongest {summary['falls_at_strongest']:.0%} score below their clean photo."
             )
         rows = [
-            [f"{v['strength']:g}", f"{v['mean']:.3f}", f"{v['change']:+.3f}", f"{v['fell']:.0%}"]
+            [
+                f"{v['strength']:g}", f"{v['mean']:.2f}", f"{v['std']:.2f}", change_text(v),
+                f"{v['fell']:.0%}",
+            ]
             for v in summary["levels"]
-        ]
-        columns = [summary["unit"], "mean rating", "change", "photos that fell"]
+        ]  # fmt: skip
+        columns = [summary["unit"], "mean", "std", "change [95 %]", "photos that fell"]
         sections.append(pages.Section(kind.replace("_", " "), text, columns, rows, figures))
     if "gaussian_blur" in result["kinds"]:
-        sections.insert(0, _clear_against_blurry(table, photos))
+        summary = result["kinds"]["gaussian_blur"]
+        sections.insert(0, _clear_against_blurry(table, photos, summary["levels"][-2]))
     pages.write_page(
         path,
         "What moves the score",
-        f"{result['photos']} photos scored by {result['source']}; one change at a time.",
+        f"{result['photos']} photos scored by {result['source']}. One thing is changed at a time, "
+        f"on a copy of at most {WORKING_SIDE} pixels; intervals are 95 % bootstraps over photos.",
         sections,
+        "Made by nima analyse; the numbers are in analysis.json and scores.parquet beside it.",
     )
 
 
-def _clear_against_blurry(table: pd.DataFrame, photos: dict[str, Path]) -> pages.Section:
-    """The article's table: each photo clear and blurred, for the first dozen photos."""
-    blur = table[table["kind"] == "gaussian_blur"]
-    strength = float(sorted(blur["strength"].unique())[-2])
-    blurred = blur[blur["strength"] == strength].set_index("photo")
+def change_text(level: dict[str, float]) -> str:
+    """``-0.31 [-0.40, -0.22]``."""
+    return f"{level['change']:+.2f} [{level['change_low']:+.2f}, {level['change_high']:+.2f}]"
+
+
+def _clear_against_blurry(
+    table: pd.DataFrame, photos: dict[str, Path], level: dict[str, float]
+) -> pages.Section:
+    """The article's table: photos clear and blurred, and the change over all of them."""
+    strength = level["strength"]
+    blur = table[(table["kind"] == "gaussian_blur") & (table["strength"] == strength)]
+    blurred = blur.set_index("photo")
     clear = table[table["kind"] == CLEAN].set_index("photo")
-    rows, figures = [], []
-    for name in list(clear.index)[:12]:
+    rows = [
+        [f"all {len(clear)} photos", f"{clear['mean'].mean():.2f}", f"{blurred['mean'].mean():.2f}",
+         change_text(level)]
+    ]  # fmt: skip
+    figures = []
+    for name in list(clear.index)[:SHOWN]:
         a, b = clear.loc[name], blurred.loc[name]
         rows.append(
             [name, f"{a['mean']:.2f} ± {a['std']:.2f}", f"{b['mean']:.2f} ± {b['std']:.2f}",
              f"{b['mean'] - a['mean']:+.2f}"]
         )  # fmt: skip
-        caption = f"{name}: {a['mean']:.2f} clear, {b['mean']:.2f} blurred"
-        figures.append(pages.Picture(caption, image=pages.thumbnail(photos[name])))
-    text = f"Gaussian blur of {strength:g} % of the short side."
+        image = open_working_copy(photos[name])
+        pair = pages.side_by_side(image, distort(image, "gaussian_blur", strength))
+        figures.append(
+            pages.Picture(f"{name}: {a['mean']:.2f} clear, {b['mean']:.2f} blurred", image=pair)
+        )
+    text = f"Gaussian blur with a sigma of {strength:g} % of the short side; mean ± std."
     columns = ["photo", "clear", "blurred", "change"]
     return pages.Section("Clear against blurry", text, columns, rows, figures)

@@ -28,10 +28,11 @@ def rates(work: Callable[[], int], seconds: float = 3.0) -> list[float]:
     return found
 
 
-def line(name: str, values: list[float]) -> str:
-    """Median and range of the rates."""
+def line(name: str, values: list[float], batch: int | None = None) -> str:
+    """Median and range of the rates; with ``batch``, the time of a step too."""
     middle = statistics.median(values)
-    return f"{name:42} {middle:8.1f} img/s  ({min(values):.1f}..{max(values):.1f}, n={len(values)})"
+    text = f"{name:52} {middle:8.1f} img/s  ({min(values):.1f}..{max(values):.1f}, n={len(values)})"
+    return text if batch is None else f"{text}  {1000 * batch / middle:.0f} ms a step"
 
 
 @app.command()
@@ -42,7 +43,7 @@ def benchmark(
     threads: Annotated[int, typer.Option(min=1, help="Threads of a training step.")] = 1,
     seconds: Annotated[float, typer.Option(help="Time for each figure.")] = 3.0,
 ) -> None:
-    """Print decoding and augmentation per core, and forward plus backward per backbone."""
+    """Print decoding and augmentation per core, and the training step per backbone."""
     import pandas as pd
     import torch
 
@@ -55,7 +56,8 @@ def benchmark(
 
     torch.set_num_threads(1)
     paths = list_photos(photos)[:64]
-    frame = pd.DataFrame({"image_id": [p.stem for p in paths], "path": [p.name for p in paths]})
+    frame = pd.DataFrame({"image_id": [path.stem for path in paths]})
+    frame["path"] = [path.relative_to(photos) for path in paths]
     frame[PROBABILITIES] = 0.1
     spec = PreprocessSpec()
     typer.echo(f"{len(paths)} photos of {photos.name}")
@@ -65,7 +67,9 @@ def benchmark(
 
         def decode(data: Photos = data, rows: object = rows) -> int:
             for _ in range(8):
-                data[next(rows) % len(data)]  # type: ignore[call-overload]
+                sample = data[next(rows) % len(data)]  # type: ignore[call-overload]
+                if "error" in sample:
+                    raise typer.BadParameter(f"{sample['error']}: leave it out")
             return 8
 
         typer.echo(line(f"decode, one core, {name}", rates(decode, seconds)))
@@ -75,20 +79,25 @@ def benchmark(
     for chosen in backbone or ["mobilenet_v2", "mobilenet_v3_small", "resnet50"]:
         size = BACKBONES[chosen].input_size
         model = create_model(chosen, "none").to(device).train()
+        model.to(memory_format=torch.channels_last)
+        optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5)
         x = torch.randn(batch, 3, size, size, device=device)
         x = x.contiguous(memory_format=torch.channels_last)
         target = torch.full((batch, 10), 0.1, device=device)
 
         def step(
-            model: torch.nn.Module = model, x: torch.Tensor = x, target: torch.Tensor = target
-        ) -> int:
+            model: torch.nn.Module = model, x: torch.Tensor = x, target: torch.Tensor = target,
+            optimiser: torch.optim.Optimizer = optimiser,
+        ) -> int:  # fmt: skip
             loss(model(x), target).backward()
+            optimiser.step()
+            optimiser.zero_grad()
             if device.type == "cuda":
                 torch.cuda.synchronize()
             return batch
 
         label = f"step, {chosen}, batch {batch}, {threads} threads, {device.type}"
-        typer.echo(line(label, rates(step, seconds)))
+        typer.echo(line(label, rates(step, seconds), batch))
 
 
 if __name__ == "__main__":

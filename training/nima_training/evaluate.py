@@ -18,6 +18,7 @@ from nima_training.inference import predict_files
 
 MIN_GROUP = 20
 SHOWN = 6
+MAX_ROWS = 40
 TITLES = {
     "emd_r1": "EMD r=1", "emd_r2": "EMD r=2", "mae_mean": "MAE mean", "mae_std": "MAE std",
     "accuracy": "accuracy at 5", "pearson_mean": "Pearson mean", "spearman_mean": "Spearman mean",
@@ -109,19 +110,23 @@ def predictions_table(frame: pd.DataFrame, predicted: np.ndarray, true: np.ndarr
 def _interval(entry: dict[str, float | None]) -> str:
     if entry["value"] is None:
         return "undefined"
-    text = f"{entry['value']:.4f}"
+    text = f"{entry['value']:.3f}"
     if entry.get("low") is not None:
-        text += f" [{entry['low']:.4f}, {entry['high']:.4f}]"
+        text += f" [{entry['low']:.3f}, {entry['high']:.3f}]"
     return text
 
 
 def _group_section(title: str, groups: dict[str, Any]) -> pages.Section:
     names = ["emd_r2", "spearman_mean", "accuracy", "mae_mean"]
+    # AVA has 1,397 challenges: the page shows the largest groups, metrics.json has all.
+    largest = sorted(groups.items(), key=lambda item: -item[1]["photos"])[:MAX_ROWS]
     rows = [
         [name, str(entry["photos"]), *[_interval(entry[metric]) for metric in names]]
-        for name, entry in groups.items()
+        for name, entry in largest
     ]
     text = "" if rows else f"No label is on {MIN_GROUP} photos or more."
+    if len(groups) > MAX_ROWS:
+        text = f"The {MAX_ROWS} largest of {len(groups)} groups."
     columns = ["label", "photos", *[TITLES[metric] for metric in names]]
     return pages.Section(title, text, columns, rows)
 
@@ -159,13 +164,16 @@ def _page(
         f"{result['photos']} photos, weights {result['weights_sha256'][:12]}; intervals are 95 % "
         f"bootstraps over photos; grey is true, blue predicted.",
         [
-            pages.Section("Figures", columns=["metric", "value"], rows=overall, figures=figures),
+            pages.Section(
+                "Figures", columns=["metric", "value [95 %]"], rows=overall, figures=figures
+            ),
             _group_section("Styles", result["styles"]),
             _group_section("Tags", result["tags"]),
-            pages.Section("Closest", figures=shown(order[:SHOWN])),
-            pages.Section("Median", figures=shown(order[middle : middle + SHOWN])),
-            pages.Section("Furthest", figures=shown(order[::-1][:SHOWN])),
+            pages.Section("Closest to the raters", figures=shown(order[:SHOWN])),
+            pages.Section("Median photos", figures=shown(order[middle : middle + SHOWN])),
+            pages.Section("Furthest from the raters", figures=shown(order[::-1][:SHOWN])),
         ],
+        "Made by nima evaluate; the numbers are in metrics.json and predictions.parquet beside it.",
     )
 
 

@@ -49,13 +49,13 @@ class Trainer:
         self.config, self.console = config, console
         if config.threads:
             torch.set_num_threads(config.threads)
+        if config.precision == "fp16" and (config.cpu or not torch.accelerator.is_available()):
+            # accelerate would compute in FP32 without a word.
+            raise TrainingError("precision = 'fp16' needs a GPU; a CPU can do 'bf16' or 'no'")
         try:
             self.accelerator = Accelerator(mixed_precision=config.precision, cpu=config.cpu)
         except ValueError as error:  # accelerate's words on a precision the device lacks
             raise TrainingError(f"precision = {config.precision!r}: {error}") from error
-        if config.precision == "fp16" and self.accelerator.device.type == "cpu":
-            # accelerate would compute in FP32 without a word.
-            raise TrainingError("precision = 'fp16' needs a GPU; a CPU can do 'bf16' or 'no'")
         frame = read_manifest(config.manifest)
         self.files = RunDirectory(config, data_sha256(frame) if "sha256" in frame else None)
         self.train_set = Photos(

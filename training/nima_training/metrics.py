@@ -132,5 +132,15 @@ def evaluate(
     return result
 
 
+def mean_interval(
+    values: np.ndarray, draws: int = 1000, confidence: float = 0.95, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile bootstrap over the last axis: low and high end of the mean of ``[..., N]``."""
+    rows = np.random.default_rng(seed).integers(0, values.shape[-1], (draws, values.shape[-1]))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(values[..., rows].mean(axis=-1), [tail, 1 - tail], axis=-1)
+    return np.asarray(low), np.asarray(high)
+
+
 def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None

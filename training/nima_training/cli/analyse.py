@@ -20,8 +20,11 @@ def analyse(
     limit: Annotated[int, typer.Option(min=1, help="At most so many photos, evenly spaced.")] = 100,
 ) -> None:
     """Write scores.parquet, analysis.json and analysis.html."""
+    from contextlib import ExitStack
+
     from rich.console import Console
 
+    from nima_client import NimaError
     from nima_training.analyse import analyse as run
     from nima_training.analyse import checkpoint_scorer, server_scorer
     from nima_training.checkpoint import load_checkpoint
@@ -36,17 +39,20 @@ def analyse(
         paths = [
             paths[i * len(paths) // min(limit, len(paths))] for i in range(min(limit, len(paths)))
         ]
-        if checkpoint is not None:
-            loaded = load_checkpoint(checkpoint)
-            score, source = checkpoint_scorer(loaded), f"checkpoint {loaded.meta['name']}"
-        else:
-            assert url is not None
-            score, source = server_scorer(url), "a running server"
-        with console.status("scoring") as status:
+        with ExitStack() as stack:
+            if checkpoint is not None:
+                loaded = load_checkpoint(checkpoint)
+                score, source = checkpoint_scorer(loaded), f"the checkpoint {loaded.meta['name']}"
+            else:
+                score = stack.enter_context(server_scorer(str(url)))
+                source = "a running server"
+            status = stack.enter_context(console.status("scoring"))
             result = run(score, paths, out, source, kind, lambda name: status.update(name))
-    except ValueError as error:
+    except (ValueError, OSError, NimaError) as error:
         typer.echo(f"nima analyse: {error}", err=True)
         raise typer.Exit(2) from error
+    for name, missing in result["unreadable"].items():
+        typer.echo(f"skipped {name}: {missing}", err=True)
     for name, summary in result["kinds"].items():
         changes = ", ".join(f"{v['strength']:g}: {v['change']:+.3f}" for v in summary["levels"])
         falls = f"; falls for {summary['falls']:.0%}" if "falls" in summary else ""
