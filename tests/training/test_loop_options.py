@@ -42,7 +42,7 @@ def run_alone(file: Path, environment: dict[str, str]) -> subprocess.CompletedPr
     """Train in a process of its own: a process has one precision for all its runs."""
     return subprocess.run(
         [sys.executable, "-m", "nima_training.cli.train", "--config", str(file)],
-        env=environment, capture_output=True, text=True, timeout=280, check=False,
+        env=environment, capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
 
 
@@ -80,6 +80,7 @@ def test_fp16_without_a_gpu_is_refused_in_one_line(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_compiled_network_learns_as_a_plain_one_does(
     write_toml: WriteToml, one_thread: dict[str, str], tmp_path: Path
 ) -> None:
