@@ -127,7 +127,7 @@ def test_fitted_adapters_and_head_beat_random_ones(
     def errors() -> tuple[float, float]:
         student.eval()
         hints, means = [], []
-        for x in inputs(range(200, 232)):
+        for x in inputs(range(200, 216)):
             labels, target_maps = teacher(x)
             logits, maps = student(x)
             hints.append(float(student.hints(maps, target_maps)))
@@ -136,7 +136,7 @@ def test_fitted_adapters_and_head_beat_random_ones(
         return float(np.mean(hints)), float(np.mean(means))
 
     before = errors()
-    fit_fresh(student, teacher, inputs(range(128)))
+    fit_fresh(student, teacher, inputs(range(64)))
     after = errors()
     assert after[0] < 0.9 * before[0]
     assert after[1] < 0.5 * before[1]
