@@ -20,6 +20,7 @@ from nima_training.distill.config import DistillConfig, StageConfig, ViewConfig
 from nima_training.distill.fit import fit_fresh
 from nima_training.distill.head import fit_head
 from nima_training.distill.hints import HintLoss
+from nima_training.distill.photos import split_photos
 from nima_training.distill.recipe import distill
 from nima_training.distill.stages import Stage, learning_rate_factor, train_stage
 from nima_training.distill.stream import Views, batches
@@ -52,6 +53,12 @@ def test_views_follow_from_their_number(photos: list[Path]) -> None:
     assert not np.array_equal(views[3], views[43])  # the same photo, another view
     sets = [name for name, _ in held_out_views(photos[0], 0, SPEC, 1)]
     assert sets == ["clean", "seen", "unseen_strength", "unseen_kind"]
+
+
+def test_a_photo_that_cannot_be_read_is_named(photos: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(photos[0].read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"broken\.jpg"):
+        split_photos(tmp_path, 1)
 
 
 def test_split_keeps_look_alikes_together(make_photo: MakePhoto) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from nima_client.preprocess import PreprocessSpec, to_pixels
+from nima_client.preprocess import ImageRejected, PreprocessSpec, decode, to_pixels
 from nima_training.distill.config import ViewConfig
 from nima_training.distort import DISTORTIONS, distort
 
@@ -17,9 +17,15 @@ TRAIN_KINDS = tuple(kind for kind, entry in DISTORTIONS.items() if entry.train_r
 
 
 def open_photo(path: Path) -> Image.Image:
-    """The photo as RGB at full size, EXIF orientation applied."""
-    with Image.open(path) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+    """The photo as RGB at full size, upright.
+
+    Raises:
+        ValueError: it cannot be decoded; names the file.
+    """
+    try:
+        return decode(path.read_bytes())
+    except ImageRejected as error:
+        raise ValueError(f"{path}: {error}; take it out of the folder") from error
 
 
 def random_crop(image: Image.Image, config: ViewConfig, rng: np.random.Generator) -> Image.Image:
