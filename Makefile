@@ -11,6 +11,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
 PIP_INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 SERVE_READY := $(VENV)/.ready-serve
 TEST_READY := $(VENV)/.ready-test
+PERF := .venv-perf
 PACKAGES := client/nima_client training/nima_training build/nima_build
 # Debian packages of some tests: the browser, perf_analyzer's library, clock jumps.
 TEST_PACKAGES := chromium libb64-0d libfaketime
@@ -55,11 +56,11 @@ lint: $(TEST_READY) ## ruff and mypy
 format: $(TEST_READY) ## Format the code and fix what ruff can fix
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-test: $(TEST_READY) lint ## Set up everything, lint, and run the whole suite
+test: $(TEST_READY) $(PERF)/bin/perf_analyzer lint ## Set up everything, lint, and run the whole suite
 	@echo "pytest (real tritonservers on free loopback ports) …"
 	@$(BIN)/python -m pytest -m 'not slow' $(PYTEST_ARGS)
 
-test-all: $(TEST_READY) lint ## The suite with the slow tests
+test-all: $(TEST_READY) $(PERF)/bin/perf_analyzer lint ## The suite with the slow tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 train-demo: $(TEST_READY) ## Prepare, train, evaluate and analyse: make train-demo [IMAGES=folder]
@@ -81,7 +82,6 @@ gpu-check: $(TEST_READY) ## What of the GPU path works here, and how fast; write
 fuzz: $(TEST_READY) ## Fuzz the preprocessing: 20,000 mutated files of each of seven formats (2 to 5 minutes)
 	@$(BIN)/python tests/reliability/fuzz.py --files $(or $(FILES),140000) --seed $(or $(SEED),0)
 
-PERF := .venv-perf
 $(PERF)/bin/perf_analyzer: | $(BIN)/python
 	@echo "Fetching perf_analyzer (inside the tritonclient 2.50 wheel) into $(PERF) …"
 	@$(BIN)/python -m venv $(PERF)
