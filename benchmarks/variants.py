@@ -2,8 +2,9 @@
 
     python benchmarks/variants.py --photos FOLDER [--variants shipped,one-step] [--rounds 5]
 
-The table gives each variant's throughput and p99/p50 relative to the shipped one, as medians of
-the rounds' own ratios. Idle servers cost next to nothing, so all can stay up.
+The table gives each variant's throughput and CPU time an image relative to the shipped one, as
+medians of the rounds' own ratios, and its tail. Idle servers cost next to nothing, so all can stay
+up.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from google.protobuf import text_format
 sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
 
 from http_load import closed_loop
-from servers import triton_request
+from servers import Target, triton_request
 
 from nima_build.bench.machine import describe_machine, one_line
 from nima_build.bench.open_loop import percentiles
@@ -171,28 +172,42 @@ def main() -> None:
     requests = [triton_request(photo.data) for photo in sets[options.set].photos]
     names = options.variants.split(",")
     print(one_line(describe_machine()))
-    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in names}
+    found: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in names}
     with (
         tempfile.TemporaryDirectory(prefix="nima-variants-") as folder,
         contextlib.ExitStack() as up,
     ):
         servers = {n: up.enter_context(_server(n, repository, Path(folder))) for n in names}
+        targets = {}
+        for name, server in servers.items():
+            host, _, port = server.http_url.partition(":")
+            assert server.pid is not None
+            targets[name] = Target(name, (host, int(port)), requests, server.pid, "triton")
         for number in range(options.rounds):
             shift = number % len(names)
             for name in names[shift:] + names[:shift]:
-                host, _, port = servers[name].http_url.partition(":")
-                rate, latencies, _ = closed_loop(
-                    (host, int(port)), requests, options.concurrency, options.seconds
+                target = targets[name]
+                before = target.cpu_seconds()
+                rate, latencies, answered = closed_loop(
+                    target.address, requests, options.concurrency, options.seconds
                 )
+                cpu_ms = (target.cpu_seconds() - before) / answered * 1000
                 p50, _, p99 = percentiles(latencies)
-                found[name].append((rate, p50, p99))
-    print(f"| variant | images/s | ratio | p50 ms | p99 ms | p99/p50 |\n{'|---' * 6}|")
+                found[name].append((rate, p50, p99, cpu_ms))
+    print(
+        "| variant | images/s | ratio | p50 ms | p99 ms | p99/p50 | CPU ms an image | ratio |\n"
+        f"{'|---' * 8}|"
+    )
     for name in names:
         base, own = found[names[0]], found[name]
         ratio = statistics.median(b[0] / a[0] for a, b in zip(base, own))
-        rate, p50, p99 = (statistics.median(s[k] for s in own) for k in range(3))
+        cost = statistics.median(b[3] / a[3] for a, b in zip(base, own))
+        rate, p50, p99, cpu = (statistics.median(s[k] for s in own) for k in range(4))
         tail = statistics.median(s[2] / s[1] for s in own)
-        print(f"| {name} | {rate:.1f} | {ratio:.3f} | {p50:.1f} | {p99:.1f} | {tail:.2f} |")
+        print(
+            f"| {name} | {rate:.1f} | {ratio:.3f} | {p50:.1f} | {p99:.1f} | {tail:.2f} "
+            f"| {cpu:.2f} | {cost:.3f} |"
+        )
 
 
 if __name__ == "__main__":
