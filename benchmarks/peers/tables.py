@@ -118,13 +118,13 @@ def offline_table(samples: Sequence[OfflineSample]) -> str:
 def plot(
     samples: Sequence[Sample], names: Sequence[str], concurrencies: Sequence[int], title: str
 ) -> bytes:
-    """PNG: throughput (with the limit) and p99 against requests in flight, a line a server."""
+    """PNG: throughput (with the limit) and p99 against requests in flight, CPU time by server."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(13, 4.8), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(17, 4.8), layout="constrained")
     figure.suptitle(title)
     positions = range(len(concurrencies))
     for number, name in enumerate(names):
@@ -141,14 +141,21 @@ def plot(
             ]
             axis.plot(positions, values, label=name, **style)
     limit = statistics.median(s.limit for s in samples)
-    axes[0].axhline(limit, color="grey", linestyle="--", label="limit in process")
+    line = axes[0].axhline(limit, color="grey", linestyle="--", label="limit in process")
     axes[0].set(ylabel="images per second", title="Throughput")
     axes[0].set_ylim(bottom=0)
     axes[1].set(ylabel="p99 latency, ms", title="Tail", yscale="log")
-    for axis in axes:
+    cpu = [statistics.median(s.cpu_ms for s in samples if s.server == name) for name in names]
+    bars = axes[2].barh(range(len(names)), cpu, color=[f"C{k}" for k in range(len(names))])
+    axes[2].bar_label(bars, fmt="%.1f", padding=3)
+    axes[2].set_yticks(range(len(names)), names)
+    axes[2].invert_yaxis()
+    axes[2].margins(x=0.12)
+    axes[2].set(xlabel="ms an image", title="CPU time (other programs do not count)")
+    for axis in axes[:2]:
         axis.set_xticks(positions, [str(c) for c in concurrencies])
         axis.set_xlabel("requests in flight")
-    axes[0].legend(fontsize="small", loc="lower right")
+    axes[0].legend(handles=[line], loc="lower right")  # the servers' colours: third panel
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     plt.close(figure)
