@@ -157,7 +157,7 @@ def test_a_sweep_measures_everything_in_turn(triton, photos, perf_analyzer):
 
 
 def test_processes_keep_the_memory_of_a_camera_photo(triton):
-    """Page faults, as multiples of the file's size: 0.7 to 1.3 with glibc told to keep, 3.1 without."""
+    """Page faults as multiples of the file: 0.7 to 1.3 with glibc told to keep, 3.1 without."""
     noise = np.random.default_rng(0).integers(0, 256, (2000, 3000, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, "JPEG", quality=80)
