@@ -1,8 +1,8 @@
-"""Distillation: views, fit, stages and the whole recipe on a handful of photos."""
+"""Distillation: views, pool, stages and the whole recipe on a handful of photos."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,18 +17,13 @@ from nima_client.preprocess import PreprocessSpec
 from nima_training import distribution
 from nima_training.checkpoint import load_checkpoint
 from nima_training.distill.config import DistillConfig, StageConfig, ViewConfig
-from nima_training.distill.fit import fit_fresh
 from nima_training.distill.head import fit_head
-from nima_training.distill.hints import HintLoss
 from nima_training.distill.photos import split_photos
+from nima_training.distill.pool import build_pool
 from nima_training.distill.recipe import distill
 from nima_training.distill.stages import Stage, learning_rate_factor, train_stage
-from nima_training.distill.stream import Views, batches
-from nima_training.distill.student import build_student
-from nima_training.distill.teacher import FloatTeacher, TFLiteTeacher
 from nima_training.distill.views import test_views as held_out_views
 from nima_training.distill.views import training_view
-from nima_training.inference import network_input
 from nima_training.losses import DistillationLoss
 from nima_training.split import difference_hash, group_near_duplicates, split_by_group
 
@@ -94,99 +89,31 @@ def test_head_fit_recovers_a_linear_teacher() -> None:
     assert error < 0.02
 
 
-def test_hint_loss_is_zero_at_the_teacher_and_one_at_its_mean() -> None:
-    torch.manual_seed(0)
-    maps = [torch.randn(4, 6, 8, 8) * 3 + 1, torch.randn(4, 5, 4, 4)]
-    loss = HintLoss([6, 5], [6, 5])
-    for adapter, width in zip(loss.adapters, (6, 5), strict=True):
-        nn.init.dirac_(adapter.weight)
-        nn.init.zeros_(adapter.bias)
-        assert adapter.weight.shape == (width, width, 1, 1)
-    assert float(loss(maps, maps).detach()) < 1e-10
-    means = [x.mean((0, 2, 3), keepdim=True).expand_as(x) for x in maps]
-    assert float(loss(means, maps).detach()) == pytest.approx(1, abs=0.02)
-
-
-@pytest.fixture(scope="module")
-def teacher_file(shared_dir: Path) -> Path:
-    return shared_dir / "models" / "nima_mobilenet_aesthetic_int8.tflite"
-
-
-@pytest.fixture(scope="module")
-def backbone_file(shared_dir: Path) -> Path:
-    return shared_dir / "models" / "tf2_mobilenet_v2_1.0_224_ptq.tflite"
-
-
-def test_fitted_adapters_and_head_beat_random_ones(
-    photos: list[Path], teacher_file: Path, backbone_file: Path
-) -> None:
-    def inputs(numbers: range) -> list[torch.Tensor]:
-        views = Views(photos, SPEC, ViewConfig(), 1)
-        return [network_input(x.numpy(), SPEC) for x in batches(views, numbers, 8, workers=0)]
-
-    teacher = FloatTeacher(teacher_file)
-    calibration = next(batches(Views(photos, SPEC, ViewConfig(), 1), range(16), 16, workers=0))
-    student = build_student(
-        "mobilenet_v2", backbone_file, 0.0, 1, calibration, teacher.channels, SPEC
-    )
-
-    @torch.no_grad()
-    def errors() -> tuple[float, float]:
-        student.eval()
-        hints, means = [], []
-        for x in inputs(range(200, 216)):
-            labels, target_maps = teacher(x)
-            logits, maps = student(x)
-            hints.append(float(student.hints(maps, target_maps)))
-            predicted = distribution.mean(distribution.probabilities(logits))
-            means.append(float((predicted - distribution.mean(labels)).abs().mean()))
-        return float(np.mean(hints)), float(np.mean(means))
-
-    before = errors()
-    fit_fresh(student, teacher, inputs(range(64)))
-    after = errors()
-    assert after[0] < 0.9 * before[0]
-    assert after[1] < 0.5 * before[1]
-
-
-def test_float_teacher_follows_the_file(photos: list[Path], teacher_file: Path) -> None:
-    spec = PreprocessSpec()
-    pixels = np.stack([training_view(photos, n, spec, ViewConfig(), 1) for n in range(8)])
-    labels, maps = FloatTeacher(teacher_file)(network_input(pixels, spec))
-    judged = torch.from_numpy(TFLiteTeacher(teacher_file)(pixels))
-    error = (distribution.mean(labels) - distribution.mean(judged)).abs()
-    assert float(error.max()) < 0.15  # rounding of the int8 activations
-    assert [tuple(x.shape) for x in maps] == [(8, 256, 28, 28), (8, 512, 14, 14), (8, 1024, 7, 7)]
-
-
 class Toy:
-    """A small stage over random views; ``fail_at`` stops it in the middle like a kill."""
+    """A small stage over random features; ``fail_at`` stops it in the middle like a kill."""
 
     def __init__(self, fail_at: int | None = None) -> None:
         torch.manual_seed(1)
         self.part = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 10))
+        generator = torch.Generator().manual_seed(2)
+        self.x = torch.randn(64, 8, generator=generator)
+        self.y = torch.softmax(torch.randn(64, 10, generator=generator), 1).numpy()
         self.calls, self.fail_at = 0, fail_at
 
-    def batches(self, step: int) -> Iterator[torch.Tensor]:
-        for number in range(step, 20):
-            self.calls += 1
-            if self.calls == self.fail_at:
-                raise KeyboardInterrupt
-            yield torch.randn(16, 8, generator=torch.Generator().manual_seed(number))
-
-    def loss(self, x: torch.Tensor) -> torch.Tensor:
-        target = torch.softmax(x.repeat(1, 2)[:, :10], 1)
-        loss: torch.Tensor = DistillationLoss()(self.part(x), target)
-        return loss
+    def fetch(self, rows: np.ndarray) -> torch.Tensor:
+        self.calls += 1
+        if self.calls == self.fail_at:
+            raise KeyboardInterrupt
+        return self.x[rows]
 
     def run(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
         monkeypatch.setattr("nima_training.distill.stages.SAVE_EVERY_SECONDS", -1.0)
         stage = Stage(
-            "toy", self.part, list(self.part[3].parameters()), self.batches, self.loss,
+            "toy", self.part, self.part, self.part[3], self.fetch, self.y,
             lambda state: (float(state["3.weight"].square().sum()), "x"),
-            StageConfig(320, 1e-2, 1e-2, batch_size=16),
+            StageConfig(5, 1e-2, 1e-2, batch_size=16),
         )  # fmt: skip
-        return train_stage(stage, file, 0.0, 0.9, 0, Console(quiet=True))
+        return train_stage(stage, file, DistillationLoss(), 0.0, 0.9, 0, Console(quiet=True))
 
 
 def test_a_stage_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,28 +129,21 @@ def test_a_stage_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert finished.calls == 0
 
 
-def test_a_stage_names_the_views_of_a_loss_that_is_not_finite(tmp_path: Path) -> None:
-    toy = Toy()
-    toy.loss = lambda x: toy.part(x).sum() * float("nan")  # type: ignore[method-assign]
-    with pytest.raises(FloatingPointError, match="views 0 to 15"):
-        toy.run(tmp_path / "a.pt", pytest.MonkeyPatch())
-
-
 def test_the_whole_recipe_resumes_and_writes_a_checkpoint(
-    photos: list[Path], teacher_file: Path, backbone_file: Path, tmp_path: Path
+    photos: list[Path], shared_dir: Path, tmp_path: Path
 ) -> None:
     config = DistillConfig(
         photos[0].parent,
-        teacher_file,
-        backbone_file,
+        shared_dir / "models" / "nima_mobilenet_aesthetic_int8.tflite",
+        shared_dir / "models" / "tf2_mobilenet_v2_1.0_224_ptq.tflite",
         tmp_path / "work",
         tmp_path / "out",
         name="tiny",
-        fit_views=256,
-        calibration_views=16,
-        small_stage=StageConfig(32, 1e-4, 1e-4, size=64, batch_size=8),
-        full_stage=StageConfig(16, 1e-4, 1e-4, batch_size=8, frozen_blocks=4),
-        workers=0,
+        views=32,
+        head_views=32,
+        small_stage=StageConfig(1, 1e-4, 1e-4, batch_size=8, downscale=2),
+        full_stage=StageConfig(0.25, 1e-4, 1e-4, batch_size=8, frozen_blocks=3),
+        workers=1,
     )
     metrics = distill(config, Console(quiet=True))
     loaded = load_checkpoint(tmp_path / "out")
@@ -235,7 +155,10 @@ def test_the_whole_recipe_resumes_and_writes_a_checkpoint(
     assert distill(config, Console(quiet=True)) == metrics  # nothing left to do
     assert load_checkpoint(tmp_path / "out").meta["weights_sha256"] == hash_before
     with pytest.raises(ValueError, match="other settings"):
-        distill(replace(config, mean_weight=0.7), Console(quiet=True))
+        build_pool(
+            tmp_path / "work/pool-train", photos[:5], config.teacher, 32, PreprocessSpec(),
+            replace(config.view, mixed=0.5), config.seed, 1,
+        )  # fmt: skip
 
 
 def test_bundled_checkpoint_is_whole_and_small() -> None:

@@ -7,8 +7,6 @@ from typing import Annotated, Optional
 
 import typer
 
-from nima_training.distill.config import FULL, SMALL
-
 app = typer.Typer(add_completion=False)
 
 
@@ -17,22 +15,21 @@ def distill(
     photos: Annotated[Path, typer.Argument(help="Folder of photos; they need no ratings.")],
     teacher: Annotated[Path, typer.Option(help="TFLite NIMA that labels the views.")],
     out: Annotated[Path, typer.Option(help="Checkpoint directory to write.")],
-    work_dir: Annotated[Path, typer.Option(help="Resumable state, about 150 MB.")],
+    work_dir: Annotated[
+        Path, typer.Option(help="Scratch for views, labels and resumable state; several GB.")
+    ],
     init: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="ImageNet MobileNetV2 TFLite to start from; none starts at random."),
     ] = None,
     name: Annotated[str, typer.Option(help="Name stored in the checkpoint.")] = "nima_mobilenet_v2",
-    small_views: Annotated[
-        int, typer.Option(min=0, help="Views of the first stage, at a smaller size.")
-    ] = SMALL.views,
+    views: Annotated[int, typer.Option(min=64, help="Augmented views to make and label.")] = 24_000,
+    small_epochs: Annotated[float, typer.Option(help="Epochs on views of half the size.")] = 3,
     small_minutes: Annotated[Optional[float], typer.Option(help="Time limit of it.")] = None,  # noqa: UP045
-    full_views: Annotated[
-        int, typer.Option(min=0, help="Views of the second stage, at full size.")
-    ] = FULL.views,
+    full_epochs: Annotated[float, typer.Option(help="Epochs on views of full size.")] = 2,
     full_minutes: Annotated[Optional[float], typer.Option(help="Time limit of it.")] = None,  # noqa: UP045
     seed: Annotated[int, typer.Option(help="Seed of the split, the views and the order.")] = 20,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that make views.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that make and label views.")] = 2,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the training step.")] = 2,
 ) -> None:
     """Distil a teacher into a MobileNetV2 student; resumes where a killed run stopped."""
@@ -41,22 +38,24 @@ def distill(
     from rich.console import Console
 
     from nima_training.distill.agreement import agreement_line
-    from nima_training.distill.config import DistillConfig
+    from nima_training.distill.config import DistillConfig, StageConfig
     from nima_training.distill.recipe import distill as run
 
+    defaults = DistillConfig(photos, teacher, init, work_dir, out)
+
+    def stage(base: StageConfig, epochs: float, minutes: float | None) -> StageConfig:
+        return replace(base, epochs=epochs, max_minutes=minutes)
+
     console = Console()
-    config = DistillConfig(
-        photos,
-        teacher,
-        init,
-        work_dir,
-        out,
+    config = replace(
+        defaults,
         name=name,
+        views=views,
         seed=seed,
         workers=workers,
         threads=threads,
-        small_stage=replace(SMALL, views=small_views, max_minutes=small_minutes),
-        full_stage=replace(FULL, views=full_views, max_minutes=full_minutes),
+        small_stage=stage(defaults.small_stage, small_epochs, small_minutes),
+        full_stage=stage(defaults.full_stage, full_epochs, full_minutes),
     )
     try:
         metrics = run(config, console)

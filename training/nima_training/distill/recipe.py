@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,24 +16,62 @@ from torch import Tensor, nn
 from nima_client.preprocess import PreprocessSpec, preprocess
 from nima_training import distribution
 from nima_training.checkpoint import (
+    META_FILE,
+    load_checkpoint,
     reference_quantiles,
     save_checkpoint,
     sha256_file,
     write_json,
 )
-from nima_training.distill.agreement import HeldOut, agreement_line
+from nima_training.distill.agreement import HeldOut
 from nima_training.distill.config import DistillConfig, StageConfig
-from nima_training.distill.fit import fit_fresh
+from nima_training.distill.head import fit_head
 from nima_training.distill.photos import split_photos
+from nima_training.distill.pool import Pool, build_pool
 from nima_training.distill.stages import Stage, train_stage
-from nima_training.distill.stream import Views, at_size, batches
-from nima_training.distill.student import build_student
-from nima_training.distill.teacher import FloatTeacher, TFLiteTeacher
-from nima_training.folded import with_folded_norms
+from nima_training.distill.teacher import TFLiteTeacher
+from nima_training.folded import calibrate_batch_norm, load_folded, with_folded_norms
 from nima_training.inference import network_input, predict
 from nima_training.losses import DistillationLoss
+from nima_training.models import create_model, head_module
+from nima_training.tflite import read_tflite
 
 SPEC = PreprocessSpec()
+CALIBRATION_PHOTOS = 256
+
+
+def build_student(config: DistillConfig, pool: Pool) -> nn.Module:
+    """The student before training: random, or an ImageNet backbone with calibrated batch norms."""
+    torch.manual_seed(config.seed)
+    model = create_model(config.backbone, weights="none", dropout=config.dropout)
+    if config.init is not None:
+        load_folded(model, read_tflite(config.init).layers)
+        pixels = pool.pixels[:CALIBRATION_PHOTOS]
+        calibrate_batch_norm(model, network_input(pixels, SPEC).split(32))
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(device)
+
+
+def blocks(model: nn.Module) -> nn.Sequential:
+    """The blocks of a torchvision MobileNet."""
+    features = model.get_submodule("features")
+    assert isinstance(features, nn.Sequential)
+    return features
+
+
+class Tail(nn.Module):
+    """The trainable rest of a torchvision MobileNet behind its first ``start`` blocks."""
+
+    def __init__(self, model: nn.Module, start: int) -> None:
+        super().__init__()
+        self.features = blocks(model)[start:]
+        self.classifier = model.get_submodule("classifier")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits from the output of the first blocks."""
+        logits: Tensor = self.classifier(self.features(x).mean((2, 3)))
+        return logits
 
 
 def distill(config: DistillConfig, console: Console) -> dict[str, Any]:
@@ -46,101 +83,92 @@ def distill(config: DistillConfig, console: Console) -> dict[str, Any]:
     torch.set_num_threads(config.threads)
     photos = split_photos(config.photos, config.seed)
     console.print("photos: " + ", ".join(f"{len(v)} {k}" for k, v in photos.items()))
-    _check_plan(config, photos)
-    judge = TFLiteTeacher(config.teacher, threads=config.threads)
-    teacher = FloatTeacher(config.teacher)
-    selection = HeldOut(photos["selection"], judge, SPEC, config.seed)
-    count = config.calibration_views
-    calibration = next(_views(config, photos["train"], SPEC.crop_size, range(count), count))
-    student = build_student(
-        config.backbone, config.init, config.dropout, config.seed, calibration, teacher.channels,
-        SPEC,
+    write_json(
+        config.work_dir / "split.json", {part: [p.name for p in v] for part, v in photos.items()}
+    )
+    pool = build_pool(
+        config.work_dir / "pool-train", photos["train"], config.teacher, config.views, SPEC,
+        config.view, config.seed, config.workers,
     )  # fmt: skip
-    device = next(student.parameters()).device
-    teacher.to(device)
-    distribution_loss = DistillationLoss(config.mean_weight)
+    teacher = TFLiteTeacher(config.teacher, threads=config.threads)
+    selection = HeldOut(photos["selection"], teacher, SPEC, config.seed)
+    model = build_student(config, pool)
+    labels = np.array(pool.labels)
+    loss = DistillationLoss(config.mean_weight)
 
-    def measured(state: dict[str, Tensor]) -> tuple[float, str]:
-        """Selection error with ``state`` swapped into the student for the moment."""
-        current = {name: value.clone() for name, value in student.state_dict().items()}
-        student.load_state_dict(state)
-        values = selection.measure(student.model)["all"]
-        student.load_state_dict(current)
-        return values["mae_mean"], agreement_line("selection", values)
+    def measured(part: nn.Module, state: dict[str, Tensor], downscale: int) -> tuple[float, str]:
+        """Selection error with ``state`` swapped into ``part`` of the model for the moment."""
+        current = {name: value.clone() for name, value in part.state_dict().items()}
+        part.load_state_dict(state)
+        result = selection.measure(model, downscale)["all"]
+        part.load_state_dict(current)
+        return result["mae_mean"], (
+            f"selection spearman {result['spearman_mean']:.4f}, MAE {result['mae_mean']:.4f}, "
+            f"EMD r=2 {result['emd_r2']:.4f}"
+        )
 
-    def run(name: str, stage: StageConfig, first: int) -> None:
-        """Train on the views from number ``first`` on."""
+    def run(name: str, stage: StageConfig) -> None:
+        """Train the blocks after the frozen ones, which are computed without gradients."""
+        frozen = stage.frozen_blocks
+        start = with_folded_norms(blocks(model)[:frozen])
+        tail = Tail(model, frozen)
+        device = next(model.parameters()).device
 
-        def stage_batches(step: int) -> Iterator[Tensor]:
-            start = first + step * stage.batch_size
-            numbers = range(start, first + stage.views)
-            return _views(config, photos["train"], stage.size, numbers, stage.batch_size)
+        def fetch(rows: np.ndarray) -> Tensor:
+            with torch.no_grad():
+                x = network_input(pool.pixels[rows], SPEC).to(device)
+                if stage.downscale > 1:
+                    x = nn.functional.avg_pool2d(x, stage.downscale)
+                return start(x)  # type: ignore[no-any-return]
 
-        def loss(pixels: Tensor) -> Tensor:
-            x = network_input(pixels.numpy(), SPEC).to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16_is_fast(device)):
-                labels, target_maps = teacher(x)
-                logits, maps = student(x, stage.frozen_blocks)
-                hints = student.hints(maps, target_maps)
-            return distribution_loss(logits, labels) + stage.hint_weight * hints
-
-        # At another size than the held-out views' a smaller error there means little.
         best = train_stage(
             Stage(
-                name, student, student.fresh_parameters(), stage_batches, loss, measured, stage,
-                keep_best=stage.size == SPEC.crop_size,
+                name, tail, with_folded_norms(tail), head_module(model, config.backbone), fetch,
+                labels, lambda state: measured(tail, state, stage.downscale), stage,
             ),
-            config.work_dir / f"stage-{name}.pt", config.weight_decay, config.ema_decay,
+            config.work_dir / f"stage-{name}.pt", loss, config.weight_decay, config.ema_decay,
             config.seed, console,
         )  # fmt: skip
-        student.load_state_dict(best)
+        tail.load_state_dict(best)
 
-    if not (config.work_dir / "stage-small.pt").exists():
-        pixels = _views(
-            config, photos["train"], config.small_stage.size, range(config.fit_views), 32
-        )
-        inputs = (network_input(batch.numpy(), SPEC).to(device) for batch in pixels)
-        error = fit_fresh(student, teacher, inputs)
-        console.print(f"head and adapters fitted on {config.fit_views} views, MAE {error:.4f}")
-    if config.small_stage.views > 0:
-        run("small", config.small_stage, 0)
-    if config.full_stage.views > 0:
-        run("full", config.full_stage, config.small_stage.views)
-    return write_checkpoint(config, student.model, photos, judge, config.out)
-
-
-def bf16_is_fast(device: torch.device) -> bool:
-    """Whether ``device`` multiplies bfloat16 in hardware (Ampere and later, AVX512-BF16, AMX)."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported()
+    fitted = config.work_dir / "checkpoint-head"
+    if (fitted / META_FILE).exists():
+        model.load_state_dict(load_checkpoint(fitted).model.state_dict())
+    elif config.init is not None:
+        _fit_head(config, model, pool, selection, console)
+        write_checkpoint(config, model, photos, teacher, fitted)
+    if config.small_stage.epochs > 0:
+        run("small", config.small_stage)
+    if config.full_stage.epochs > 0:
+        run("full", config.full_stage)
+    return write_checkpoint(config, model, photos, teacher, config.out)
 
 
-def _views(
-    config: DistillConfig, photos: list[Path], size: int, numbers: range, batch_size: int
-) -> Iterator[Tensor]:
-    views = Views(photos, at_size(SPEC, size), config.view, config.seed)
-    return batches(views, numbers, batch_size, config.workers)
+def _fit_head(
+    config: DistillConfig, model: nn.Module, pool: Pool, selection: HeldOut, console: Console
+) -> None:
+    """Fit the head on the backbone's features of the first views."""
+    fast = with_folded_norms(blocks(model)).eval()
 
+    @torch.inference_mode()
+    def features(pixels: np.ndarray) -> Tensor:
+        device = next(model.parameters()).device
+        parts = [
+            fast(network_input(pixels[i : i + 32], SPEC).to(device)).mean((2, 3)).cpu()
+            for i in range(0, len(pixels), 32)
+        ]
+        return torch.cat(parts)
 
-def _check_plan(config: DistillConfig, photos: dict[str, list[Path]]) -> None:
-    """Keep a work folder to one run: what it resumes must have been started the same way."""
-    plan = _described(config) | {part: [p.name for p in paths] for part, paths in photos.items()}
-    file = config.work_dir / "plan.json"
-    if not file.exists():
-        write_json(file, plan)
-    elif json.loads(file.read_text()) != plan:
-        raise ValueError(
-            f"{config.work_dir} holds a run with other settings: choose another --work-dir"
-        )
-
-
-def _described(config: DistillConfig) -> dict[str, Any]:
-    """The configuration as JSON, without what does not bear on the result."""
-    values = json.loads(json.dumps(asdict(config), default=lambda path: path.name))
-    for name in ("work_dir", "out", "workers", "threads"):
-        values.pop(name)
-    return dict(values)
+    count = min(config.head_views, len(pool))
+    labels = torch.from_numpy(np.array(pool.labels[:count]))
+    with torch.inference_mode(False):
+        layer, penalty, error = fit_head(
+            features(pool.pixels[:count]).clone(), labels,
+            features(selection.pixels).clone(), selection.labels,
+        )  # fmt: skip
+    linear = head_module(model, config.backbone).get_submodule("1")
+    linear.load_state_dict(layer.state_dict())
+    console.print(f"head: fitted on {count} views, L2 {penalty:g}, selection MAE {error:.4f}")
 
 
 def write_checkpoint(
@@ -156,6 +184,8 @@ def write_checkpoint(
     pixels = np.stack([preprocess(path.read_bytes(), SPEC) for path in everything])
     means = distribution.mean(predict(with_folded_norms(model), pixels, SPEC)).numpy()
     data = hashlib.sha256("".join(sha256_file(path) for path in everything).encode())
+    training = json.loads(json.dumps(asdict(config), default=lambda path: path.name))
+    training.pop("work_dir")
     save_checkpoint(
         out,
         model.to(memory_format=torch.contiguous_format),  # type: ignore[call-overload]
@@ -170,7 +200,7 @@ def write_checkpoint(
             },
             "training": {
                 "command": "distill",
-                **_described(config),
+                **training,
                 "teacher_sha256": sha256_file(config.teacher),
             },
             "data_sha256": data.hexdigest(),

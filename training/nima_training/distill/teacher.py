@@ -1,17 +1,10 @@
-"""The teacher: a published TFLite NIMA, as labels in float and as the judge in its own integers."""
+"""The teacher: a TFLite NIMA run by the interpreter it was published for."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-
-from nima_training import distribution
-from nima_training.distill.hints import TAPS, channels, tapped
-from nima_training.folded import with_folded_norms
-from nima_training.imports import import_weights
 
 BATCH = 16
 
@@ -19,8 +12,7 @@ BATCH = 16
 class TFLiteTeacher:
     """``teacher(pixels)``: uint8 ``[B, S, S, 3]`` to FP32 distributions ``[B, 10]``.
 
-    The file in the interpreter it was published for: what agreement is measured against. Pixels
-    are scaled to ``x / 127.5 - 1`` as in idealo/image-quality-assessment.
+    Pixels are scaled to ``x / 127.5 - 1`` as in idealo/image-quality-assessment.
     """
 
     def __init__(self, path: str | Path, threads: int = 1) -> None:
@@ -48,29 +40,3 @@ class TFLiteTeacher:
             self._interpreter.invoke()
             results.append(self._interpreter.get_tensor(target).copy())
         return np.concatenate(results)
-
-
-class FloatTeacher:
-    """The same network dequantised: labels without rounding noise, any size, and feature maps."""
-
-    def __init__(self, path: str | Path) -> None:
-        imported = import_weights(path)
-        network = with_folded_norms(imported.model).eval()
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        blocks = network.get_submodule("features")
-        assert isinstance(blocks, nn.Sequential)
-        self._blocks, self._head = blocks, network.get_submodule("classifier")
-        self._taps = TAPS[imported.backbone]
-        self.channels = channels(blocks, self._taps)
-
-    def to(self, device: torch.device) -> FloatTeacher:
-        """Move to ``device``."""
-        self._blocks.to(device)
-        self._head.to(device)
-        return self
-
-    @torch.no_grad()
-    def __call__(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Normalised FP32 ``[B, 3, S, S]`` to distributions ``[B, 10]`` and feature maps."""
-        maps = tapped(self._blocks, self._taps, x)
-        return distribution.probabilities(self._head(maps[-1].float().mean((2, 3)))), maps
