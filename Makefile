@@ -44,7 +44,7 @@ $(TEST_READY): pyproject.toml constraints.txt | $(SERVE_READY)
 	@touch $@
 
 demo: $(SERVE_READY) ## Score photos with a real tritonserver: make demo [IMAGES=folder]
-	@$(BIN)/python examples/demo.py $(IMAGES)
+	@$(BIN)/python examples/demo.py $(if $(IMAGES),"$(IMAGES)")
 
 serve: $(SERVE_READY) ## Serve the bundled model on 127.0.0.1 until Ctrl-C
 	@$(BIN)/nima serve
@@ -64,7 +64,7 @@ test-all: $(TEST_READY) $(PERF)/bin/perf_analyzer lint ## The suite with the slo
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 train-demo: $(TEST_READY) ## Prepare, train, evaluate and analyse: make train-demo [IMAGES=folder]
-	@$(BIN)/python -m nima_training.demo $(IMAGES)
+	@$(BIN)/python -m nima_training.demo $(if $(IMAGES),"$(IMAGES)")
 
 model: $(TEST_READY) ## Export the bundled checkpoint into model_repository/ and renew its golden scores
 	@$(BIN)/nima export --bundled
@@ -100,7 +100,7 @@ $(BENCH_READY): pyproject.toml constraints.txt | $(SERVE_READY)
 
 bench: $(BENCH_READY) $(PERF)/bin/perf_analyzer ## Load-test against the limit: make bench [IMAGES=folder]
 	@test -n "$(BENCH_PHOTOS)" || { echo "Pass a folder of photos: make bench IMAGES=folder"; exit 1; }
-	@$(BIN)/nima bench $(BENCH_PHOTOS) $(BENCH_ARGS)
+	@$(BIN)/nima bench "$(BENCH_PHOTOS)" $(BENCH_ARGS)
 
 PEERS := .venv-peers
 PEERS_PIP = $(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check
@@ -116,7 +116,7 @@ $(PEERS)/.ready: benchmarks/peers/requirements.txt benchmarks/peers/requirements
 
 bench-peers: $(TEST_READY) $(PEERS)/.ready ## Compare with FastAPI, LitServe, BentoML, Ray Serve, Keras, IQA-PyTorch …
 	@test -n "$(BENCH_PHOTOS)" || { echo "Pass a folder of photos: make bench-peers IMAGES=folder"; exit 1; }
-	@$(BIN)/python benchmarks/peers/compare.py --photos $(BENCH_PHOTOS) $(BENCH_ARGS)
+	@$(BIN)/python benchmarks/peers/compare.py --photos "$(BENCH_PHOTOS)" $(BENCH_ARGS)
 
 reliability: $(TEST_READY) ## The long form: faults, rollout, security, overload, 160,000 fuzzed files (20 minutes)
 	@$(BIN)/python tests/reliability/fuzz.py --files 140000 --seed $$(date +%-j)

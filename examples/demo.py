@@ -46,7 +46,7 @@ def main() -> int:
     """Run the demo; returns the exit status of ``nima score``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("images", nargs="*", help="files or folders; sample photos by default")
-    paths = parser.parse_args().images
+    paths = [str(Path(image).expanduser()) for image in parser.parse_args().images]
     with tempfile.TemporaryDirectory(prefix="nima-demo-") as folder:
         if not paths:
             print("Photos: those that ship with scikit-image, and a blurred copy of each.")
