@@ -36,7 +36,9 @@ def demo(
     folder: Annotated[Path | None, typer.Argument(help="Photos; default: those at hand.")] = None,
     out: Annotated[Path, typer.Option(help="Folder to fill.")] = Path("train-demo"),
     limit: Annotated[int, typer.Option(min=8, help="At most so many photos.")] = 240,
-    epochs: Annotated[int, typer.Option(min=1)] = 4,
+    epochs: Annotated[
+        int, typer.Option(min=1, help="Below some 20 the batch norms have no statistics yet.")
+    ] = 24,
     size: Annotated[int, typer.Option(min=32, help="Input side of the small network.")] = 96,
 ) -> None:
     """Run the four commands and say where the pages are."""

@@ -150,7 +150,8 @@ class Job:
 
     def _finish(self, track: Tracker, earlier: int = 0) -> None:
         failed = len(self.failures)
-        text = f"{track.count - failed} photos scored in {track.seconds:.1f} s"
+        scored = track.count - failed
+        text = f"{scored} {'photo' if scored == 1 else 'photos'} scored in {track.seconds:.1f} s"
         if track.count:
             text += f" ({track.rate:.1f} photos/s)"
         if earlier:
