@@ -54,8 +54,7 @@ def demo(
     from nima_training.inference import predict_files
 
     source = folder or photos_at_hand()
-    paths = list_photos(source)
-    paths = [paths[i * len(paths) // min(limit, len(paths))] for i in range(min(limit, len(paths)))]
+    paths = list_photos(source, limit)
     photos = out / "photos"
     shutil.rmtree(photos, ignore_errors=True)
     photos.mkdir(parents=True)

@@ -35,10 +35,7 @@ def analyse(
         raise typer.Exit(2)
     console = Console(stderr=True)
     try:
-        paths = list_photos(photos)
-        paths = [
-            paths[i * len(paths) // min(limit, len(paths))] for i in range(min(limit, len(paths)))
-        ]
+        paths = list_photos(photos, limit)
         with ExitStack() as stack:
             if checkpoint is not None:
                 loaded = load_checkpoint(checkpoint)

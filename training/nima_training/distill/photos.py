@@ -11,8 +11,8 @@ from nima_training.split import difference_hash, group_near_duplicates, split_by
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
-def list_photos(folder: Path) -> list[Path]:
-    """The photos directly in ``folder``, sorted by name.
+def list_photos(folder: Path, limit: int | None = None) -> list[Path]:
+    """The photos directly in ``folder``, sorted by name; at most ``limit``, evenly spaced.
 
     Raises:
         ValueError: it is not a folder, or holds none.
@@ -22,7 +22,8 @@ def list_photos(folder: Path) -> list[Path]:
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise ValueError(f"no photos ({', '.join(sorted(SUFFIXES))}) in {folder}")
-    return paths
+    count = len(paths) if limit is None else min(limit, len(paths))
+    return [paths[i * len(paths) // count] for i in range(count)]
 
 
 def split_photos(folder: Path, seed: int) -> dict[str, list[Path]]:

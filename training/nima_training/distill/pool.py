@@ -18,10 +18,10 @@ import numpy as np
 from rich.progress import track
 
 from nima_client.preprocess import PreprocessSpec
-from nima_training.checkpoint import write_json
 from nima_training.distill.config import ViewConfig
 from nima_training.distill.teacher import TFLiteTeacher
 from nima_training.distill.views import training_view
+from nima_training.files import write_json
 
 SHARD = 256
 

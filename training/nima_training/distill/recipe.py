@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from nima_client._files import sha256_file
 from nima_client.preprocess import PreprocessSpec, preprocess
 from nima_training import distribution
 from nima_training.checkpoint import (
@@ -20,8 +21,6 @@ from nima_training.checkpoint import (
     load_checkpoint,
     reference_quantiles,
     save_checkpoint,
-    sha256_file,
-    write_json,
 )
 from nima_training.distill.agreement import HeldOut
 from nima_training.distill.config import DistillConfig, StageConfig
@@ -30,6 +29,7 @@ from nima_training.distill.photos import split_photos
 from nima_training.distill.pool import Pool, build_pool
 from nima_training.distill.stages import Stage, train_stage
 from nima_training.distill.teacher import TFLiteTeacher
+from nima_training.files import write_json
 from nima_training.folded import calibrate_batch_norm, load_folded, with_folded_norms
 from nima_training.inference import network_input, predict
 from nima_training.losses import DistillationLoss
