@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from servers import HERE, Setting
 
 NAMES = {
-    "keras": "Keras as idealo/image-quality-assessment predicts (MobileNetV2)",
+    "keras": "Keras as idealo/image-quality-assessment predicts (MobileNet, width 0.75)",
     "iqa": "IQA-PyTorch's NIMA (MobileNetV2)",
     "iqa-inception": "IQA-PyTorch's NIMA (InceptionResNetV2, its own choice)",
 }

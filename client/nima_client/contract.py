@@ -136,7 +136,7 @@ class ServedModel:
 
     Attributes:
         contract_version: :data:`CONTRACT_VERSION` of the repository that is served.
-        checkpoint_name: name of the checkpoint, e.g. ``nima_mobilenet_v2``.
+        checkpoint_name: name of the checkpoint, e.g. ``nima_mobilenet``.
         checkpoint_sha256: SHA-256 of its weights file, hex.
         preprocessing_id: identity of the preprocessing specification.
         reference_set: the photos whose predicted means gave ``reference_quantiles``.

@@ -25,7 +25,7 @@ from nima_training.checkpoint import load_checkpoint
 
 OUTPUTS = ["DISTRIBUTION", "MEAN", "STD"]
 ROOT = Path(__file__).parents[2]
-BUNDLED = ROOT / "training" / "checkpoints" / "nima_mobilenet_v2"
+BUNDLED = ROOT / "training" / "checkpoints" / "nima_mobilenet"
 
 
 def pytorch_scores(checkpoint: Path, pixels: np.ndarray) -> tuple[np.ndarray, ...]:

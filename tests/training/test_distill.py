@@ -14,10 +14,8 @@ from rich.console import Console
 from torch import nn
 
 from nima_client.preprocess import PreprocessSpec
-from nima_training import distribution
 from nima_training.checkpoint import load_checkpoint
 from nima_training.distill.config import DistillConfig, StageConfig, ViewConfig
-from nima_training.distill.head import fit_head
 from nima_training.distill.photos import split_photos
 from nima_training.distill.pool import build_pool
 from nima_training.distill.recipe import distill
@@ -25,6 +23,7 @@ from nima_training.distill.stages import Stage, learning_rate_factor, train_stag
 from nima_training.distill.views import test_views as held_out_views
 from nima_training.distill.views import training_view
 from nima_training.losses import DistillationLoss
+from nima_training.mobilenet_v1 import multiply_adds
 from nima_training.split import difference_hash, group_near_duplicates, split_by_group
 
 MakePhoto = Callable[..., Image.Image]
@@ -78,42 +77,34 @@ def test_learning_rate_warms_up_and_falls() -> None:
     assert factors[10:] == sorted(factors[10:], reverse=True)
 
 
-def test_head_fit_recovers_a_linear_teacher() -> None:
-    torch.manual_seed(0)
-    features = torch.randn(600, 12) * torch.linspace(0.5, 3, 12) + 1
-    teacher = nn.Linear(12, 10)
-    with torch.no_grad():
-        labels = distribution.probabilities(teacher(features))
-    _layer, penalty, error = fit_head(features[:500], labels[:500], features[500:], labels[500:])
-    assert penalty == 1e-4
-    assert error < 0.02
-
-
 class Toy:
     """A small stage over random features; ``fail_at`` stops it in the middle like a kill."""
 
     def __init__(self, fail_at: int | None = None) -> None:
         torch.manual_seed(1)
-        self.part = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 10))
+        self.network = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 10))
         generator = torch.Generator().manual_seed(2)
         self.x = torch.randn(64, 8, generator=generator)
-        self.y = torch.softmax(torch.randn(64, 10, generator=generator), 1).numpy()
+        self.y = torch.softmax(torch.randn(64, 10, generator=generator), 1)
         self.calls, self.fail_at = 0, fail_at
 
-    def fetch(self, rows: np.ndarray) -> torch.Tensor:
+    def loss(self, rows: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
         self.calls += 1
         if self.calls == self.fail_at:
             raise KeyboardInterrupt
-        return self.x[rows]
+        noise = torch.from_numpy(rng.normal(0, 0.1, (len(rows), 8)).astype(np.float32))
+        logits = self.network(self.x[rows] + noise)
+        value: torch.Tensor = DistillationLoss()(logits, self.y[rows])
+        return value
 
     def run(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
         monkeypatch.setattr("nima_training.distill.stages.SAVE_EVERY_SECONDS", -1.0)
         stage = Stage(
-            "toy", self.part, self.part, self.part[3], self.fetch, self.y,
-            lambda state: (float(state["3.weight"].square().sum()), "x"),
-            StageConfig(5, 1e-2, 1e-2, batch_size=16),
+            "toy", self.network, self.loss, len(self.x),
+            lambda state: (float(state["2.weight"].square().sum()), "x"),
+            StageConfig(5, 1e-2, batch_size=16),
         )  # fmt: skip
-        return train_stage(stage, file, DistillationLoss(), 0.0, 0.9, 0, Console(quiet=True))
+        return train_stage(stage, file, 0.0, 0.9, 0, Console(quiet=True))
 
 
 def test_a_stage_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,14 +126,14 @@ def test_the_whole_recipe_resumes_and_writes_a_checkpoint(
     config = DistillConfig(
         photos[0].parent,
         shared_dir / "models" / "nima_mobilenet_aesthetic_int8.tflite",
-        shared_dir / "models" / "tf2_mobilenet_v2_1.0_224_ptq.tflite",
         tmp_path / "work",
         tmp_path / "out",
         name="tiny",
+        budget=520e6,
+        prune_views=16,
         views=32,
-        head_views=32,
-        small_stage=StageConfig(1, 1e-4, 1e-4, batch_size=8, downscale=2),
-        full_stage=StageConfig(0.25, 1e-4, 1e-4, batch_size=8, frozen_blocks=3),
+        small_stage=StageConfig(0.5, batch_size=8, size=96),
+        full_stage=StageConfig(0.25, batch_size=8, frozen_parts=9),
         workers=1,
     )
     metrics = distill(config, Console(quiet=True))
@@ -156,16 +147,17 @@ def test_the_whole_recipe_resumes_and_writes_a_checkpoint(
     assert load_checkpoint(tmp_path / "out").meta["weights_sha256"] == hash_before
     with pytest.raises(ValueError, match="other settings"):
         build_pool(
-            tmp_path / "work/pool-train", photos[:5], config.teacher, 32, PreprocessSpec(),
+            tmp_path / "work/pool-train", photos[:5], 32, PreprocessSpec(),
             replace(config.view, mixed=0.5), config.seed, 1,
         )  # fmt: skip
 
 
-def test_bundled_checkpoint_is_whole_and_small() -> None:
-    folder = Path(__file__).resolve().parents[2] / "training/checkpoints/nima_mobilenet_v2"
+def test_bundled_checkpoint_is_whole_and_near_its_teacher() -> None:
+    folder = Path(__file__).resolve().parents[2] / "training/checkpoints/nima_mobilenet"
     loaded = load_checkpoint(folder)
-    assert loaded.meta["backbone"] == "mobilenet_v2"
+    assert loaded.meta["backbone"] == "mobilenet_v1"
     assert loaded.spec == PreprocessSpec()
+    assert multiply_adds(loaded.meta["widths"]) <= loaded.meta["training"]["budget"]
     assert sum(path.stat().st_size for path in folder.iterdir()) < 12_000_000
     held_out = loaded.meta["metrics"]["held_out"]
     assert held_out["all"]["views"] > 900

@@ -19,7 +19,7 @@ from nima_training.distort import DISTORTIONS, distort
 from nima_training.metrics import mean_interval
 
 MakePhoto = Callable[..., Image.Image]
-BUNDLED = Path(__file__).resolve().parents[2] / "training/checkpoints/nima_mobilenet_v2"
+BUNDLED = Path(__file__).resolve().parents[2] / "training/checkpoints/nima_mobilenet"
 
 
 def pixels(image: Image.Image) -> np.ndarray:

@@ -93,6 +93,11 @@ def test_a_photo_has_one_score_whatever_its_company(
     assert good == list(range(9))
     assert not failures
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+    paths[4].write_bytes(b"not a photo")
+    threaded, good, failures = predict_files(loaded.model, paths, loaded.spec, 4, workers=3)
+    assert good == [0, 1, 2, 3, 5, 6, 7, 8]
+    assert list(failures) == [4]
+    torch.testing.assert_close(threaded, together[good], atol=1e-5, rtol=0)
 
 
 def test_small_groups_are_left_out() -> None:
@@ -116,3 +121,18 @@ def test_an_empty_split_is_refused(
             standalone_mode=True,
         )  # fmt: skip
     assert "no photo in the split 'test'" in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_there_is_one_line(
+    checkpoint: Path, tmp_path: Path, make_set: MakeSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, labels = make_set(tmp_path, 6)
+    build_manifest(read_own(labels), photos, tmp_path / "m.parquet", fractions={"test": 1.0})
+    with pytest.raises(SystemExit):
+        evaluate_app(
+            [str(checkpoint), "--manifest", str(tmp_path / "m.parquet"), "--photos", str(photos),
+             "--out", str(tmp_path / "o"), "--device", "abacus"],
+            standalone_mode=True,
+        )  # fmt: skip
+    assert "cannot run on the device 'abacus'" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()

@@ -75,9 +75,9 @@ def save_checkpoint(directory: str | Path, model: nn.Module, meta: Mapping[str, 
         directory: created if absent; an existing checkpoint in it is replaced.
         model: its ``state_dict`` is stored as is (contiguous, on the CPU).
         meta: needs ``name``, ``backbone``, ``dropout``, ``preprocessing`` (a specification's
-            dict) and ``reference`` ({"set", "quantiles"}); ``training``, ``data_sha256`` and
-            ``metrics`` are optional. ``format``, ``num_ratings``, ``weights_sha256`` and (unless
-            given) ``git_commit`` are filled in.
+            dict) and ``reference`` ({"set", "quantiles"}); ``widths`` (of a pruned backbone),
+            ``training``, ``data_sha256`` and ``metrics`` are optional. ``format``,
+            ``num_ratings``, ``weights_sha256`` and (unless given) ``git_commit`` are filled in.
 
     Returns:
         The directory.
@@ -149,7 +149,9 @@ def load_checkpoint(directory: str | Path) -> Checkpoint:
             f"{weights} has SHA-256 {actual[:12]}…, {META_FILE} names "
             f"{meta['weights_sha256'][:12]}…: the checkpoint is damaged or half written"
         )
-    model = create_model(meta["backbone"], weights="none", dropout=meta["dropout"])
+    model = create_model(
+        meta["backbone"], weights="none", dropout=meta["dropout"], widths=meta.get("widths")
+    )
     model.load_state_dict(load_file(weights))
     return Checkpoint(model.eval(), meta, PreprocessSpec.from_dict(meta["preprocessing"]))
 

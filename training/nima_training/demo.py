@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-CHECKPOINT = REPOSITORY / "training" / "checkpoints" / "nima_mobilenet_v2"
+CHECKPOINT = REPOSITORY / "training" / "checkpoints" / "nima_mobilenet"
 
 app = typer.Typer(add_completion=False)
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import nn
 
 from nima_training import metrics, pages, plots
 from nima_training.checkpoint import Checkpoint
@@ -34,8 +36,20 @@ def evaluate(
     out: Path,
     split: str = "test",
     bootstrap: int = 1000,
+    device: str = "cpu",
+    workers: int = 1,
 ) -> dict[str, Any]:
     """Score a split; write ``metrics.json``, ``predictions.parquet`` and ``report.html``.
+
+    Args:
+        checkpoint: what is evaluated; moved to ``device``.
+        manifest: Parquet of ``nima prepare``.
+        photos: folder that the manifest's paths start at.
+        out: folder for the three files.
+        split: rows of the manifest to score.
+        bootstrap: resamples behind each interval.
+        device: a torch device that runs the network.
+        workers: threads that decode photos.
 
     Raises:
         ValueError: the split is empty or none of its photos is readable.
@@ -45,7 +59,8 @@ def evaluate(
     if frame.empty:
         raise ValueError(f"{manifest} has no photo in the split {split!r}")
     paths = [photos / path for path in frame["path"]]
-    tensor, good, failures = predict_files(checkpoint.model, paths, checkpoint.spec)
+    model = _on_device(checkpoint.model, device)
+    tensor, good, failures = predict_files(model, paths, checkpoint.spec, workers=workers)
     if not good:
         raise ValueError(f"none of the {len(paths)} photos is readable, e.g. {failures[0]}")
     unreadable = {str(frame["image_id"][index]): reason for index, reason in failures.items()}
@@ -69,6 +84,14 @@ def evaluate(
     write_json(out / "metrics.json", result)
     _page(out / "report.html", result, paths, predicted, true, table)
     return result
+
+
+def _on_device(model: nn.Module, device: str) -> nn.Module:
+    try:
+        return model.to(torch.device(device))
+    except (RuntimeError, AssertionError) as error:  # a CPU build of torch asserts
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"cannot run on the device {device!r}: {reason}") from error
 
 
 def by_label(

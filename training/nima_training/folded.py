@@ -32,6 +32,27 @@ def conv_norm_pairs(model: nn.Module) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
 
 
 @torch.no_grad()
+def folded_weights(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution that computes ``norm(conv(x))`` in eval mode."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    gain = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return conv.weight * gain.view(-1, 1, 1, 1), norm.bias - norm.running_mean * gain
+
+
+@torch.no_grad()
+def set_folded(conv: nn.Conv2d, norm: nn.BatchNorm2d, weight: Tensor, bias: Tensor) -> None:
+    """Make ``norm(conv(x))`` the convolution of ``weight`` and ``bias``; inverse of the above."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    conv.weight.copy_(weight)
+    norm.running_mean.zero_()
+    norm.running_var.fill_(1.0)
+    norm.weight.fill_((1.0 + norm.eps) ** 0.5)
+    norm.bias.copy_(bias)
+
+
+@torch.no_grad()
 def load_folded(model: nn.Module, layers: Sequence[FoldedLayer]) -> Tensor | None:
     """Load folded convolutions into ``model`` in order; its own head is left alone.
 
@@ -57,13 +78,7 @@ def load_folded(model: nn.Module, layers: Sequence[FoldedLayer]) -> Tensor | Non
                 f"expected a convolution {tuple(conv.weight.shape)}, the file has "
                 f"{layer.op} {tuple(layer.weight.shape)}"
             )
-        conv.weight.copy_(layer.weight)
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        norm.running_mean.zero_()
-        norm.running_var.fill_(1.0)
-        norm.weight.fill_((1.0 + norm.eps) ** 0.5)
-        norm.bias.copy_(layer.bias)
+        set_folded(conv, norm, layer.weight, layer.bias)
     if len(layers) == len(pairs):
         return None
     last = layers[-1]

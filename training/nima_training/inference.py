@@ -6,7 +6,8 @@ randomness, so a photo has one score.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -43,31 +44,48 @@ def predict(
 
 
 def predict_files(
-    model: nn.Module, paths: Sequence[Path], spec: PreprocessSpec, batch: int = BATCH
+    model: nn.Module,
+    paths: Sequence[Path],
+    spec: PreprocessSpec,
+    batch: int = BATCH,
+    workers: int = 1,
 ) -> tuple[Tensor, list[int], dict[int, str]]:
     """Distributions of image files.
+
+    Args:
+        model: maps normalised images to logits, on any device.
+        paths: the files.
+        spec: preprocessing of the model.
+        batch: images a forward pass.
+        workers: threads that decode the next batch meanwhile; the decoders release the GIL.
 
     Returns:
         Distributions ``[G, 10]`` of the readable files, their indexes into ``paths``, and the
         reason for each unreadable index.
     """
+
+    def load(path: Path) -> np.ndarray | str:
+        try:
+            return preprocess(path.read_bytes(), spec)
+        except (ImageRejected, OSError) as error:
+            return str(error)
+
     parts: list[Tensor] = []
     good: list[int] = []
     failures: dict[int, str] = {}
-    for chunk in _chunks(range(len(paths)), batch):
-        pixels = []
-        for index in chunk:
-            try:
-                pixels.append(preprocess(paths[index].read_bytes(), spec))
-                good.append(index)
-            except (ImageRejected, OSError) as error:
-                failures[index] = str(error)
-        if pixels:
-            parts.append(predict(model, np.stack(pixels), spec, batch))
+    with ThreadPoolExecutor(workers) as decoders:
+        pending = decoders.map(load, paths[:batch])
+        for start in range(0, len(paths), batch):
+            loaded = list(pending)
+            pending = decoders.map(load, paths[start + batch : start + 2 * batch])
+            pixels = []
+            for index, value in enumerate(loaded, start):
+                if isinstance(value, str):
+                    failures[index] = value
+                else:
+                    good.append(index)
+                    pixels.append(value)
+            if pixels:
+                parts.append(predict(model, np.stack(pixels), spec, batch))
     empty = torch.zeros((0, distribution.NUM_RATINGS))
     return (torch.cat(parts) if parts else empty), good, failures
-
-
-def _chunks(items: range, size: int) -> Iterable[range]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

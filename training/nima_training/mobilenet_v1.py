@@ -6,15 +6,15 @@ that padding is explicit here, so that imported weights give the same activation
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from nima_training.distribution import NUM_RATINGS
 
-# (output channels, stride) of the 13 depthwise-separable blocks.
-BLOCKS = (
-    (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1),
-    (512, 1), (512, 1), (512, 1), (512, 1), (1024, 2), (1024, 1),
-)  # fmt: skip
+# Output channels of the first convolution and of the 13 depthwise-separable blocks.
+WIDTHS = (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
+STRIDES = (2, 1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
 KERAS_EPS = 1e-3
 
 
@@ -34,26 +34,32 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int, groups: int = 1) 
 
 
 class MobileNetV1(nn.Module):
-    """FP32 ``[B, 3, H, W]`` normalised to [-1, 1] -> logits ``[B, num_classes]``."""
+    """FP32 ``[B, 3, H, W]`` normalised to [-1, 1] -> logits ``[B, num_classes]``.
+
+    ``widths`` are the output channels of the 14 parts of ``features``; a pruned network
+    (:mod:`nima_training.distill.prune`) has fewer than :data:`WIDTHS`.
+    """
 
     def __init__(
-        self, weights: None = None, num_classes: int = NUM_RATINGS, dropout: float = 0.75
+        self,
+        weights: None = None,
+        num_classes: int = NUM_RATINGS,
+        dropout: float = 0.75,
+        widths: Sequence[int] = WIDTHS,
     ) -> None:
         super().__init__()
         if weights is not None:
             raise ValueError("mobilenet_v1 is built empty; `nima import` fills it")
-        layers: list[nn.Module] = [_conv(3, 32, 3, 2)]
-        width = 32
-        for outputs, stride in BLOCKS:
-            layers.append(
-                nn.Sequential(
-                    _conv(width, width, 3, stride, groups=width), _conv(width, outputs, 1, 1)
-                )
-            )
-            width = outputs
+        if len(widths) != len(WIDTHS) or min(widths) < 1:
+            raise ValueError(f"mobilenet_v1 needs {len(WIDTHS)} positive widths, got {widths}")
+        self.widths = [int(width) for width in widths]
+        layers: list[nn.Module] = [_conv(3, widths[0], 3, STRIDES[0])]
+        for inputs, outputs, stride in zip(widths, widths[1:], STRIDES[1:], strict=False):
+            depthwise = _conv(inputs, inputs, 3, stride, groups=inputs)
+            layers.append(nn.Sequential(depthwise, _conv(inputs, outputs, 1, 1)))
         self.features = nn.Sequential(*layers)
         self.classifier: nn.Module = nn.Sequential(
-            nn.Dropout(dropout), nn.Linear(width, num_classes)
+            nn.Dropout(dropout), nn.Linear(widths[-1], num_classes)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,3 +67,13 @@ class MobileNetV1(nn.Module):
         pooled: Tensor = self.features(x).mean(dim=(2, 3))
         logits: Tensor = self.classifier(pooled)
         return logits
+
+
+def multiply_adds(widths: Sequence[int], size: int = 224) -> int:
+    """Multiply-adds of the convolutions for one image of ``size`` x ``size`` pixels."""
+    side = size // STRIDES[0]
+    total = side * side * 27 * widths[0]
+    for inputs, outputs, stride in zip(widths, widths[1:], STRIDES[1:], strict=False):
+        side //= stride
+        total += side * side * inputs * (9 + outputs)
+    return total

@@ -8,7 +8,7 @@ torchvision's own parameter names, so that a state dict means the same in both l
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,7 +109,10 @@ class WeightsUnavailable(WeightsError):
 
 
 def create_model(
-    backbone: str, weights: str | Path = WEIGHTS_IMAGENET, dropout: float = 0.75
+    backbone: str,
+    weights: str | Path = WEIGHTS_IMAGENET,
+    dropout: float = 0.75,
+    widths: Sequence[int] | None = None,
 ) -> nn.Module:
     """A NIMA network on ``backbone``.
 
@@ -119,12 +122,13 @@ def create_model(
             (random initialisation), or the path of a ``.pth``/``.safetensors`` state dict of the
             plain torchvision backbone.
         dropout: rate before the head; the paper uses 0.75.
+        widths: channels of a pruned ``mobilenet_v1``; None builds the backbone as published.
 
     Returns:
         A module mapping FP32 ``[B, 3, H, W]`` to logits ``[B, 10]``.
 
     Raises:
-        ValueError: unknown backbone.
+        ValueError: unknown backbone, or ``widths`` for one that has none to choose.
         WeightsError: a file that is no state dict, or weights that do not fit the backbone.
         WeightsUnavailable: ImageNet weights asked for but not to be had.
     """
@@ -137,11 +141,15 @@ def create_model(
         if isinstance(model, tv.Inception3):
             model.aux_logits = False
             model.AuxLogits = None
+    elif widths is not None:
+        if backbone != "mobilenet_v1":
+            raise ValueError(f"widths can be chosen for mobilenet_v1, not for {backbone}")
+        model = spec.build(weights=None, widths=widths)
     else:
         model = spec.build(weights=None)
     if str(weights) != WEIGHTS_NONE:
         _load_backbone(model, _backbone_state(backbone, weights), spec.head)
-    head = _head(spec, dropout)
+    head = _head(spec.features if widths is None else widths[-1], dropout)
     if spec.head in ("classifier", "fc", "head"):
         setattr(model, spec.head, head)
     else:
@@ -152,8 +160,8 @@ def create_model(
     return model
 
 
-def _head(spec: Backbone, dropout: float) -> nn.Sequential:
-    linear = nn.Linear(spec.features, NUM_RATINGS)
+def _head(features: int, dropout: float) -> nn.Sequential:
+    linear = nn.Linear(features, NUM_RATINGS)
     nn.init.normal_(linear.weight, std=0.01)
     nn.init.zeros_(linear.bias)
     return nn.Sequential(nn.Dropout(dropout), linear)

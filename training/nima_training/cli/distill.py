@@ -1,4 +1,4 @@
-"""``nima distill``: train a student network on a teacher's rating distributions."""
+"""``nima distill``: a smaller network that answers as its teacher does."""
 
 from __future__ import annotations
 
@@ -13,26 +13,25 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def distill(
     photos: Annotated[Path, typer.Argument(help="Folder of photos; they need no ratings.")],
-    teacher: Annotated[Path, typer.Option(help="TFLite NIMA that labels the views.")],
+    teacher: Annotated[Path, typer.Option(help="TFLite NIMA (MobileNet v1) to imitate.")],
     out: Annotated[Path, typer.Option(help="Checkpoint directory to write.")],
     work_dir: Annotated[
-        Path, typer.Option(help="Scratch for views, labels and resumable state; several GB.")
+        Path, typer.Option(help="Scratch for views and resumable state; several GB.")
     ],
-    init: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="ImageNet MobileNetV2 TFLite to start from; none starts at random."),
-    ] = None,
-    name: Annotated[str, typer.Option(help="Name stored in the checkpoint.")] = "nima_mobilenet_v2",
-    views: Annotated[int, typer.Option(min=64, help="Augmented views to make and label.")] = 24_000,
-    small_epochs: Annotated[float, typer.Option(help="Epochs on views of half the size.")] = 3,
+    budget: Annotated[
+        float, typer.Option(min=1, help="Million multiply-adds of the student; its teacher: 568.")
+    ] = 380,
+    name: Annotated[str, typer.Option(help="Name stored in the checkpoint.")] = "nima_mobilenet",
+    views: Annotated[int, typer.Option(min=64, help="Augmented views to make.")] = 24_000,
+    small_epochs: Annotated[float, typer.Option(help="Epochs on views of 160 pixels.")] = 8,
     small_minutes: Annotated[Optional[float], typer.Option(help="Time limit of it.")] = None,  # noqa: UP045
-    full_epochs: Annotated[float, typer.Option(help="Epochs on views of full size.")] = 2,
+    full_epochs: Annotated[float, typer.Option(help="Epochs on views as served.")] = 8,
     full_minutes: Annotated[Optional[float], typer.Option(help="Time limit of it.")] = None,  # noqa: UP045
     seed: Annotated[int, typer.Option(help="Seed of the split, the views and the order.")] = 20,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that make and label views.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that make views.")] = 2,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the training step.")] = 2,
 ) -> None:
-    """Distil a teacher into a MobileNetV2 student; resumes where a killed run stopped."""
+    """Prune a MobileNet v1 NIMA and train what is left to agree with it; resumes after a kill."""
     from dataclasses import replace
 
     from rich.console import Console
@@ -41,7 +40,7 @@ def distill(
     from nima_training.distill.config import DistillConfig, StageConfig
     from nima_training.distill.recipe import distill as run
 
-    defaults = DistillConfig(photos, teacher, init, work_dir, out)
+    defaults = DistillConfig(photos, teacher, work_dir, out)
 
     def stage(base: StageConfig, epochs: float, minutes: float | None) -> StageConfig:
         return replace(base, epochs=epochs, max_minutes=minutes)
@@ -50,6 +49,7 @@ def distill(
     config = replace(
         defaults,
         name=name,
+        budget=budget * 1e6,
         views=views,
         seed=seed,
         workers=workers,

@@ -18,13 +18,23 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder for metrics, predictions and the page.")],
     split: Annotated[str, typer.Option(help="Split to score.")] = "test",
     bootstrap: Annotated[int, typer.Option(min=0, help="Resamples behind each interval.")] = 1000,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, …; auto takes a GPU.")] = (
+        "auto"
+    ),
+    workers: Annotated[int, typer.Option(min=1, help="Threads that decode photos.")] = 2,
 ) -> None:
     """Write metrics.json, predictions.parquet and report.html."""
+    import torch
+
     from nima_training.checkpoint import load_checkpoint
     from nima_training.evaluate import evaluate as run
 
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        result = run(load_checkpoint(checkpoint), manifest, photos, out, split, bootstrap)
+        result = run(
+            load_checkpoint(checkpoint), manifest, photos, out, split, bootstrap, device, workers
+        )
     except ValueError as error:
         typer.echo(f"nima evaluate: {error}", err=True)
         raise typer.Exit(2) from error

@@ -34,10 +34,9 @@ class HeldOut:
         self.pixels = np.stack([pixels for _, pixels in named])
         self.labels = torch.from_numpy(teacher(self.pixels))
 
-    def measure(self, model: nn.Module, downscale: int = 1) -> dict[str, dict[str, float]]:
-        """:func:`agreement` of each set and of all, on views ``downscale`` times smaller."""
-        network = nn.Sequential(nn.AvgPool2d(downscale), with_folded_norms(model))
-        predicted = predict(network, self.pixels, self.spec)
+    def measure(self, model: nn.Module) -> dict[str, dict[str, float]]:
+        """:func:`agreement` of each set and of all."""
+        predicted = predict(with_folded_norms(model), self.pixels, self.spec)
         result = {}
         for name in [*dict.fromkeys(self.sets.tolist()), "all"]:
             rows = torch.from_numpy((self.sets == name) | (name == "all"))

@@ -27,14 +27,13 @@ class StageConfig:
     """One training stage. The learning rate warms up, then falls along a cosine to zero."""
 
     epochs: float
-    learning_rate: float
-    head_learning_rate: float
-    batch_size: int = 64
-    frozen_blocks: int = 0
-    """Leading blocks of ``model.features`` that get no gradients."""
-    downscale: int = 1
-    """The student sees views averaged over squares of so many pixels; labels stay the full views'.
-    At 2 a step costs a quarter, so that the same time shows the student four times the views."""
+    learning_rate: float = 1e-4
+    size: int | None = None
+    """Teacher and student see views resized to so many pixels; None leaves them as served."""
+    frozen_parts: int = 6
+    """Leading parts of ``features`` that keep what pruning fitted: most of a step's time, and
+    nearly exact already."""
+    batch_size: int = 32
     max_minutes: float | None = None
     """The cosine ends at whichever comes first, the epochs or these minutes of training."""
 
@@ -45,22 +44,22 @@ class DistillConfig:
 
     photos: Path
     teacher: Path
-    init: Path | None
     work_dir: Path
     out: Path
-    name: str = "nima_mobilenet_v2"
-    backbone: str = "mobilenet_v2"
-    head_views: int = 4096
-    """Views that the head is fitted on before any fine-tuning."""
+    name: str = "nima_mobilenet"
+    budget: float = 380e6
+    """Multiply-adds of the student at 224 x 224; the teacher has 568 million."""
+    prune_views: int = 1280
+    """Views that the pruned network is fitted on before any training."""
     views: int = 24_000
     view: ViewConfig = field(default_factory=ViewConfig)
-    # Without batch statistics the network has nothing to catch a large step: at 1e-3 it collapsed
-    # to one answer for every photo within 250 steps.
-    small_stage: StageConfig = StageConfig(3, 2e-4, 5e-4, batch_size=32, downscale=2)
-    full_stage: StageConfig = StageConfig(2, 2e-4, 5e-4, batch_size=32, frozen_blocks=3)
-    dropout: float = 0.2
-    weight_decay: float = 1e-5
+    small_stage: StageConfig = StageConfig(8, size=160)
+    full_stage: StageConfig = StageConfig(8)
+    weight_decay: float = 1e-4
     mean_weight: float = 0.5
+    hint_weight: float = 0.3
+    batch_mixed: float = 0.5
+    """Share of batches whose views are blended or spliced once more, differently every time."""
     ema_decay: float = 0.998
     seed: int = 20
     workers: int = 2

@@ -1,4 +1,10 @@
-"""The distillation recipe from photos to a checkpoint; ``nima distill`` runs it."""
+"""The distillation recipe from a teacher and photos to a checkpoint; ``nima distill`` runs it.
+
+The student is its teacher with channels removed (:mod:`nima_training.distill.prune`), trained to
+give the same maps and ratings (:mod:`nima_training.distill.matching`), as DistilBERT (Sanh et al.,
+2019) starts from layers of its teacher: with few photos a start at random, or at another ImageNet
+network, ends much farther from the teacher.
+"""
 
 from __future__ import annotations
 
@@ -11,67 +17,31 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 from nima_client._files import sha256_file
 from nima_client.preprocess import PreprocessSpec, preprocess
 from nima_training import distribution
-from nima_training.checkpoint import (
-    META_FILE,
-    load_checkpoint,
-    reference_quantiles,
-    save_checkpoint,
-)
+from nima_training.checkpoint import reference_quantiles, save_checkpoint
 from nima_training.distill.agreement import HeldOut
 from nima_training.distill.config import DistillConfig, StageConfig
-from nima_training.distill.head import fit_head
+from nima_training.distill.half import round_to_half
+from nima_training.distill.matching import Matching, varied
 from nima_training.distill.photos import split_photos
-from nima_training.distill.pool import Pool, build_pool
+from nima_training.distill.pool import build_pool
+from nima_training.distill.prune import Pruned, prune
 from nima_training.distill.stages import Stage, train_stage
 from nima_training.distill.teacher import TFLiteTeacher
 from nima_training.files import write_json
-from nima_training.folded import calibrate_batch_norm, load_folded, with_folded_norms
+from nima_training.folded import with_folded_norms
+from nima_training.imports import import_tflite
 from nima_training.inference import network_input, predict
-from nima_training.losses import DistillationLoss
-from nima_training.models import create_model, head_module
-from nima_training.tflite import read_tflite
+from nima_training.mobilenet_v1 import MobileNetV1, multiply_adds
+from nima_training.state import load_state, save_state
 
 SPEC = PreprocessSpec()
-CALIBRATION_PHOTOS = 256
-
-
-def build_student(config: DistillConfig, pool: Pool) -> nn.Module:
-    """The student before training: random, or an ImageNet backbone with calibrated batch norms."""
-    torch.manual_seed(config.seed)
-    model = create_model(config.backbone, weights="none", dropout=config.dropout)
-    if config.init is not None:
-        load_folded(model, read_tflite(config.init).layers)
-        pixels = pool.pixels[:CALIBRATION_PHOTOS]
-        calibrate_batch_norm(model, network_input(pixels, SPEC).split(32))
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(device)
-
-
-def blocks(model: nn.Module) -> nn.Sequential:
-    """The blocks of a torchvision MobileNet."""
-    features = model.get_submodule("features")
-    assert isinstance(features, nn.Sequential)
-    return features
-
-
-class Tail(nn.Module):
-    """The trainable rest of a torchvision MobileNet behind its first ``start`` blocks."""
-
-    def __init__(self, model: nn.Module, start: int) -> None:
-        super().__init__()
-        self.features = blocks(model)[start:]
-        self.classifier = model.get_submodule("classifier")
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits from the output of the first blocks."""
-        logits: Tensor = self.classifier(self.features(x).mean((2, 3)))
-        return logits
+VARIANCE_VIEWS = 64
+ROUNDING_VIEWS = 256
 
 
 def distill(config: DistillConfig, console: Console) -> dict[str, Any]:
@@ -79,101 +49,106 @@ def distill(config: DistillConfig, console: Console) -> dict[str, Any]:
 
     Returns:
         The held-out metrics that the checkpoint carries.
+
+    Raises:
+        ValueError: photos, teacher or budget that cannot be used.
     """
     torch.set_num_threads(config.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    teacher = import_tflite(config.teacher).model
+    assert isinstance(teacher, MobileNetV1)
+    teacher.requires_grad_(False)
     photos = split_photos(config.photos, config.seed)
     console.print("photos: " + ", ".join(f"{len(v)} {k}" for k, v in photos.items()))
     write_json(
         config.work_dir / "split.json", {part: [p.name for p in v] for part, v in photos.items()}
     )
     pool = build_pool(
-        config.work_dir / "pool-train", photos["train"], config.teacher, config.views, SPEC,
-        config.view, config.seed, config.workers,
+        config.work_dir / "pool-train", photos["train"], config.views, SPEC, config.view,
+        config.seed, config.workers,
     )  # fmt: skip
-    teacher = TFLiteTeacher(config.teacher, threads=config.threads)
-    selection = HeldOut(photos["selection"], teacher, SPEC, config.seed)
-    model = build_student(config, pool)
-    labels = np.array(pool.labels)
-    loss = DistillationLoss(config.mean_weight)
+    labeller = TFLiteTeacher(config.teacher, threads=config.threads)
+    selection = HeldOut(photos["selection"], labeller, SPEC, config.seed)
+    pruned = prune_or_load(config, teacher, pool, console)
+    student = _on(pruned.model, device)
+    matching = Matching(
+        _on(teacher, device), student, pruned.kept, config.mean_weight, config.hint_weight,
+        network_input(pool[:VARIANCE_VIEWS], SPEC).to(device),
+    )  # fmt: skip
 
-    def measured(part: nn.Module, state: dict[str, Tensor], downscale: int) -> tuple[float, str]:
-        """Selection error with ``state`` swapped into ``part`` of the model for the moment."""
-        current = {name: value.clone() for name, value in part.state_dict().items()}
-        part.load_state_dict(state)
-        result = selection.measure(model, downscale)["all"]
-        part.load_state_dict(current)
+    def measured(state: dict[str, Tensor]) -> tuple[float, str]:
+        """Selection error with ``state`` swapped into the student for the moment."""
+        current = {name: value.clone() for name, value in student.state_dict().items()}
+        student.load_state_dict(state)
+        result = selection.measure(student)["all"]
+        student.load_state_dict(current)
         return result["mae_mean"], (
             f"selection spearman {result['spearman_mean']:.4f}, MAE {result['mae_mean']:.4f}, "
             f"EMD r=2 {result['emd_r2']:.4f}"
         )
 
+    console.print("pruned: " + measured(student.state_dict())[1], soft_wrap=True)
+
     def run(name: str, stage: StageConfig) -> None:
-        """Train the blocks after the frozen ones, which are computed without gradients."""
-        frozen = stage.frozen_blocks
-        start = with_folded_norms(blocks(model)[:frozen])
-        tail = Tail(model, frozen)
-        device = next(model.parameters()).device
+        def loss(rows: np.ndarray, rng: np.random.Generator) -> Tensor:
+            x = network_input(pool[rows], SPEC).to(device)
+            return matching.loss(varied(x, stage.size, config.batch_mixed, rng), stage.frozen_parts)
 
-        def fetch(rows: np.ndarray) -> Tensor:
-            with torch.no_grad():
-                x = network_input(pool.pixels[rows], SPEC).to(device)
-                if stage.downscale > 1:
-                    x = nn.functional.avg_pool2d(x, stage.downscale)
-                return start(x)  # type: ignore[no-any-return]
-
+        for number, part in enumerate(student.features):
+            part.requires_grad_(number >= stage.frozen_parts)
         best = train_stage(
-            Stage(
-                name, tail, with_folded_norms(tail), head_module(model, config.backbone), fetch,
-                labels, lambda state: measured(tail, state, stage.downscale), stage,
-            ),
-            config.work_dir / f"stage-{name}.pt", loss, config.weight_decay, config.ema_decay,
+            Stage(name, student, loss, len(pool), measured, stage),
+            config.work_dir / f"stage-{name}.pt", config.weight_decay, config.ema_decay,
             config.seed, console,
         )  # fmt: skip
-        tail.load_state_dict(best)
+        student.load_state_dict(best)
 
-    fitted = config.work_dir / "checkpoint-head"
-    if (fitted / META_FILE).exists():
-        model.load_state_dict(load_checkpoint(fitted).model.state_dict())
-    elif config.init is not None:
-        _fit_head(config, model, pool, selection, console)
-        write_checkpoint(config, model, photos, teacher, fitted)
     if config.small_stage.epochs > 0:
         run("small", config.small_stage)
     if config.full_stage.epochs > 0:
         run("full", config.full_stage)
-    return write_checkpoint(config, model, photos, teacher, config.out)
+    student.cpu()
+    round_to_half(student, network_input(pool[:ROUNDING_VIEWS], SPEC))
+    console.print("rounded to FP16: " + measured(student.state_dict())[1], soft_wrap=True)
+    return write_checkpoint(config, student, photos, labeller, config.out)
 
 
-def _fit_head(
-    config: DistillConfig, model: nn.Module, pool: Pool, selection: HeldOut, console: Console
-) -> None:
-    """Fit the head on the backbone's features of the first views."""
-    fast = with_folded_norms(blocks(model)).eval()
+def _on(network: MobileNetV1, device: torch.device) -> MobileNetV1:
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
-    @torch.inference_mode()
-    def features(pixels: np.ndarray) -> Tensor:
-        device = next(model.parameters()).device
-        parts = [
-            fast(network_input(pixels[i : i + 32], SPEC).to(device)).mean((2, 3)).cpu()
-            for i in range(0, len(pixels), 32)
-        ]
-        return torch.cat(parts)
 
-    count = min(config.head_views, len(pool))
-    labels = torch.from_numpy(np.array(pool.labels[:count]))
-    with torch.inference_mode(False):
-        layer, penalty, error = fit_head(
-            features(pool.pixels[:count]).clone(), labels,
-            features(selection.pixels).clone(), selection.labels,
+def prune_or_load(
+    config: DistillConfig, teacher: MobileNetV1, pool: np.ndarray, console: Console
+) -> Pruned:
+    """The student before training, from the work directory if a run before got that far."""
+    file = config.work_dir / "pruned.pt"
+    saved = load_state(file)
+    if saved is None or saved["budget"] != config.budget:
+        views = network_input(pool[: config.prune_views], SPEC)
+        pruned = prune(teacher, views, config.budget)
+        save_state(
+            file,
+            {
+                "budget": config.budget, "kept": pruned.kept, "model": pruned.model.state_dict(),
+            },
         )  # fmt: skip
-    linear = head_module(model, config.backbone).get_submodule("1")
-    linear.load_state_dict(layer.state_dict())
-    console.print(f"head: fitted on {count} views, L2 {penalty:g}, selection MAE {error:.4f}")
+    else:
+        model = MobileNetV1(dropout=0.0, widths=[len(part) for part in saved["kept"]])
+        model.load_state_dict(saved["model"])
+        pruned = Pruned(model.eval(), saved["kept"])
+    widths = pruned.model.widths
+    console.print(
+        f"student: widths {', '.join(map(str, widths))}; "
+        f"{multiply_adds(widths) / 1e6:.0f} million multiply-adds, "
+        f"its teacher {multiply_adds(teacher.widths) / 1e6:.0f}",
+        soft_wrap=True,
+    )
+    return pruned
 
 
 def write_checkpoint(
     config: DistillConfig,
-    model: nn.Module,
+    model: MobileNetV1,
     photos: dict[str, list[Path]],
     teacher: TFLiteTeacher,
     out: Path,
@@ -191,8 +166,9 @@ def write_checkpoint(
         model.to(memory_format=torch.contiguous_format),  # type: ignore[call-overload]
         {
             "name": config.name,
-            "backbone": config.backbone,
-            "dropout": config.dropout,
+            "backbone": "mobilenet_v1",
+            "widths": model.widths,
+            "dropout": 0.0,
             "preprocessing": SPEC.to_dict(),
             "reference": {
                 "set": f"{len(everything)} photographs of {config.photos.name}, whole, undistorted",
@@ -207,5 +183,4 @@ def write_checkpoint(
             "metrics": {"to": f"teacher {config.teacher.name}", "held_out": metrics},
         },
     )
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return metrics

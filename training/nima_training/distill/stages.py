@@ -1,4 +1,4 @@
-"""One resumable stage of distillation: a network part, inputs by index, and teacher labels."""
+"""One resumable stage of distillation: a network, a loss by row numbers, a measure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from nima_training.distill.config import StageConfig
 from nima_training.ema import EMA
-from nima_training.losses import DistillationLoss
 from nima_training.state import load_state, save_state
 
 SAVE_EVERY_SECONDS = 120.0
@@ -27,30 +26,17 @@ WARMUP = 0.03
 class Stage:
     """What a stage trains and on what.
 
-    ``part`` is trained, ``fast`` computes it (the same parameters, norms folded); ``fetch`` gives
-    its inputs for sorted row numbers; ``measure`` maps the
-    averaged weights to the selection error, lower is better, and a line to print.
+    ``network`` is trained; ``loss`` gives its loss on sorted row numbers of ``count`` views, all
+    random choices drawn from the given generator; ``measure`` maps averaged weights to the
+    selection error, lower is better, and a line to print.
     """
 
     name: str
-    part: nn.Module
-    fast: nn.Module
-    head: nn.Module
-    fetch: Callable[[np.ndarray], Tensor]
-    labels: np.ndarray
+    network: nn.Module
+    loss: Callable[[np.ndarray, np.random.Generator], Tensor]
+    count: int
     measure: Callable[[dict[str, Tensor]], tuple[float, str]]
     config: StageConfig
-
-
-def freeze_norm_statistics(module: nn.Module) -> None:
-    """Train mode, except that batch norms keep their running statistics.
-
-    Distorted and mixed views would pull the statistics away from those of real photos.
-    """
-    module.train()
-    for child in module.modules():
-        if isinstance(child, nn.BatchNorm2d):
-            child.eval()
 
 
 def learning_rate_factor(progress: float) -> float:
@@ -63,33 +49,25 @@ def learning_rate_factor(progress: float) -> float:
 def train_stage(
     stage: Stage,
     state_file: Path,
-    loss: DistillationLoss,
     weight_decay: float,
     ema_decay: float,
     seed: int,
     console: Console,
 ) -> dict[str, Tensor]:
-    """Train until the epochs or the minutes are spent; return the best averaged state of the part.
+    """Train until the epochs or the minutes are spent; return the best averaged state.
 
-    Killed at any moment, the stage goes on from the last saved step when called again.
+    Batch norms keep their statistics: distorted and mixed views would pull them away from those of
+    photos. Killed at any moment, the stage goes on from the last saved step when called again.
     """
-    config, part = stage.config, stage.part
-    device = next(part.parameters()).device
-    head = {id(p) for p in stage.head.parameters()}
-    body = [p for p in part.parameters() if p.requires_grad and id(p) not in head]
+    config, network = stage.config, stage.network
+    parameters = [p for p in network.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(
-        [
-            {"params": body, "base_lr": config.learning_rate},
-            {"params": list(stage.head.parameters()), "base_lr": config.head_learning_rate},
-        ],
-        lr=config.learning_rate,
-        fused=True,
-        weight_decay=weight_decay,
+        parameters, lr=config.learning_rate, fused=True, weight_decay=weight_decay
     )
-    ema = EMA(part, ema_decay)
+    ema = EMA(network, ema_decay)
     step, spent, best_error, best = 0, 0.0, math.inf, ema.state
     if saved := load_state(state_file):
-        part.load_state_dict(saved["part"])
+        network.load_state_dict(saved["network"])
         optimiser.load_state_dict(saved["optimiser"])
         ema.state, ema.updates = saved["ema"], saved["updates"]
         step, spent = saved["step"], saved["spent"]
@@ -97,7 +75,7 @@ def train_stage(
         console.print(f"{stage.name}: resuming at step {step}")
         if saved["done"]:
             return best
-    count = len(stage.labels)
+    count = stage.count
     per_epoch = count // config.batch_size
     total = max(1, round(per_epoch * config.epochs))
     budget = math.inf if config.max_minutes is None else config.max_minutes * 60
@@ -106,14 +84,13 @@ def train_stage(
         save_state(
             state_file,
             {
-                "part": part.state_dict(), "optimiser": optimiser.state_dict(),
+                "network": network.state_dict(), "optimiser": optimiser.state_dict(),
                 "ema": ema.state, "updates": ema.updates, "step": step, "spent": spent,
                 "best_error": best_error, "best": best, "done": done,
             },
         )  # fmt: skip
 
-    freeze_norm_statistics(part)
-    stage.fast.train()
+    network.eval()
     last_save = clock = time.monotonic()
     running = torch.zeros(())
     seen_steps, logged = 0, spent
@@ -121,21 +98,19 @@ def train_stage(
         epoch, position = divmod(step, per_epoch)
         order = np.random.default_rng((seed, epoch)).permutation(count)
         rows = np.sort(order[position * config.batch_size : (position + 1) * config.batch_size])
-        torch.manual_seed(seed * 1_000_003 + step)  # dropout is the same after a resume
         progress = max(step / total, spent / budget)
         for group in optimiser.param_groups:
-            group["lr"] = group["base_lr"] * learning_rate_factor(progress)
-        labels = torch.from_numpy(stage.labels[rows]).to(device)
-        value = loss(stage.fast(stage.fetch(rows).to(device)), labels)
+            group["lr"] = config.learning_rate * learning_rate_factor(progress)
+        value = stage.loss(rows, np.random.default_rng((seed, 7, step)))
         if not torch.isfinite(value):
             raise FloatingPointError(
                 f"{stage.name}: loss is {value.item()} on pool rows {rows.tolist()}"
             )
         optimiser.zero_grad(set_to_none=True)
         value.backward()
-        nn.utils.clip_grad_norm_(part.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
-        ema.update(part)
+        ema.update(network)
         step += 1
         seen_steps += 1
         running += value.detach().cpu()
