@@ -10,9 +10,9 @@ images scored, seconds taken, CPU seconds of this process and its children.
 - ``iqa``: IQA-PyTorch, ``pyiqa.create_metric("nima")`` called with each file; torch on all cores.
 - ``iqa-inception``: the same with the InceptionResNetV2 that it ships weights for.
 
-The first two run networks of about the cost of the bundled one (MobileNet of width 0.75, 325 million
-multiply-adds, and MobileNetV2, 301 million, against 339), with random weights: none may be downloaded
-here, and they do not change the speed.
+The first two run networks of about the bundled one's cost (MobileNet of width 0.75 and MobileNetV2,
+325 and 301 million multiply-adds against 380), with random weights: none may be downloaded here,
+and they do not change the speed.
 """
 
 from __future__ import annotations
