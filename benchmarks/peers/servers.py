@@ -258,11 +258,11 @@ def _write_tutorial(setting: Setting, repository: Path) -> None:
     shutil.copy(HERE / "triton_tutorial" / "network.py", network / "1" / "model.py")
     setting.metadata.save(network / "1" / "model.json")
     graph = onnx.load(setting.onnx).graph
-    first = next(node for node in graph.node if node.op_type == "Conv")
+    scaled = next(node for node in graph.node if node.op_type == "Mul")  # (pixels - mean) / std
     onnx.utils.extract_model(
         str(setting.onnx),
         str(network / "1" / "model.onnx"),
-        [first.input[0]],
+        [scaled.output[0]],
         ["DISTRIBUTION", "MEAN", "STD"],
     )
     scores = """output [
