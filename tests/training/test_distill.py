@@ -161,3 +161,5 @@ def test_bundled_checkpoint_is_whole_and_near_its_teacher() -> None:
     assert sum(path.stat().st_size for path in folder.iterdir()) < 12_000_000
     held_out = loaded.meta["metrics"]["held_out"]
     assert held_out["all"]["views"] > 900
+    assert held_out["all"]["spearman_mean"] >= 0.95
+    assert held_out["all"]["mae_mean"] <= 0.10

@@ -31,13 +31,19 @@ def conv_norm_pairs(model: nn.Module) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     return pairs
 
 
-@torch.no_grad()
 def folded_weights(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the convolution that computes ``norm(conv(x))`` in eval mode."""
+    """Weight and bias of the convolution that computes ``norm(conv(x))`` in eval mode.
+
+    Returns:
+        FP32 ``[out, in / groups, kh, kw]`` and ``[out]``, with gradients to both modules.
+    """
     assert norm.running_mean is not None
     assert norm.running_var is not None
     gain = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    return conv.weight * gain.view(-1, 1, 1, 1), norm.bias - norm.running_mean * gain
+    bias = norm.bias - norm.running_mean * gain
+    if conv.bias is not None:
+        bias = bias + conv.bias * gain
+    return conv.weight * gain.view(-1, 1, 1, 1), bias
 
 
 @torch.no_grad()
@@ -142,14 +148,8 @@ class FoldedConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``norm(conv(x))`` with the running statistics."""
-        conv, norm = self.conv, self.norm
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        gain = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        bias = norm.bias - norm.running_mean * gain
-        if conv.bias is not None:
-            bias = bias + conv.bias * gain
-        weight = conv.weight * gain.view(-1, 1, 1, 1)
+        conv = self.conv
+        weight, bias = folded_weights(conv, self.norm)
         return nn.functional.conv2d(
             x,
             weight,

@@ -58,8 +58,12 @@ def rounded_rows(weight: Tensor, bias: Tensor, inputs: Tensor) -> tuple[Tensor, 
     """FP16 values near ``weight`` ``[N, C]`` and ``bias`` ``[N]`` that answer ``inputs`` the same.
 
     Each row starts at the nearest values; then single weights are moved to the neighbour on the
-    other side of their true value while that brings
-    the sum over the inputs nearer.
+    other side of their true value while that brings ``weight @ inputs + bias`` nearer.
+
+    Args:
+        weight: FP32 ``[N, C]``.
+        bias: FP32 ``[N]``.
+        inputs: mean inputs FP32 ``[N, C]`` of each row.
     """
     exact = torch.cat([weight, bias[:, None]], 1).double()
     inputs = torch.cat([inputs, torch.ones(len(inputs), 1)], 1).double()

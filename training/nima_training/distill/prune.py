@@ -87,6 +87,7 @@ def prune(teacher: MobileNetV1, images: Tensor, budget: float) -> Pruned:
     return Pruned(model, kept)
 
 
+@torch.no_grad()
 def _readers(teacher: MobileNetV1, part: int, moments: Moments) -> Tensor:
     """The weights ``[rows, C]`` that read the channels of ``part``, rows scaled by sensitivity."""
     if part == len(WIDTHS) - 1:
