@@ -8,6 +8,7 @@
 # NIMA_MODEL_REPOSITORY  folder of the models                           (/models)
 # NIMA_PROFILE           default, dali or cpu                           (default)
 # NIMA_INSTANCES         instances of each step in the profile cpu      (one a core)
+# NIMA_PRECISION         fp32 or int8, the network in the profile cpu   (fp32)
 # NIMA_GRPC_PORT         where `health` asks                            (8001)
 # NIMA_ADMIN_TOKEN       opens Triton's repository, shared-memory, trace and logging APIs to whoever
 #                        sends it in the header nima-admin    (a random one nobody knows)
@@ -50,7 +51,8 @@ case $command in
         esac
         if [ "$profile" = cpu ]; then
             # One instance a core is what a CPU serves best; the tree cannot know the cores.
-            python3 -m nima_build.instances "$repository" "${NIMA_INSTANCES:-$(nproc)}"
+            python3 -m nima_build.cpu_profile "$repository" "${NIMA_INSTANCES:-$(nproc)}" \
+                "${NIMA_PRECISION:-fp32}"
         fi
         flags=(--model-repository="$repository")
         [ "$profile" = default ] || flags+=(--model-config-name="$profile")

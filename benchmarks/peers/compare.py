@@ -33,7 +33,7 @@ from nima_build.bench.limit import LimitMeter
 from nima_build.bench.machine import describe_machine, one_line
 from nima_build.bench.open_loop import percentiles
 from nima_build.bench.photos import load_photos, split_by_size
-from nima_build.repository import default_repository, load_metadata
+from nima_build.repository import GRAPHS, default_repository, load_metadata
 from nima_client._files import write_atomic
 
 PEERS = {
@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--set", default="small", choices=["small", "large"])
+    parser.add_argument("--precision", default="fp32", choices=list(GRAPHS))
     parser.add_argument("--model-repository", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=Path("out/bench-peers"))
     options = parser.parse_args()
@@ -170,6 +171,7 @@ def main() -> None:
             workers=len(os.sched_getaffinity(0)),
             python=options.python.absolute(),
             folder=Path(folder),
+            precision=options.precision,
         )
         with contextlib.ExitStack() as up:
             targets = [up.enter_context(servers.product(setting))]
@@ -188,7 +190,7 @@ def main() -> None:
     names = [target.name for target in targets]
     text = (
         f"# Peers, {chosen.name} photos: {chosen.describe()}\n\n{one_line(machine)}. "
-        f"Network: {metadata.name} ({metadata.checkpoint_sha256[:12]}).\n\n"
+        f"Network: {metadata.name} ({metadata.checkpoint_sha256[:12]}), {options.precision}.\n\n"
         f"{tables(samples, names, concurrencies)}\n\n"
         f"Ratios are medians of {options.rounds} rounds' own ratios, the rest medians. "
         f"{options.seconds:g} s a measurement, all servers up, loaded in turn over HTTP by one "
@@ -203,6 +205,7 @@ def main() -> None:
     document = {
         "machine": machine,
         "network": metadata.name,
+        "precision": options.precision,
         "samples": [asdict(s) for s in samples],
         "offline": [asdict(s) for s in alone],
     }

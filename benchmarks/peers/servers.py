@@ -22,6 +22,7 @@ import tritonclient.http as triton_http
 from http_load import LoadError, ask, post
 
 from nima_build.metadata import ModelMetadata
+from nima_build.repository import check_graph
 from nima_build.server import EmbeddedServer, ServerOptions
 
 HERE = Path(__file__).resolve().parent
@@ -126,6 +127,7 @@ class Setting:
         workers: processes or instances for each server: the cores.
         python: interpreter of the peers' environment.
         folder: for logs and rendered repositories.
+        precision: ``fp32`` or ``int8``: the graph that all of them run.
     """
 
     photos: list[bytes]
@@ -134,11 +136,12 @@ class Setting:
     workers: int
     python: Path
     folder: Path
+    precision: str = "fp32"
 
     @property
     def onnx(self) -> Path:
         """The network."""
-        return self.repository / "nima_network" / "1" / "model.onnx"
+        return check_graph(self.repository, self.precision)
 
 
 @contextlib.contextmanager
@@ -189,7 +192,8 @@ def _process(
 @contextlib.contextmanager
 def product(setting: Setting) -> Iterator[Target]:
     """The server of this project."""
-    with EmbeddedServer(ServerOptions(model_repository=setting.repository)) as server:
+    options = ServerOptions(model_repository=setting.repository, precision=setting.precision)
+    with EmbeddedServer(options) as server:
         yield _of_triton("NIMA on Triton", server, setting)
 
 

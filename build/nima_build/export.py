@@ -17,7 +17,7 @@ from nima_build.checksums import CHECKSUMS_NAME, checksums
 from nima_build.half import FP16_NAME, to_fp16
 from nima_build.metadata import METADATA_NAME, ExportError, ModelMetadata
 from nima_build.onnx_session import cpu_session
-from nima_build.repository import ONNX_NAME, config_contents
+from nima_build.repository import INT8_NAME, ONNX_NAME, config_contents
 from nima_client._files import write_together
 from nima_client.contract import (
     NETWORK_MODEL,
@@ -132,7 +132,7 @@ def _convert(
     if fp16:
         others[directory / FP16_NAME] = to_fp16(model).SerializeToString()
     if calibration is not None:
-        from nima_build.int8 import INT8_NAME, calibration_pixels, to_int8
+        from nima_build.int8 import calibration_pixels, to_int8
 
         quantised = to_int8(model, calibration_pixels(calibration, spec))
         others[directory / INT8_NAME] = quantised.SerializeToString()

@@ -40,6 +40,7 @@ TOLERANCES = {
     "onnx-int8": Tolerance(0.05, 0.02),
     "tensorrt": Tolerance(0.01, 0.005),
     "triton": Tolerance(1e-4, 1e-4),
+    "triton-int8": Tolerance(0.05, 0.02),
     # FP16, and JPEG decoded and resized on the GPU.
     "triton-gpu": Tolerance(0.03, 0.01),
 }
@@ -232,13 +233,17 @@ def triton_scores(url: str, photos: Sequence[Path]) -> tuple[str, npt.NDArray[An
     import nima_client
 
     with nima_client.NimaClient(url) as client:
+        served = client.model_info().served
         scores = client.score([path.read_bytes() for path in photos])
     server = grpc.InferenceServerClient(url)
     try:
         config = server.get_model_config(NETWORK_MODEL).config
     finally:
         server.close()
-    on_gpu = config.platform == "tensorrt_plan"
-    stage = "triton-gpu" if on_gpu else "triton"
+    stage = "triton"
+    if config.platform == "tensorrt_plan":
+        stage = "triton-gpu"
+    elif served.precision == "int8":
+        stage = "triton-int8"
     distributions = np.array([score.distribution for score in scores], np.float64)
     return stage, distributions, f"{url}, {config.platform or config.backend}"

@@ -27,6 +27,10 @@ from nima_client.preprocess import DEFAULT_LIMITS, Limits
 MODELS = (MODEL_NAME, PREPROCESS_MODEL, NETWORK_MODEL)
 MARKER = "# ---- written by `nima export`: do not edit below this line ----"
 ONNX_NAME = "model.onnx"
+INT8_NAME = "model.int8.onnx"
+CPU_PROFILES = ("cpu", "embedded")
+GRAPHS = {"fp32": ONNX_NAME, "int8": INT8_NAME}
+"""The graph that a CPU runs, by precision."""
 _PIXELS_DIMS = re.compile(r"\[ \d+, \d+, 3 \]")
 
 
@@ -124,6 +128,33 @@ def write_parameters(repository: Path, metadata: ModelMetadata) -> list[Path]:
     return [path for path, data in contents.items() if MARKER.encode() in data]
 
 
+def check_graph(repository: Path, precision: str) -> Path:
+    """The graph that a repository holds for a precision.
+
+    Raises:
+        ArtefactError: it is not there.
+    """
+    path = repository / NETWORK_MODEL / "1" / GRAPHS[precision]
+    if not path.is_file():
+        with_int8 = " CHECKPOINT --int8 PHOTOS" if precision == "int8" else ""
+        raise ArtefactError(f"no {path}: run `nima export{with_int8}` first")
+    return path
+
+
+def set_precision(config: Any, precision: str) -> None:
+    """Write into the config of one of :data:`MODELS`, of a CPU profile, which graph runs.
+
+    The ensemble's tells it to clients (:class:`~nima_client.contract.ServedModel`). Those of the
+    GPU profiles are not asked: an engine has the precision it was built with.
+    """
+    if config.name == MODEL_NAME:
+        config.parameters["precision"].string_value = precision
+    elif config.name == NETWORK_MODEL and config.backend == "python":
+        config.parameters["graph"].string_value = GRAPHS[precision]
+    elif config.name == NETWORK_MODEL and config.backend == "onnxruntime":
+        config.default_model_filename = GRAPHS[precision]
+
+
 @dataclass(frozen=True)
 class RenderOptions:
     """What a rendered repository may change.
@@ -132,11 +163,13 @@ class RenderOptions:
         profile: one of :data:`nima_client.contract.PROFILES`.
         instances: instance count by model; models not named keep their config's count.
         limits: largest image in bytes and pixels.
+        precision: key of :data:`GRAPHS`; what a CPU runs.
     """
 
     profile: str = "embedded"
     instances: Mapping[str, int] = field(default_factory=dict)
     limits: Limits = DEFAULT_LIMITS
+    precision: str = "fp32"
 
     def __post_init__(self) -> None:
         if self.profile not in PROFILES:
@@ -145,6 +178,8 @@ class RenderOptions:
             raise ValueError("an instance count must be at least 1")
         if self.limits.max_bytes < 1 or self.limits.max_pixels < 1:
             raise ValueError("image limits must be positive")
+        if self.precision not in GRAPHS:
+            raise ValueError(f"no precision {self.precision!r}; there are {', '.join(GRAPHS)}")
 
 
 def render(source: Path, destination: Path, options: RenderOptions) -> ModelMetadata:
@@ -165,15 +200,15 @@ def render(source: Path, destination: Path, options: RenderOptions) -> ModelMeta
     from google.protobuf import text_format
 
     metadata = load_metadata(source)
-    onnx = source / NETWORK_MODEL / "1" / ONNX_NAME
-    if not onnx.is_file():
-        raise ArtefactError(f"no {onnx}: run `nima export` first")
+    check_graph(source, options.precision)
     if (source / CHECKSUMS_NAME).is_file():
         check_checksums(source)
     for model in MODELS:
         config = read_config(config_path(source, model, options.profile))
         for key, value in _facts(model, metadata).items():
             config.parameters[key].string_value = value
+        if options.profile in CPU_PROFILES:
+            set_precision(config, options.precision)
         for step in config.ensemble_scheduling.step:
             # Pinned: with "the latest", an answer would name one version and come from another
             # while a rollout has two of them loaded.

@@ -23,7 +23,7 @@ from nima_build.parity import (
     read_pixels,
     triton_scores,
 )
-from nima_build.repository import ONNX_NAME
+from nima_build.repository import INT8_NAME, ONNX_NAME
 from nima_client._files import sha256_file
 from nima_client.contract import RATINGS
 from nima_client.errors import NimaError
@@ -156,7 +156,6 @@ def _int8_stage(
     import onnx
 
     from nima_build.export import read_properties
-    from nima_build.int8 import INT8_NAME
 
     path = network / INT8_NAME
     if not path.is_file():

@@ -141,6 +141,8 @@ class ServedModel:
         preprocessing_id: identity of the preprocessing specification.
         reference_set: the photos whose predicted means gave ``reference_quantiles``.
         reference_quantiles: 101 mean ratings, the 0th to 100th percentile of that set, ascending.
+        precision: ``fp32`` or ``int8``, how a CPU runs the network; empty where the server's engine
+            decides (TensorRT: FP16).
     """
 
     contract_version: int
@@ -149,9 +151,11 @@ class ServedModel:
     preprocessing_id: str
     reference_set: str = ""
     reference_quantiles: tuple[float, ...] = field(default=(), repr=False)
+    precision: str = ""
 
     def to_parameters(self) -> dict[str, str]:
         """The facts as string parameters of a Triton model config."""
+        precision = {"precision": self.precision} if self.precision else {}
         return {
             "contract_version": str(self.contract_version),
             "checkpoint_name": self.checkpoint_name,
@@ -159,6 +163,7 @@ class ServedModel:
             "preprocessing_id": self.preprocessing_id,
             "reference_set": self.reference_set,
             "reference_quantiles": json.dumps([round(q, 6) for q in self.reference_quantiles]),
+            **precision,
         }
 
     @classmethod
@@ -177,6 +182,7 @@ class ServedModel:
                 preprocessing_id=parameters["preprocessing_id"],
                 reference_set=parameters.get("reference_set", ""),
                 reference_quantiles=tuple(float(q) for q in quantiles),
+                precision=parameters.get("precision", ""),
             )
         except KeyError as error:
             raise ContractError(

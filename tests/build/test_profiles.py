@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from nima_build.checksums import check_checksums, write_checksums
+from nima_build.cpu_profile import set_cpu_profile
 from nima_build.export import export_to_repository
 from nima_build.gpu import find_gpus
-from nima_build.instances import set_instances
 from nima_build.metadata import ArtefactError
 from nima_build.repository import MODELS, config_path, load_metadata, read_config
 from nima_client.contract import (
@@ -98,11 +98,27 @@ def test_another_image_size_reaches_every_config(
 
 def test_instances_of_the_cpu_profile_follow_the_machine(repository: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(repository, tmp_path / "models"))
-    set_instances(copy, 5)
+    set_cpu_profile(copy, 5)
     for model in ("nima_preprocess", "nima_network"):
         assert read_config(config_path(copy, model, "cpu")).instance_group[0].count == 5
     with pytest.raises(ValueError, match="at least 1"):
-        set_instances(copy, 0)
+        set_cpu_profile(copy, 0)
+
+
+def test_precision_of_the_cpu_profile_is_chosen_and_told(repository: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(repository, tmp_path / "models"))
+    with pytest.raises(ArtefactError, match=r"no .*model\.int8\.onnx: run `nima export CHECKPOINT"):
+        set_cpu_profile(copy, 2, "int8")
+    with pytest.raises(ValueError, match="no precision 'int4'"):
+        set_cpu_profile(copy, 2, "int4")
+    shutil.copyfile(copy / "nima_network/1/model.onnx", copy / "nima_network/1/model.int8.onnx")
+    for precision, graph in (("int8", "model.int8.onnx"), ("fp32", "model.onnx")):
+        set_cpu_profile(copy, 2, precision)
+        network = read_config(config_path(copy, "nima_network", "cpu"))
+        assert network.default_model_filename == graph
+        ensemble = read_config(config_path(copy, "nima", "cpu"))
+        assert ensemble.parameters["precision"].string_value == precision
+        assert "precision" not in read_config(config_path(copy, "nima", "default")).parameters
 
 
 def test_checksums_notice_every_kind_of_damage(repository: Path, tmp_path: Path) -> None:

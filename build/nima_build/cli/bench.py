@@ -9,6 +9,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from nima_build.cli._precision import Precision
+
 app = typer.Typer(add_completion=False)
 
 
@@ -40,6 +42,9 @@ def bench(
     instances: Annotated[
         int, typer.Option(min=0, help="Instances of each step; 0 takes the default.")
     ] = 0,
+    precision: Annotated[
+        Precision, typer.Option(help="What the started server and the limit run.")
+    ] = Precision.fp32,
     model_repository: Annotated[
         Optional[Path],  # noqa: UP045 - typer reads it at run time on Python 3.10
         typer.Option(help="Repository to serve; the project's own by default."),
@@ -56,9 +61,8 @@ def bench(
     from nima_build.bench.report import to_markdown, write_report
     from nima_build.bench.session import Sweep, run_sweep
     from nima_build.metadata import ArtefactError
-    from nima_build.repository import ONNX_NAME, default_repository, load_metadata
+    from nima_build.repository import check_graph, default_repository, load_metadata
     from nima_build.server import EmbeddedServer, ServerError, ServerOptions
-    from nima_client.contract import NETWORK_MODEL
 
     def report(line: str) -> None:
         print(f"nima bench: {line}", file=sys.stderr, flush=True)
@@ -76,15 +80,19 @@ def bench(
         binary = find_perf_analyzer()
         repository = model_repository or default_repository()
         metadata = load_metadata(repository)
-        onnx = repository / NETWORK_MODEL / "1" / ONNX_NAME
+        onnx = check_graph(repository, precision.value)
         with contextlib.ExitStack() as stack:
             pids = None
             if not url:
                 report("starting a server …")
-                options = ServerOptions(model_repository=repository, instances=instances or None)
+                options = ServerOptions(
+                    model_repository=repository,
+                    instances=instances or None,
+                    precision=precision.value,
+                )
                 server = stack.enter_context(EmbeddedServer(options))
                 url, pids = server.grpc_url, lambda: {server.pid or 0, *server.stub_pids()}
-            network = f"{metadata.name} ({metadata.checkpoint_sha256[:12]})"
+            network = f"{metadata.name} ({metadata.checkpoint_sha256[:12]}), {precision.value}"
             result = run_sweep(url, sets, metadata.spec, onnx, binary, sweep, network, report, pids)
         files = write_report(result, out)
     except (BenchError, ArtefactError, ServerError, OSError) as error:

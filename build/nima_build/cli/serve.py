@@ -12,6 +12,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from nima_build.cli._precision import Precision
 from nima_client.contract import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS
 
 # Markdown, so that the paragraphs of the help are filled.
@@ -48,6 +49,10 @@ def serve(
     instances: Annotated[
         int, typer.Option(min=0, help="Instances of each step; 0 takes one a core.")
     ] = 0,
+    precision: Annotated[
+        Precision,
+        typer.Option(help="int8: less CPU a photo, mean ratings moved by about 0.01."),
+    ] = Precision.fp32,
     max_bytes: Annotated[
         int, typer.Option(min=1, help="Largest encoded image in bytes.")
     ] = DEFAULT_MAX_BYTES,
@@ -117,6 +122,7 @@ def serve(
             host=host,
             instances=instances or None,
             limits=Limits(max_bytes, max_pixels),
+            precision=precision.value,
             log_file=log_file,
             tls=ServerTLS(tls_cert, tls_key, tls_ca, mutual_tls)
             if tls_cert and tls_key and tls_ca

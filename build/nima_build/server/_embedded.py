@@ -165,6 +165,7 @@ class EmbeddedServer:
                     profile="embedded",
                     instances={PREPROCESS_MODEL: count, NETWORK_MODEL: count},
                     limits=self.options.limits,
+                    precision=self.options.precision,
                 ),
             )
             lay_out_backends(self._folder / "backends")

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from nima_build.repository import GRAPHS
 from nima_build.server._install import ServerError
 from nima_build.server._security import ServerTLS
 from nima_client.preprocess import DEFAULT_LIMITS, Limits
@@ -26,6 +27,8 @@ class ServerOptions:
         host: IPv4 address or name to listen on. Loopback unless told otherwise.
         instances: instances of each step; None takes one a core.
         limits: largest image in bytes and pixels.
+        precision: ``fp32``, or ``int8`` for a network several times as fast whose mean ratings
+            are within 0.05 (``model.int8.onnx``).
         log_file: where tritonserver's log goes; None keeps it in the private folder, which is
             removed at a clean end.
         start_timeout: seconds until the first inference must have answered.
@@ -44,6 +47,7 @@ class ServerOptions:
     host: str = "127.0.0.1"
     instances: int | None = None
     limits: Limits = DEFAULT_LIMITS
+    precision: str = "fp32"
     log_file: Path | None = None
     start_timeout: float = 60.0
     stop_timeout: float = 10.0
@@ -59,6 +63,8 @@ class ServerOptions:
             raise ServerError(f"{bad[0]} is no port: choose one of 1 to 65535, or 0 for a free one")
         if len(set(ports)) < len(ports):
             raise ServerError("gRPC, HTTP and metrics need three different ports")
+        if self.precision not in GRAPHS:
+            raise ServerError(f"no precision {self.precision!r}: choose {' or '.join(GRAPHS)}")
         if self.http and self.tls is not None:
             raise ServerError("Triton's HTTP endpoint has no TLS: leave it out where TLS is on")
         if self.admin_token is not None and not re.fullmatch(r"[\w.~-]{8,}", self.admin_token):

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from nima_build.metadata import METADATA_NAME, ArtefactError, ModelMetadata
-from nima_build.repository import ONNX_NAME, load_metadata, read_config
+from nima_build.repository import ONNX_NAME, check_graph, load_metadata, read_config
 from nima_build.server._install import ServerError
 from nima_build.server._security import GRPC_ADMIN_HEADER
 from nima_client._files import sha256_file, write_atomic
@@ -138,6 +138,8 @@ class Repository:
             onnx = source / NETWORK_MODEL / "1" / ONNX_NAME
             if not onnx.is_file() or sha256_file(onnx) != metadata.onnx_sha256:
                 raise RolloutError(f"{onnx} is not the file that {METADATA_NAME} describes")
+            ensemble = read_config(self._config(MODEL_NAME)).parameters
+            check_graph(source, ensemble["precision"].string_value or "fp32")
         except ArtefactError as error:
             raise RolloutError(str(error)) from None
         parameters = read_config(self._config(PREPROCESS_MODEL)).parameters

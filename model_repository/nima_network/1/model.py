@@ -1,8 +1,10 @@
-"""Triton Python model ``nima_network``: runs ``model.onnx`` in ONNX Runtime, on the CPU.
+"""Triton Python model ``nima_network``: runs an ONNX graph in ONNX Runtime, on the CPU.
 
 Only the ``embedded`` profile uses it; the others name a native backend for the same files.
 Every image is run by itself: on a CPU a batch gains nothing, and so a photo's score is equal to
 the bit whether it came alone or with others.
+
+Parameter of the model config: ``graph``, the file to run (``model.onnx`` where it says nothing).
 """
 
 import json
@@ -27,11 +29,12 @@ class TritonPythonModel:
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        path = os.path.join(args["model_repository"], args["model_version"], "model.onnx")
+        config = json.loads(args["model_config"])
+        graph = config["parameters"].get("graph", {}).get("string_value", "model.onnx")
+        path = os.path.join(args["model_repository"], args["model_version"], graph)
         self._session = onnxruntime.InferenceSession(
             path, options, providers=["CPUExecutionProvider"]
         )
-        config = json.loads(args["model_config"])
         dims = [int(d) for d in config["input"][0]["dims"]]
         self._session.run(_OUTPUTS, {PIXELS: np.zeros((1, *dims), np.uint8)})
 

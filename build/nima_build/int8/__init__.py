@@ -1,4 +1,4 @@
-"""The int8 graph for CPUs: static QDQ, calibrated on real photos, FP32 softmax and moments."""
+"""The int8 graph for CPUs: static QDQ, fitted to real photos, FP32 softmax and moments."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from nima_build.half import STEM_CONVOLUTIONS
+from nima_build.int8._ranges import equalise
+from nima_build.int8._weights import fit_weights
 from nima_build.metadata import ExportError
 from nima_client.contract import PIXELS
 from nima_client.preprocess import ImageRejected, PreprocessSpec, preprocess
 
-INT8_NAME = "model.int8.onnx"
 CALIBRATION_PHOTOS = 200
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+_IN_INT8 = ["Conv", "Clip", "Relu", "Add", "GlobalAveragePool"]
 
 
 class _Photos(CalibrationDataReader):  # type: ignore[misc]
@@ -43,9 +46,12 @@ class _Photos(CalibrationDataReader):  # type: ignore[misc]
 def to_int8(model: onnx.ModelProto, pixels: npt.NDArray[Any]) -> onnx.ModelProto:
     """Quantise a graph of `nima export`.
 
-    Weights are int8 per output channel with a range of 7 bits, since CPUs without VNNI add two
-    8-bit products into 16 bits and would saturate; activations are uint8. Only convolutions,
-    additions and the pooling between them are quantised.
+    Activations are uint8, weights int8 per output channel with a range of 7 bits, since CPUs
+    without VNNI add two 8-bit products into 16 bits and would saturate (depthwise ones have 8). The
+    first two convolutions stay FP32, as in the FP16 graph and for the same reason. Of the others
+    the channels are brought to one range (:func:`~nima_build.int8._ranges.equalise`), then the
+    weights are rounded for their outputs' sake (:func:`~nima_build.int8._weights.fit_weights`).
+    Only convolutions, additions and what lies between them are quantised.
 
     Args:
         model: FP32 graph.
@@ -54,24 +60,31 @@ def to_int8(model: onnx.ModelProto, pixels: npt.NDArray[Any]) -> onnx.ModelProto
     Returns:
         The quantised graph, with the metadata of the FP32 one.
     """
+    images = [image[None] for image in pixels]
     with tempfile.TemporaryDirectory() as folder:
         source, prepared, quantised = (Path(folder) / name for name in ("fp32", "prepared", "int8"))
         onnx.save(model, source)
         # The shapes are fixed but for the batch: symbolic inference has nothing to add.
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        full = onnx.load(prepared)
+        equalise(full, images)
+        onnx.save(full, prepared)
+        convolutions = [node.name for node in full.graph.node if node.op_type == "Conv"]
         quantize_static(
             str(prepared),
             str(quantised),
-            _Photos([image[None] for image in pixels]),
+            _Photos(images),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             reduce_range=True,
             weight_type=QuantType.QInt8,
             activation_type=QuantType.QUInt8,
-            op_types_to_quantize=["Conv", "Clip", "Relu", "Add", "GlobalAveragePool"],
+            op_types_to_quantize=_IN_INT8,
+            nodes_to_exclude=convolutions[:STEM_CONVOLUTIONS],
             calibrate_method=CalibrationMethod.MinMax,
         )
         result = onnx.load(quantised)
+    fit_weights(full, result, images)
     onnx.checker.check_model(result)
     return result
 
