@@ -29,7 +29,13 @@ from servers import Target, triton_request
 from nima_build.bench.machine import describe_machine, one_line
 from nima_build.bench.open_loop import percentiles
 from nima_build.bench.photos import load_photos, split_by_size
-from nima_build.repository import config_path, default_repository, read_config
+from nima_build.repository import (
+    GRAPHS,
+    config_path,
+    default_repository,
+    read_config,
+    set_precision,
+)
 from nima_build.server import EmbeddedServer, ServerOptions
 from nima_build.server._install import wheel_root
 
@@ -60,7 +66,8 @@ def _one_step(repository: Path) -> None:
     _edit_config(repository, PREPROCESS, outputs)
     _edit_config(repository, "nima", one_step)
     model = repository / PREPROCESS / "1" / "model.py"
-    onnx = repository / NETWORK / "1" / "model.onnx"
+    graph = read_config(config_path(repository, NETWORK, "embedded")).parameters["graph"]
+    onnx = repository / NETWORK / "1" / (graph.string_value or "model.onnx")
     model.write_text(
         model.read_text()
         .replace(
@@ -91,9 +98,30 @@ def _niceness(steps: int) -> Callable[[Path], None]:
     return change
 
 
+def _gate(limit: int) -> Callable[[Path], None]:
+    """How many images may be between the steps."""
+
+    def change(repository: Path) -> None:
+        def edit(config: object) -> None:
+            config.parameters["gate_limit"].string_value = str(limit)
+
+        _edit_config(repository, PREPROCESS, edit)
+
+    return change
+
+
+_no_gate = _gate(10**6)
+
+
+def _niceness_instead(repository: Path) -> None:
+    """What held the decoder back before there was a gate."""
+    _no_gate(repository)
+    _niceness(6)(repository)
+
+
 def _rate_limiter(repository: Path) -> None:
     """As many executions at once as there are cores, the network's first (not by niceness)."""
-    _niceness(0)(repository)
+    _no_gate(repository)
     for model, priority in ((PREPROCESS, 2), (NETWORK, 1)):
 
         def limited(config: object, priority: int = priority) -> None:
@@ -116,7 +144,10 @@ _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "134217728", "MALLOC_TRIM_THRESHOLD_": "134
 VARIANTS: dict[str, tuple] = {
     "shipped": (None, (), {}, None),
     "one-step": (_one_step, (), {}, None),
-    "no-niceness": (_niceness(0), (), {}, None),
+    "one-step-more": (_one_step, (), {}, _CORES + 1),
+    "no-gate": (_no_gate, (), {}, None),
+    "gate-once": (_gate(_CORES), (), {}, None),
+    "niceness": (_niceness_instead, (), {}, None),
     "rate-limiter": (
         _rate_limiter,
         ("--rate-limit=execution_count", f"--rate-limit-resource=CORE:{_CORES}"),
@@ -136,13 +167,19 @@ VARIANTS: dict[str, tuple] = {
 
 
 @contextlib.contextmanager
-def _server(name: str, repository: Path, folder: Path) -> Iterator[EmbeddedServer]:
+def _server(name: str, repository: Path, folder: Path, precision: str) -> Iterator[EmbeddedServer]:
     edit, arguments, environment, instances = VARIANTS[name]
     copy = folder / name
     shutil.copytree(repository, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    _edit_config(copy, NETWORK, lambda config: set_precision(config, precision))
     if edit is not None:
         edit(copy)
-    options = ServerOptions(model_repository=copy, extra_arguments=arguments, instances=instances)
+    options = ServerOptions(
+        model_repository=copy,
+        extra_arguments=arguments,
+        instances=instances,
+        precision=precision,
+    )
     before = dict(os.environ)
     os.environ.update(environment)
     try:
@@ -165,6 +202,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--precision", default="fp32", choices=list(GRAPHS))
     parser.add_argument("--model-repository", type=Path, default=None)
     options = parser.parse_args()
     repository = (options.model_repository or default_repository()).resolve()
@@ -177,7 +215,10 @@ def main() -> None:
         tempfile.TemporaryDirectory(prefix="nima-variants-") as folder,
         contextlib.ExitStack() as up,
     ):
-        servers = {n: up.enter_context(_server(n, repository, Path(folder))) for n in names}
+        servers = {
+            n: up.enter_context(_server(n, repository, Path(folder), options.precision))
+            for n in names
+        }
         targets = {}
         for name, server in servers.items():
             host, _, port = server.http_url.partition(":")

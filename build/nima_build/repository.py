@@ -31,6 +31,9 @@ INT8_NAME = "model.int8.onnx"
 CPU_PROFILES = ("cpu", "embedded")
 GRAPHS = {"fp32": ONNX_NAME, "int8": INT8_NAME}
 """The graph that a CPU runs, by precision."""
+WAITING_AN_INSTANCE = 3
+"""Decoded images that may wait for each instance of the network: with fewer, decoders wait in vain
+(benchmarks/NOTES.md, entry 17)."""
 _PIXELS_DIMS = re.compile(r"\[ \d+, \d+, 3 \]")
 
 
@@ -164,12 +167,16 @@ class RenderOptions:
         instances: instance count by model; models not named keep their config's count.
         limits: largest image in bytes and pixels.
         precision: key of :data:`GRAPHS`; what a CPU runs.
+        gate: file of :mod:`nima_client._gate`, which holds the decoder back while the network has
+            :data:`WAITING_AN_INSTANCE` images waiting (a config's own ``gate_limit``, in all,
+            counts instead); None lets it run ahead.
     """
 
     profile: str = "embedded"
     instances: Mapping[str, int] = field(default_factory=dict)
     limits: Limits = DEFAULT_LIMITS
     precision: str = "fp32"
+    gate: Path | None = None
 
     def __post_init__(self) -> None:
         if self.profile not in PROFILES:
@@ -218,6 +225,11 @@ def render(source: Path, destination: Path, options: RenderOptions) -> ModelMeta
             config.parameters["max_pixels"].string_value = str(options.limits.max_pixels)
         if model in options.instances and len(config.instance_group) > 0:
             config.instance_group[0].count = options.instances[model]
+        if options.gate is not None and model != MODEL_NAME:
+            config.parameters["gate"].string_value = str(options.gate)
+            limit = config.parameters["gate_limit"].string_value
+            limit = limit or str(WAITING_AN_INSTANCE * options.instances.get(NETWORK_MODEL, 1))
+            config.parameters["gate_limit"].string_value = limit
         target = destination / model
         shutil.rmtree(target, ignore_errors=True)
         (target / "1").mkdir(parents=True)

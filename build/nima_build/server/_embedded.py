@@ -24,6 +24,7 @@ from nima_build.server._ports import free_ports, require_free
 from nima_build.server._private import PrivateFolder, clear_leftovers, remove_shared_memory
 from nima_build.server._probe import Probe
 from nima_build.server._rollout import Repository, Rollout
+from nima_client._gate import create_gate
 from nima_client.contract import NETWORK_MODEL, PREPROCESS_MODEL
 
 _PR_SET_PDEATHSIG = 1
@@ -166,6 +167,7 @@ class EmbeddedServer:
                     instances={PREPROCESS_MODEL: count, NETWORK_MODEL: count},
                     limits=self.options.limits,
                     precision=self.options.precision,
+                    gate=self._folder / "gate",
                 ),
             )
             lay_out_backends(self._folder / "backends")
@@ -241,6 +243,8 @@ class EmbeddedServer:
             log = self.log_path.open("ab")
         except OSError as error:
             raise ServerError(f"cannot write the log {self.log_path}: {error.strerror}") from None
+        # A new one for new processes: what the old ones had between the steps went with them.
+        create_gate(self._folder / "gate")
         with log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(

@@ -4,7 +4,8 @@ Only the ``embedded`` profile uses it; the others name a native backend for the 
 Every image is run by itself: on a CPU a batch gains nothing, and so a photo's score is equal to
 the bit whether it came alone or with others.
 
-Parameter of the model config: ``graph``, the file to run (``model.onnx`` where it says nothing).
+Parameters of the model config: ``graph``, the file to run (``model.onnx`` where it says nothing);
+``gate``, a file of :mod:`nima_client._gate` that tells the step before how far this one is.
 """
 
 import json
@@ -14,6 +15,7 @@ import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
 
+from nima_client._gate import open_gate
 from nima_client.contract import OUTPUT_DISTRIBUTION, OUTPUT_MEAN, OUTPUT_STD, PIXELS
 
 _OUTPUTS = [OUTPUT_DISTRIBUTION, OUTPUT_MEAN, OUTPUT_STD]
@@ -30,10 +32,12 @@ class TritonPythonModel:
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         config = json.loads(args["model_config"])
-        graph = config["parameters"].get("graph", {}).get("string_value", "model.onnx")
-        path = os.path.join(args["model_repository"], args["model_version"], graph)
+        parameters = {k: v["string_value"] for k, v in config["parameters"].items()}
+        graph = parameters.get("graph", "model.onnx")
+        self._gate = open_gate(parameters)
+        onnx = os.path.join(args["model_repository"], args["model_version"], graph)
         self._session = onnxruntime.InferenceSession(
-            path, options, providers=["CPUExecutionProvider"]
+            onnx, options, providers=["CPUExecutionProvider"]
         )
         dims = [int(d) for d in config["input"][0]["dims"]]
         self._session.run(_OUTPUTS, {PIXELS: np.zeros((1, *dims), np.uint8)})
@@ -44,7 +48,8 @@ class TritonPythonModel:
 
     def _answer(self, request):
         pixels = pb_utils.get_input_tensor_by_name(request, PIXELS).as_numpy()
-        rows = [self._session.run(_OUTPUTS, {PIXELS: image[None]}) for image in pixels]
+        with self._gate.taken(len(pixels)):
+            rows = [self._session.run(_OUTPUTS, {PIXELS: image[None]}) for image in pixels]
         columns = rows[0] if len(rows) == 1 else [np.concatenate(c) for c in zip(*rows)]
         return pb_utils.InferenceResponse(
             [pb_utils.Tensor(name, column) for name, column in zip(_OUTPUTS, columns)]

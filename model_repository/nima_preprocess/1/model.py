@@ -5,7 +5,9 @@ bad index; requests that were merged into the same batch are not touched by it.
 
 Parameters of the model config (strings): ``preprocessing`` (JSON of the specification),
 ``max_bytes`` and ``max_pixels`` (limits of one image, checked before decoding); ``niceness``
-(optional: how far this process steps back for others on the same cores, as ``nice`` counts).
+(optional: how far this process steps back for others on the same cores, as ``nice`` counts);
+``gate`` and ``gate_limit`` (optional: file of :mod:`nima_client._gate`, and how many images may be
+between this step and the next).
 """
 
 import io
@@ -16,6 +18,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from PIL import Image
 
+from nima_client._gate import open_gate
 from nima_client.contract import INPUT_IMAGE, PIXELS, Rejection, format_rejections
 from nima_client.preprocess import (
     ImageRejected,
@@ -36,6 +39,7 @@ class TritonPythonModel:
         self._spec = PreprocessSpec.from_dict(json.loads(parameters["preprocessing"]))
         self._limits = Limits(int(parameters["max_bytes"]), int(parameters["max_pixels"]))
         os.nice(int(parameters.get("niceness", "0")))
+        self._gate = open_gate(parameters)
         # This process is ours: our limit replaces Pillow's own, and the log is not for uploaders.
         Image.MAX_IMAGE_PIXELS = None
         silence_libtiff()
@@ -60,6 +64,7 @@ class TritonPythonModel:
             )
 
     def _answer(self, request):
+        self._gate.wait()
         images = pb_utils.get_input_tensor_by_name(request, INPUT_IMAGE).as_numpy().reshape(-1)
         side = self._spec.crop_size
         pixels = np.empty((len(images), side, side, 3), np.uint8)
@@ -77,6 +82,7 @@ class TritonPythonModel:
                     format_rejections(rejections), pb_utils.TritonError.INVALID_ARG
                 )
             )
+        self._gate.passed(len(images))
         return pb_utils.InferenceResponse([pb_utils.Tensor(PIXELS, pixels)])
 
 

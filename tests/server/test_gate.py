@@ -1,0 +1,126 @@
+"""The gate between the steps: who waits, for whom, and how long at most."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import grpc
+import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from nima_build.repository import WAITING_AN_INSTANCE
+from nima_client._gate import Gate, create_gate, open_gate
+from nima_client._transport import InferRequest
+from nima_client._wire import encode_request
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    create_gate(tmp_path / "gate")
+    return tmp_path / "gate"
+
+
+def waits(gate: Gate, seconds: float) -> bool:
+    """Whether ``gate.wait()`` is still waiting after a while; it is let go of in the background."""
+    thread = threading.Thread(target=gate.wait, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return thread.is_alive()
+
+
+def test_first_step_waits_while_the_limit_is_between_the_steps(path: Path) -> None:
+    decoders, network = [Gate(path, 2), Gate(path, 2)], Gate(path, 2)
+    with network.taken(0):  # it is alive
+        pass
+    decoders[0].wait()
+    decoders[0].passed(1)
+    assert not waits(decoders[1], 0.1), "one is below the limit"
+    decoders[1].passed(1)
+    assert decoders[0].between() == 2
+    waiting = threading.Thread(target=decoders[0].wait, daemon=True)
+    waiting.start()
+    waiting.join(0.1)
+    assert waiting.is_alive()
+    with network.taken(1):
+        waiting.join(0.1)
+        assert not waiting.is_alive(), "begun is no longer between"
+    assert network.between() == 1
+
+
+def test_counts_are_shared_between_processes(path: Path) -> None:
+    gate = Gate(path, 1)
+    code = (
+        "import sys; from nima_client._gate import Gate; gate = Gate(sys.argv[1], 1)\n"
+        "gate.passed(5)\nwith gate.taken(2): pass"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, timeout=30)
+    assert gate.between() == 3
+
+
+def test_requests_lost_between_the_steps_do_not_close_it_for_ever(path: Path) -> None:
+    decoder, network = Gate(path, 2), Gate(path, 2)
+    with network.taken(0):
+        pass
+    decoder.passed(7)  # their callers hung up: the network never sees them
+    begin = time.monotonic()
+    decoder.wait()
+    assert 0.2 < time.monotonic() - begin < 5
+    assert decoder.between() == 0
+
+
+def test_a_slow_network_is_not_taken_for_an_idle_one(path: Path) -> None:
+    decoder, network = Gate(path, 1), Gate(path, 1)
+    with network.taken(0):
+        time.sleep(0.4)
+    decoder.passed(1)
+    with network.taken(0):
+        assert waits(decoder, 0.6), "it may take three times as long as it did"
+
+
+def test_no_gate_stops_nobody() -> None:
+    gate = open_gate({})
+    gate.passed(10**6)
+    gate.wait()
+    with gate.taken(1):
+        pass
+
+
+def test_room_for_processes_ends_with_a_reason(path: Path) -> None:
+    with pytest.raises(ValueError, match="no room"):
+        for _ in range(1000):
+            Gate(path, 1)
+
+
+def worked_on(metrics_url: str) -> tuple[int, int]:
+    """Images that decoder and network have finished."""
+    with urllib.request.urlopen(f"http://{metrics_url}/metrics", timeout=5) as answer:
+        text = answer.read().decode()
+    found = dict(re.findall(r'nv_inference_count\{model="(\w+)",[^}]*\} (\d+)', text))
+    return int(found["nima_preprocess"]), int(found["nima_network"])
+
+
+def test_decoder_does_not_run_ahead_of_the_network(triton, encode) -> None:
+    instances = len(os.sched_getaffinity(0))
+    photo = encode(seed=3, size=(64, 64))  # decoded in no time, so that it could
+    message = service_pb2.ModelInferRequest.FromString(
+        encode_request(InferRequest((photo,), request_id="", queue_timeout_s=30.0))
+    )
+    begin, ahead = worked_on(triton.metrics_url), []
+    with grpc.insecure_channel(triton.grpc_url) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        calls = [stub.ModelInfer.future(message, timeout=60.0) for _ in range(250)]
+        while not all(call.done() for call in calls):
+            decoded, scored = worked_on(triton.metrics_url)
+            ahead.append((decoded - begin[0]) - (scored - begin[1]))
+            time.sleep(0.01)
+        assert all(call.exception() is None for call in calls)
+    # Waiting for the network, in it, and decoded by those that saw room at the same moment.
+    assert max(ahead) <= (WAITING_AN_INSTANCE + 3) * instances
+    assert len(ahead) > 10
