@@ -30,6 +30,7 @@ import numpy as np
 from PIL import Image
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from nima_build.repository import GRAPHS
 from nima_build.server import EmbeddedServer, ServerOptions
 from nima_client._defaults import QUEUE_SHARE
 from nima_client._transport import InferRequest
@@ -165,6 +166,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=20.0, help="length of each phase")
     parser.add_argument("--deadline", type=float, default=1.0, help="seconds a request may take")
     parser.add_argument("--factors", type=float, nargs="*", default=[1.0, 1.5, 2.0])
+    parser.add_argument("--precision", default="fp32", choices=list(GRAPHS))
     parser.add_argument("--model-repository", type=Path)
     parser.add_argument("--extra", nargs="*", default=[], help="further tritonserver arguments")
     parser.add_argument(
@@ -174,13 +176,16 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the result here as well")
     given = parser.parse_args()
     options = ServerOptions(
-        model_repository=given.model_repository, extra_arguments=tuple(given.extra)
+        model_repository=given.model_repository,
+        extra_arguments=tuple(given.extra),
+        precision=given.precision,
     )
     load_before = round(os.getloadavg()[0], 1)
     with EmbeddedServer(options) as server:
         result = asyncio.run(measure(server, given.seconds, given.deadline, given.factors))
     result["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
     result["load_before"] = load_before
+    result["precision"] = given.precision
     text = json.dumps(result, indent=2)
     print(text)
     if given.json:

@@ -173,9 +173,14 @@ def simulated(repository: Path, target: Path) -> tuple[Path, list[bytes]]:
     return target, photos
 
 
-def memory(photos: Sequence[bytes], repository: Path, seconds: float) -> dict[str, object]:
-    """Score a stream for so long and watch memory; growth is fitted over the second half."""
+def memory(
+    photos: Sequence[bytes], repository: Path, seconds: float, images: float = float("inf")
+) -> dict[str, object]:
+    """Score a stream for so long, or so many images, and watch memory; growth is fitted over the
+    second half.
+    """
     samples: list[dict[str, float]] = []
+    interval = max(1.0, seconds / 200)
     with (
         EmbeddedServer(ServerOptions(model_repository=repository)) as server,
         NimaClient(server.grpc_url, max_in_flight=IN_FLIGHT) as client,
@@ -186,15 +191,18 @@ def memory(photos: Sequence[bytes], repository: Path, seconds: float) -> dict[st
             now = time.perf_counter()
             if now >= following:
                 samples.append({"scored": scored, "seconds": now - begin, **_memory(server)})
-                following = now + 1.0
-            if now - begin > seconds:
+                following = now + interval
+            if now - begin > seconds or scored >= images:
                 break
     half = samples[len(samples) // 2 :]
     growth = {}
     for key in ("server", "stubs", "client", "shared"):
         slope = np.polyfit([s["scored"] for s in half], [s[key] for s in half], 1)[0]
         growth[key] = round(float(slope) * 1000, 4)
-    print(f"{scored} images scored; growth in MiB per 1,000 images: {growth}", flush=True)
+    print(
+        f"{scored} images scored in {now - begin:.0f} s; growth in MiB per 1,000 images: {growth}",
+        flush=True,
+    )
     return {"scored": scored, "growth_mib_per_1000": growth, "samples": samples}
 
 
@@ -232,6 +240,9 @@ def main() -> None:
     parser.add_argument(
         "--simulated", type=float, default=60.0, help="seconds of the simulated stream; 0 for none"
     )
+    parser.add_argument(
+        "--simulated-images", type=float, default=float("inf"), help="end of that stream, if sooner"
+    )
     parser.add_argument("--files", type=int, default=1000)
     parser.add_argument("--model-repository", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=Path("out/scale"))
@@ -251,7 +262,9 @@ def main() -> None:
     if options.simulated:
         with tempfile.TemporaryDirectory(prefix="nima-scale-") as name:
             light, small = simulated(repository, Path(name) / "models")
-            result["memory_simulated"] = memory(small, light, options.simulated)
+            result["memory_simulated"] = memory(
+                small, light, options.simulated, options.simulated_images
+            )
     options.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=1) + "\n"
     write_atomic(options.out / "scale.json", text.encode())

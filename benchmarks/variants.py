@@ -137,6 +137,20 @@ def _response_cache(repository: Path) -> None:
     _edit_config(repository, "nima", lambda c: setattr(c.response_cache, "enable", True))
 
 
+def _in_initialize(line: str) -> Callable[[Path], None]:
+    """A line of Python that both models run when they start."""
+
+    def change(repository: Path) -> None:
+        for name in (PREPROCESS, NETWORK):
+            model = repository / name / "1" / "model.py"
+            text = model.read_text()
+            begin = '        config = json.loads(args["model_config"])\n'
+            assert begin in text
+            model.write_text(text.replace(begin, f"        {line}\n{begin}", 1))
+
+    return change
+
+
 _CORES = len(os.sched_getaffinity(0))
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "134217728", "MALLOC_TRIM_THRESHOLD_": "134217728"}
 
@@ -151,6 +165,22 @@ VARIANTS: dict[str, tuple] = {
     "rate-limiter": (
         _rate_limiter,
         ("--rate-limit=execution_count", f"--rate-limit-resource=CORE:{_CORES}"),
+        {},
+        None,
+    ),
+    # The kernel does not take the core from one that runs when another wakes up.
+    "batch-policy": (
+        _in_initialize("os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))"),
+        (),
+        {},
+        None,
+    ),
+    "pinned": (
+        _in_initialize(
+            "os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))"
+            "[int(args['model_instance_name'].rsplit('_', 1)[1]) % len(os.sched_getaffinity(0))]})"
+        ),
+        (),
         {},
         None,
     ),
