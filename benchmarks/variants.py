@@ -72,8 +72,9 @@ def _one_step(repository: Path) -> None:
         model.read_text()
         .replace(
             "        self._spec = ",
-            "        from nima_build.bench.limit import network_session\n"
-            f"        self._session = network_session({str(onnx)!r})\n"
+            "        from pathlib import Path\n"
+            "        from nima_build.onnx_session import cpu_session\n"
+            f"        self._session = cpu_session(Path({str(onnx)!r}))\n"
             "        self._spec = ",
             1,
         )
@@ -157,6 +158,7 @@ _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "134217728", "MALLOC_TRIM_THRESHOLD_": "134
 # name -> (edit of the repository, arguments of tritonserver, environment, instances)
 VARIANTS: dict[str, tuple] = {
     "shipped": (None, (), {}, None),
+    "int8": (None, (), {}, None),
     "one-step": (_one_step, (), {}, None),
     "one-step-more": (_one_step, (), {}, _CORES + 1),
     "no-gate": (_no_gate, (), {}, None),
@@ -199,6 +201,7 @@ VARIANTS: dict[str, tuple] = {
 @contextlib.contextmanager
 def _server(name: str, repository: Path, folder: Path, precision: str) -> Iterator[EmbeddedServer]:
     edit, arguments, environment, instances = VARIANTS[name]
+    precision = "int8" if name == "int8" else precision
     copy = folder / name
     shutil.copytree(repository, copy, ignore=shutil.ignore_patterns("__pycache__"))
     _edit_config(copy, NETWORK, lambda config: set_precision(config, precision))

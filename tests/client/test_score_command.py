@@ -361,6 +361,26 @@ def test_a_server_that_goes_away_costs_nothing_that_was_scored(
     assert list(journal.failures()) == []  # nothing that was not tried counts as failed
 
 
+def test_a_journal_does_not_mix_int8_with_other_scores(tmp_path: Path) -> None:
+    from nima_client.library.journal import Journal, JournalError
+
+    for name, first, second, reason in (
+        ("a", "int8", "fp32", "holds scores with int8, the server has it off"),
+        ("b", "", "int8", "holds scores without int8, the server has it on"),
+    ):
+        with Journal(tmp_path / name) as journal:
+            journal.open("sha", precision=first, resume=False)
+        with Journal(tmp_path / name) as journal, pytest.raises(JournalError, match=reason):
+            journal.open("sha", precision=second, resume=True)
+        with Journal(tmp_path / name) as journal:
+            journal.open("sha", precision=first, resume=True)
+    # FP32 and an engine's own precision may follow each other.
+    with Journal(tmp_path / "c") as journal:
+        journal.open("sha", precision="", resume=False)
+    with Journal(tmp_path / "c") as journal:
+        journal.open("sha", precision="fp32", resume=True)
+
+
 def test_a_lost_photo_between_scored_ones_is_not_a_failure_when_the_server_is_gone() -> None:
     from nima_client import ConnectError, NimaClient, RetryPolicy
     from nima_client.library.run import score_photos

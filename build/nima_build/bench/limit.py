@@ -57,17 +57,6 @@ class Limit:
         return asdict(self)
 
 
-def network_session(onnx: Path, intra_op_threads: int = 1) -> Any:
-    """An ONNX Runtime session set up as the server's (one thread, no spinning)."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = intra_op_threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
-
-
 def _work(
     core: int,
     photos: Sequence[bytes],
@@ -77,11 +66,12 @@ def _work(
     answers: Any,
 ) -> None:
     """One core: waits for ``(stage, seconds)``, answers images, seconds taken, CPU seconds."""
+    from nima_build.onnx_session import cpu_session
     from nima_client.contract import OUTPUT_DISTRIBUTION, OUTPUT_MEAN, OUTPUT_STD, PIXELS
     from nima_client.preprocess import preprocess
 
     os.sched_setaffinity(0, {core})
-    session = network_session(onnx)
+    session = cpu_session(onnx)
     outputs = [OUTPUT_DISTRIBUTION, OUTPUT_MEAN, OUTPUT_STD]
     ready = preprocess(photos[0], spec)[None]
 
@@ -116,7 +106,7 @@ class LimitMeter:
     Args:
         photos: encoded files, taken in turn.
         spec: preprocessing of the network.
-        onnx: the network's ``model.onnx``.
+        onnx: the network's graph.
         cores: processes, each pinned to one of the cores at hand; None takes all.
     """
 

@@ -36,6 +36,7 @@ def contract(info: nima_client.ModelInfo) -> Finding:
     detail = (
         f"contract {served.contract_version}, {info.name} version {','.join(info.versions)}, "
         f"{served.checkpoint_name} checkpoint {served.checkpoint_sha256[:12]}"
+        f"{', int8' if served.precision == 'int8' else ''}"
     )
     if served.contract_version != CONTRACT_VERSION:
         return Finding(

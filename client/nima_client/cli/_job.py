@@ -92,7 +92,8 @@ class Job:
             return journal.failed
 
     def _score_into(self, journal: Journal, client: NimaClient) -> None:
-        journal.open(client.model_info().served.checkpoint_sha256, resume=self.resume)
+        served = client.model_info().served
+        journal.open(served.checkpoint_sha256, precision=served.precision, resume=self.resume)
         earlier = len(journal.done)
         left = (photo for photo in self.sources if photo.name not in journal.done)
         with tracking(self.errors, self.sources.known_total, done=earlier) as track:

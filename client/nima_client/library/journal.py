@@ -46,17 +46,20 @@ class Journal:
         """The journal of the run that writes ``output``."""
         return cls(output.with_name(output.name + ".journal"))
 
-    def open(self, checkpoint_sha256: str, *, resume: bool) -> None:
+    def open(self, checkpoint_sha256: str, *, precision: str = "", resume: bool) -> None:
         """Start a journal, or continue one.
 
         Args:
             checkpoint_sha256: weights of the server; one file never mixes two.
+            precision: how the server runs them; nor does it mix int8 with anything else.
             resume: continue what is there; else there must be nothing.
 
         Raises:
-            JournalError: a journal is there and ``resume`` is false, it is of other weights, or
-                another run is writing it.
+            JournalError: a journal is there and ``resume`` is false, it is of other weights or of
+                another precision, or another run is writing it.
         """
+        # FP32 and an engine's FP16 agree to the second digit, as photos are ranked; int8 does not.
+        precision = precision if precision == "int8" else ""
         exists = self.path.exists()
         if exists and not resume:
             raise JournalError(
@@ -67,9 +70,10 @@ class Journal:
         self._file = self.path.open("ab")
         self._claim()
         if exists:
-            self._recover(checkpoint_sha256)
+            self._recover(checkpoint_sha256, precision)
         if self.path.stat().st_size == 0:
-            self._append({"journal": _FORMAT, "checkpoint_sha256": checkpoint_sha256})
+            header = {"journal": _FORMAT, "checkpoint_sha256": checkpoint_sha256}
+            self._append({**header, "precision": precision} if precision else header)
 
     def add(self, outcome: Outcome) -> None:
         """Append one result. It outlives this process as soon as this returns."""
@@ -128,14 +132,14 @@ class Journal:
         except OSError:  # a file system without locks
             return
 
-    def _recover(self, checkpoint_sha256: str) -> None:
+    def _recover(self, checkpoint_sha256: str, precision: str) -> None:
         whole = 0
         with self.path.open("rb") as file:
             for number, line in enumerate(file):
                 if not line.endswith(b"\n"):
                     break
                 if number == 0:
-                    self._check_header(line, checkpoint_sha256)
+                    self._check_header(line, checkpoint_sha256, precision)
                 else:
                     outcome = self._parse(line, number + 1)
                     self.done.add(outcome.file)
@@ -143,7 +147,7 @@ class Journal:
                 whole += len(line)
         os.truncate(self.path, whole)
 
-    def _check_header(self, line: bytes, checkpoint_sha256: str) -> None:
+    def _check_header(self, line: bytes, checkpoint_sha256: str, precision: str) -> None:
         try:
             header = json.loads(line)
             known = header["journal"] == _FORMAT
@@ -156,6 +160,12 @@ class Journal:
             raise JournalError(
                 f"{self.path} holds scores of the weights {theirs[:12]}…, the server has "
                 f"{checkpoint_sha256[:12]}…: one file cannot mix them; delete it to start again"
+            )
+        if header.get("precision", "") != precision:
+            raise JournalError(
+                f"{self.path} holds scores {'without' if precision else 'with'} int8, the server "
+                f"has it {'on' if precision else 'off'}: one file cannot mix them; delete it to "
+                "start again"
             )
 
     def _parse(self, line: bytes, number: int) -> Outcome:
