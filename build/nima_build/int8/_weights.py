@@ -31,7 +31,9 @@ LARGEST_DEPTHWISE = 127
 _FIT_DAMPING = 1e-2
 _ROUND_DAMPING = 1e-4
 _LEAST_MOMENT = 1e-9
-_PLACES = 1024
+# Places of an image at which inputs are looked at: as many as that many products allow.
+_PLACES, _LEAST_PLACES, _PRODUCTS = 1024, 128, 300_000_000
+_BLOCK = 64
 
 
 def fit_weights(full: onnx.ModelProto, quantised: onnx.ModelProto, images: Sequence[Array]) -> None:
@@ -109,11 +111,16 @@ def rounded(weight: Array, moments: Array, largest: int) -> tuple[Array, Array]:
     damped = (moments + _damping(moments, _ROUND_DAMPING))[:, order][:, :, order]
     # The upper Cholesky factor of the inverse says how to spread each error over what is left.
     upper = np.linalg.cholesky(np.linalg.inv(damped)).transpose(0, 2, 1)
-    steps = np.empty_like(left)
-    for k in range(weight.shape[2]):
-        steps[:, :, k] = np.clip(np.rint(left[:, :, k] / scale[:, :, 0]), -largest, largest)
-        error = (left[:, :, k] - steps[:, :, k] * scale[:, :, 0]) / upper[:, k, k, None]
-        left[:, :, k + 1 :] -= error[:, :, None] * upper[:, None, k, k + 1 :]
+    steps, errors = np.empty_like(left), np.empty_like(left)
+    for begin in range(0, weight.shape[2], _BLOCK):
+        end = min(begin + _BLOCK, weight.shape[2])
+        for k in range(begin, end):
+            steps[:, :, k] = np.clip(np.rint(left[:, :, k] / scale[:, :, 0]), -largest, largest)
+            error = (left[:, :, k] - steps[:, :, k] * scale[:, :, 0]) / upper[:, k, k, None]
+            left[:, :, k + 1 : end] -= error[:, :, None] * upper[:, None, k, k + 1 : end]
+            errors[:, :, k] = error
+        # What a block does to those behind it is one matrix product.
+        left[:, :, end:] -= errors[:, :, begin:end] @ upper[:, begin:end, end:]
     result = np.empty_like(steps)
     result[:, :, order] = steps
     return result, scale
@@ -161,7 +168,9 @@ def _inputs(
         # Means want every place, since borders differ; moments do with some.
         means += views.mean((1, 2), dtype=np.float64).reshape(means.shape)
         rows, columns = views.shape[1:3]
-        places = min(_PLACES, rows * columns)
+        # Products grow with the square of the kernel's inputs; what they need does not.
+        wanted = min(_PLACES, max(_LEAST_PLACES, _PRODUCTS // size**2))
+        places = min(wanted, rows * columns)
         chosen = rng.choice(rows * columns, places, replace=False)
         picked = views[:, chosen // columns, chosen % columns]
         picked = picked.reshape(2, group, -1, places, int(np.prod(shape[2:])))
