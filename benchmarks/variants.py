@@ -163,6 +163,7 @@ VARIANTS: dict[str, tuple] = {
     "one-step-more": (_one_step, (), {}, _CORES + 1),
     "no-gate": (_no_gate, (), {}, None),
     "gate-once": (_gate(_CORES), (), {}, None),
+    "gate-six": (_gate(6 * _CORES), (), {}, None),
     "niceness": (_niceness_instead, (), {}, None),
     "rate-limiter": (
         _rate_limiter,
