@@ -286,7 +286,13 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, url: str, photo: Photo) -> Non
     command = [sys.executable, "-m", "nima_client.cli.main", "score", str(root)]
     command += ["--url", url, "-o", str(output), "--in-flight", "1"]
     journal = tmp_path / "out.csv.journal"
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell lets what it runs in the background ignore Ctrl-C, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         end = time.monotonic() + 30
         while time.monotonic() < end and not (journal.exists() and journal.stat().st_size > 5000):
             time.sleep(0.01)
