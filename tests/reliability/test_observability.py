@@ -169,9 +169,14 @@ def test_request_ids_run_from_the_client_to_the_servers_log(
         scored, refused = client.score([seeds("JPEG")[0], BAD_PHOTO], on_error="return")
     assert isinstance(scored, ImageScore)
     assert refused.request_id
-    # Triton writes each message as a JSON string; ours is JSON itself.
-    messages = re.findall(r'\] ("\{.*\}")$', (tmp_path / "triton.log").read_text(), re.MULTILINE)
-    lines = [json.loads(json.loads(message)) for message in messages]
+    # The stub's lines go through a queue of their own: an answer may overtake them.
+    lines, end = [], time.monotonic() + 10
+    while not lines and time.monotonic() < end:
+        text = (tmp_path / "triton.log").read_text()
+        # Triton writes each message as a JSON string; ours is JSON itself.
+        messages = re.findall(r'\] ("\{.*\}")$', text, re.MULTILINE)
+        lines = [json.loads(json.loads(message)) for message in messages]
+        time.sleep(0.05)
     assert lines == [
         {
             "event": "nima_rejected",
