@@ -63,6 +63,7 @@ def _one_step(repository: Path) -> None:
         first.output_map.update(second.output_map)
         config.ensemble_scheduling.step.remove(second)
 
+    _no_gate(repository)
     _edit_config(repository, PREPROCESS, outputs)
     _edit_config(repository, "nima", one_step)
     model = repository / PREPROCESS / "1" / "model.py"
@@ -87,37 +88,21 @@ def _one_step(repository: Path) -> None:
     )
 
 
-def _niceness(steps: int) -> Callable[[Path], None]:
-    """How far the decode stands behind the network; see the config's own comment."""
+def _decoder(**parameters: object) -> Callable[[Path], None]:
+    """Parameters of the decoder's config: ``niceness``, ``gate_limit``."""
 
     def change(repository: Path) -> None:
         def edit(config: object) -> None:
-            config.parameters["niceness"].string_value = str(steps)
+            for name, value in parameters.items():
+                config.parameters[name].string_value = str(value)
 
         _edit_config(repository, PREPROCESS, edit)
 
     return change
 
 
-def _gate(limit: int) -> Callable[[Path], None]:
-    """How many images may be between the steps."""
-
-    def change(repository: Path) -> None:
-        def edit(config: object) -> None:
-            config.parameters["gate_limit"].string_value = str(limit)
-
-        _edit_config(repository, PREPROCESS, edit)
-
-    return change
-
-
-_no_gate = _gate(10**6)
-
-
-def _niceness_instead(repository: Path) -> None:
-    """What held the decoder back before there was a gate."""
-    _no_gate(repository)
-    _niceness(6)(repository)
+# The decoder runs ahead of the network as it likes.
+_no_gate = _decoder(gate_limit=10**6)
 
 
 def _rate_limiter(repository: Path) -> None:
@@ -162,9 +147,10 @@ VARIANTS: dict[str, tuple] = {
     "one-step": (_one_step, (), {}, None),
     "one-step-more": (_one_step, (), {}, _CORES + 1),
     "no-gate": (_no_gate, (), {}, None),
-    "gate-once": (_gate(_CORES), (), {}, None),
-    "gate-six": (_gate(6 * _CORES), (), {}, None),
-    "niceness": (_niceness_instead, (), {}, None),
+    "gate-once": (_decoder(gate_limit=_CORES), (), {}, None),
+    "gate-six": (_decoder(gate_limit=6 * _CORES), (), {}, None),
+    # What held the decoder back before there was a gate.
+    "niceness": (_decoder(gate_limit=10**6, niceness=6), (), {}, None),
     "rate-limiter": (
         _rate_limiter,
         ("--rate-limit=execution_count", f"--rate-limit-resource=CORE:{_CORES}"),

@@ -132,11 +132,14 @@ def write_parameters(repository: Path, metadata: ModelMetadata) -> list[Path]:
 
 
 def check_graph(repository: Path, precision: str) -> Path:
-    """The graph that a repository holds for a precision.
+    """The graph that a repository holds for a precision, a key of :data:`GRAPHS`.
 
     Raises:
         ArtefactError: it is not there.
+        ValueError: there is no such precision.
     """
+    if precision not in GRAPHS:
+        raise ValueError(f"no precision {precision!r}; there are {', '.join(GRAPHS)}")
     path = repository / NETWORK_MODEL / "1" / GRAPHS[precision]
     if not path.is_file():
         with_int8 = " CHECKPOINT --int8 PHOTOS" if precision == "int8" else ""
