@@ -27,10 +27,11 @@ def silence_libtiff() -> bool:
         mapped = {line.split()[-1] for line in _MAPS.read_text().splitlines() if "libtiff" in line}
     except OSError:
         return False
-    for path in mapped:
-        library = ctypes.CDLL(path)
+    # Others have the name, too: nvImageCodec's libtiff_ext keeps its libtiff to itself.
+    libraries = [lib for lib in map(ctypes.CDLL, mapped) if hasattr(lib, "TIFFSetErrorHandler")]
+    for library in libraries:
         for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
             setter = getattr(library, name)
             setter.argtypes, setter.restype = [ctypes.c_void_p], ctypes.c_void_p
             setter(None)
-    return bool(mapped)
+    return bool(libraries)
