@@ -18,11 +18,10 @@ from _load import drive, expected_scores
 from _metrics import failures, worked_on
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from nima_build.repository import WAITING_AN_INSTANCE
 from nima_client import NO_RETRIES, NimaClient, QueueFull, Stage
 from nima_client._transport import InferRequest
 from nima_client._wire import encode_request
-from nima_client.contract import NETWORK_MODEL, PREPROCESS_MODEL
+from nima_client.contract import PREPROCESS_MODEL
 
 QUEUE = 4
 
@@ -113,23 +112,3 @@ def test_requests_past_their_deadline_cost_no_work(start_server: Callable[..., o
     assert failures(server, PREPROCESS_MODEL)["REJECTED"] >= 50
     # The two that were scored, and one that may have been handed on before its time ran out.
     assert worked_on(server) - before <= 3
-
-
-def test_decoder_does_not_run_ahead_of_the_network(
-    start_server: Callable[..., object], encode: Callable[..., bytes]
-) -> None:
-    instances = 2
-    server = start_server(instances=instances)
-    photo = encode(seed=3, size=(64, 64))  # decoded in no time, so that it could
-    models = (NETWORK_MODEL, PREPROCESS_MODEL)
-    begin = [worked_on(server, model) for model in models]
-    ahead = []
-    calls = flood(server.grpc_url, 250, 60.0, photo)
-    while not all(call.done() for call in calls):
-        scored, decoded = (worked_on(server, m) - b for m, b in zip(models, begin, strict=True))
-        ahead.append(decoded - scored)
-        time.sleep(0.01)
-    assert all(call.exception() is None for call in calls)
-    # Waiting for the network, in it, and decoded by those that saw room at the same moment.
-    assert max(ahead) <= (WAITING_AN_INSTANCE + 3) * instances
-    assert len(ahead) > 10

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
+import grpc
 import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from nima_build.repository import WAITING_AN_INSTANCE
 from nima_client._gate import Gate, create_gate, open_gate
+from nima_client._transport import InferRequest
+from nima_client._wire import encode_request
 
 
 @pytest.fixture
@@ -89,3 +97,31 @@ def test_room_for_processes_ends_with_a_reason(path: Path) -> None:
     kept[-1].passed(1)
     with pytest.raises(ValueError, match="no room"):
         Gate(path, 1)
+
+
+def worked_on(metrics_url: str) -> tuple[int, int]:
+    """Images that decoder and network have finished."""
+    with urllib.request.urlopen(f"http://{metrics_url}/metrics", timeout=5) as answer:
+        text = answer.read().decode()
+    found = dict(re.findall(r'nv_inference_count\{model="(\w+)",[^}]*\} (\d+)', text))
+    return int(found["nima_preprocess"]), int(found["nima_network"])
+
+
+def test_decoder_does_not_run_ahead_of_the_network(triton, encode) -> None:
+    instances = len(os.sched_getaffinity(0))
+    photo = encode(seed=3, size=(64, 64))  # decoded in no time, so that it could
+    message = service_pb2.ModelInferRequest.FromString(
+        encode_request(InferRequest((photo,), request_id="", queue_timeout_s=30.0))
+    )
+    begin, ahead = worked_on(triton.metrics_url), []
+    with grpc.insecure_channel(triton.grpc_url) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        calls = [stub.ModelInfer.future(message, timeout=60.0) for _ in range(250)]
+        while not all(call.done() for call in calls):
+            decoded, scored = worked_on(triton.metrics_url)
+            ahead.append((decoded - begin[0]) - (scored - begin[1]))
+            time.sleep(0.01)
+        assert all(call.exception() is None for call in calls)
+    # Waiting for the network, in it, and decoded by those that saw room at the same moment.
+    assert max(ahead) <= (WAITING_AN_INSTANCE + 3) * instances
+    assert len(ahead) > 10
