@@ -47,7 +47,7 @@ DEFAULT_MAX_BYTES = 64 * 1024 * 1024
 DEFAULT_MAX_PIXELS = 100_000_000
 """Largest image the server decodes, in pixels (model parameter ``max_pixels``)."""
 
-PROFILES: tuple[str, ...] = ("default", "dali", "cpu", "embedded")
+PROFILES: tuple[str, ...] = ("default", "dali", "cpu", "embedded", "embedded-gpu")
 """Serving profiles; every one loads the same three models under another config."""
 
 

@@ -43,6 +43,16 @@ def gpu_pixels() -> ModuleType:
     return module
 
 
+class HostBatch:
+    """In the place of a batch on the GPU; a slot is a view of it."""
+
+    def __init__(self, count: int, side: int) -> None:
+        self.exported = np.zeros((count, side, side, 3), np.uint8)
+
+    def slot(self, index: int) -> np.ndarray:
+        return self.exported[index]
+
+
 class PillowOperations:
     """In the place of CV-CUDA."""
 
@@ -53,13 +63,17 @@ class PillowOperations:
         self.resized = 0
         self.uploaded = 0
 
-    def resize(self, image: Any) -> np.ndarray:
-        self.resized += 1
-        return to_pixels(Image.fromarray(np.asarray(image.cpu())), self.spec)
+    def allocate(self, count: int) -> HostBatch:
+        return HostBatch(count, self.spec.crop_size)
 
-    def upload(self, pixels: np.ndarray) -> np.ndarray:
+    def resize(self, images: list[Any], slots: list[np.ndarray]) -> None:
+        for image, slot in zip(images, slots, strict=True):
+            self.resized += 1
+            slot[:] = to_pixels(Image.fromarray(np.asarray(image.cpu())), self.spec)
+
+    def upload(self, pixels: np.ndarray, slot: np.ndarray) -> None:
         self.uploaded += 1
-        return pixels
+        slot[:] = pixels
 
     def wait(self) -> None:
         """Nothing is asynchronous here."""
@@ -90,7 +104,8 @@ def test_jpeg_goes_to_nvimagecodec_and_equals_the_reference(
         encoded(photo.resize((400, 200)), "JPEG", exif=exif),
     ]
     operations = PillowOperations(FULL)
-    pixels = gpu_pixels.GpuPixels(FULL, Limits(), gpu_pixels.JpegDecoder(None), operations)(files)
+    run = gpu_pixels.GpuPixels(FULL, Limits(), gpu_pixels.JpegDecoder(None), operations)
+    (pixels,) = run([files])
     assert (operations.resized, operations.uploaded) == (4, 0)
     for data, got in zip(files, pixels, strict=True):
         want = preprocess(data, FULL).astype(int)
@@ -112,7 +127,8 @@ def test_everything_else_takes_the_reference_path(
         encoded(photo.convert("P"), "GIF"),
     ]
     operations = PillowOperations(FULL)
-    pixels = gpu_pixels.GpuPixels(FULL, Limits(), gpu_pixels.JpegDecoder(None), operations)(files)
+    run = gpu_pixels.GpuPixels(FULL, Limits(), gpu_pixels.JpegDecoder(None), operations)
+    (pixels,) = run([files])
     assert (operations.resized, operations.uploaded) == (0, 6)
     for data, got in zip(files, pixels, strict=True):
         np.testing.assert_array_equal(got, preprocess(data, FULL))
@@ -121,19 +137,35 @@ def test_everything_else_takes_the_reference_path(
 def test_bad_files_are_refused_one_by_one(gpu_pixels: ModuleType, photo: Image.Image) -> None:
     good = encoded(photo, "JPEG")
     large = encoded(Image.new("RGB", (1200, 1000)), "PNG")
-    files = [good, b"", good[:3000], b"plain text", large, good]
+    requests = [[good, b"", good[:3000]], [good], [b"plain text", good, large], [good, good]]
     operations = PillowOperations(FULL)
     limits = Limits(max_pixels=1_000_000)
-    results = gpu_pixels.GpuPixels(FULL, limits, gpu_pixels.JpegDecoder(None), operations)(files)
-    assert [getattr(result, "code", None) for result in results] == [
-        None,
-        RejectionCode.EMPTY,
-        RejectionCode.UNDECODABLE,
-        RejectionCode.UNSUPPORTED,
-        RejectionCode.TOO_LARGE,
-        None,
+    run = gpu_pixels.GpuPixels(FULL, limits, gpu_pixels.JpegDecoder(None), operations)
+    first, second, third, fourth = run(requests)
+    assert [(index, error.code) for index, error in first] == [
+        (1, RejectionCode.EMPTY),
+        (2, RejectionCode.UNDECODABLE),
     ]
-    np.testing.assert_array_equal(results[0], results[5])
+    assert [(index, error.code) for index, error in third] == [
+        (0, RejectionCode.UNSUPPORTED),
+        (2, RejectionCode.TOO_LARGE),
+    ]
+    assert (second.shape, fourth.shape) == ((1, 224, 224, 3), (2, 224, 224, 3))
+    np.testing.assert_array_equal(second[0], fourth[1])
+
+
+def test_a_photo_without_its_end_is_left_to_the_reference(
+    gpu_pixels: ModuleType, photo: Image.Image
+) -> None:
+    """A hardware decoder may fill in what is missing; the reference refuses it, or scores it."""
+    whole = encoded(photo, "JPEG")
+    operations = PillowOperations(FULL)
+    run = gpu_pixels.GpuPixels(FULL, Limits(), gpu_pixels.JpegDecoder(None), operations)
+    ((rejection,),) = run([[whole[:-2000]]])
+    assert rejection[1].code is RejectionCode.UNDECODABLE
+    (pixels,) = run([[whole + bytes(500)]])
+    assert (operations.resized, operations.uploaded) == (0, 1)
+    np.testing.assert_array_equal(pixels[0], preprocess(whole, FULL))
 
 
 def test_what_the_gpu_cannot_do_is_scored_by_the_cpu(
@@ -153,7 +185,10 @@ def test_what_the_gpu_cannot_do_is_scored_by_the_cpu(
     monkeypatch.setattr(gpu_pixels, "DECODED_BYTES", 3 * 200 * 200 * 2)
     files = [encoded(photo.resize((200, 200 - n)), "JPEG") for n in range(6)]
     operations, decoder = PillowOperations(FULL), Full(None)
-    results = gpu_pixels.GpuPixels(FULL, Limits(), decoder, operations)(files)
+    failures: list[Exception] = []
+    run = gpu_pixels.GpuPixels(FULL, Limits(), decoder, operations, failures.append)
+    (results,) = run([files])
+    assert [str(error) for error in failures] == ["out of memory"]
     assert decoder.rounds == 3
     assert (operations.resized, operations.uploaded) == (4, 2)
     for data, got in zip(files, results, strict=True):
@@ -164,6 +199,12 @@ def test_rounds_keep_the_order_and_the_budget(gpu_pixels: ModuleType) -> None:
     sizes = {0: 40, 2: 60, 3: 10, 5: 500, 6: 90}
     assert list(gpu_pixels.rounds(sizes, 100)) == [[0, 2], [3], [5], [6]]
     assert list(gpu_pixels.rounds({}, 100)) == []
+
+
+def test_images_of_like_size_are_resized_together(gpu_pixels: ModuleType) -> None:
+    shapes = [(10, 10), (100, 90), (9, 10), (10, 9), (90, 100), (500, 500)]
+    assert list(gpu_pixels.alike(shapes, 20_000)) == [[2, 3, 0], [1, 4], [5]]
+    assert list(gpu_pixels.alike([], 100)) == []
 
 
 def test_bench_and_edge_photos_equal_the_reference(
@@ -177,13 +218,13 @@ def test_bench_and_edge_photos_equal_the_reference(
     worst = 0
     for path in paths:
         data = path.read_bytes()
-        (got,) = pixels([data])
-        if isinstance(got, ImageRejected):
+        (got,) = pixels([[data]])
+        if isinstance(got, list):
             with pytest.raises(ImageRejected):
                 preprocess(data, FULL)
             continue
         want = preprocess(data, FULL)
-        worst = max(worst, int(np.abs(want.astype(int) - got).max()))
+        worst = max(worst, int(np.abs(want.astype(int) - got[0]).max()))
     assert operations.resized > 20
     assert worst <= 1
 

@@ -35,10 +35,12 @@ class Load:
         concurrency: requests kept in flight; 0 with a rate.
         rate: requests sent per second at Poisson times, whatever the answers do; 0 with a
             concurrency.
+        batch: images in a request.
     """
 
     concurrency: int = 0
     rate: float = 0.0
+    batch: int = 1
 
     def __post_init__(self) -> None:
         if (self.concurrency > 0) == (self.rate > 0):
@@ -132,7 +134,7 @@ def _run_once(
         command = [
             str(binary),
             *("-m", model, "-u", url, "-i", "grpc", "--async"),
-            *("--input-data", str(inputs), "--shape", f"{INPUT_IMAGE}:1"),
+            *("--input-data", str(inputs), "--shape", f"{INPUT_IMAGE}:1", "-b", str(load.batch)),
             *("--measurement-interval", str(max(200, round(seconds * 1000 / _WINDOWS)))),
             *("--stability-percentage", "999", "--max-trials", str(2 * _WINDOWS)),
             *("--percentile", "99", "-f", str(report)),

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Optional
@@ -14,6 +15,14 @@ import typer
 
 from nima_build.cli._precision import Precision
 from nima_client.contract import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS
+
+
+class Device(str, Enum):
+    """Where the embedded server decodes and scores."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
 
 # Markdown, so that the paragraphs of the help are filled.
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
@@ -46,8 +55,15 @@ def serve(
         str,
         typer.Option(help="IPv4 address to listen on; anything but loopback is open to others."),
     ] = "127.0.0.1",
+    device: Annotated[
+        Device,
+        typer.Option(
+            help="cuda: decode and score on the GPU (after nima build --target inductor)."
+        ),
+    ] = Device.cpu,
     instances: Annotated[
-        int, typer.Option(min=0, help="Instances of each step; 0 takes one a core.")
+        int,
+        typer.Option(min=0, help="Instances of each step; 0 takes one a core, on a GPU a few."),
     ] = 0,
     precision: Annotated[
         Precision,
@@ -120,6 +136,7 @@ def serve(
             metrics_port=metrics_port,
             http=http,
             host=host,
+            device=device.value,
             instances=instances or None,
             limits=Limits(max_bytes, max_pixels),
             precision=precision.value,

@@ -18,6 +18,7 @@ from types import TracebackType
 from nima_build.metadata import ModelMetadata
 from nima_build.repository import RenderOptions, default_repository, render
 from nima_build.server._arguments import command, environment
+from nima_build.server._gpu import check_gpu
 from nima_build.server._install import ServerCrashed, ServerError, check_numpy, lay_out_backends
 from nima_build.server._options import ServerOptions
 from nima_build.server._ports import free_ports, require_free
@@ -46,7 +47,7 @@ def _end_with_parent() -> None:
 
 
 class EmbeddedServer:
-    """A real tritonserver of the ``embedded`` profile on this machine.
+    """A real tritonserver on this machine, of the profile ``embedded`` or ``embedded-gpu``.
 
     Use as a context manager: entering renders the repository, starts the process in a process
     group of its own and returns once an inference has answered; leaving ends it. Start it from a
@@ -155,19 +156,23 @@ class EmbeddedServer:
             ServerError: see the class.
         """
         check_numpy()
+        on_cpu = self.options.device == "cpu"
+        source = self.options.model_repository or default_repository()
+        if not on_cpu:
+            check_gpu(source)
         self.cleared = clear_leftovers()
         self._private = PrivateFolder()
         try:
-            count = self.options.instances or available_cores()
+            count = self.options.instances or (available_cores() if on_cpu else 0)
             self.metadata = render(
-                self.options.model_repository or default_repository(),
+                source,
                 self._folder / "models",
                 RenderOptions(
-                    profile="embedded",
-                    instances={PREPROCESS_MODEL: count, NETWORK_MODEL: count},
+                    profile=self.options.profile,
+                    instances={PREPROCESS_MODEL: count, NETWORK_MODEL: count} if count else {},
                     limits=self.options.limits,
                     precision=self.options.precision,
-                    gate=self._folder / "gate",
+                    gate=self._folder / "gate" if on_cpu else None,
                 ),
             )
             lay_out_backends(self._folder / "backends")

@@ -13,6 +13,10 @@ from nima_build.server._security import ServerTLS
 from nima_client.preprocess import DEFAULT_LIMITS, Limits
 
 
+DEVICES = {"cpu": "embedded", "cuda": "embedded-gpu"}
+"""The profile of each device that the embedded server runs on."""
+
+
 @dataclass(frozen=True)
 class ServerOptions:
     """How to run the server.
@@ -25,7 +29,9 @@ class ServerOptions:
             HTTP request of the wrong kind ends tritonserver 2.51 (SECURITY.md, "Known limits").
         metrics_port: Prometheus port.
         host: IPv4 address or name to listen on. Loopback unless told otherwise.
-        instances: instances of each step; None takes one a core.
+        device: ``cpu``, or ``cuda`` for one that decodes and scores on the NVIDIA GPU (profile
+            ``embedded-gpu``; needs the extra serve-gpu, and ``nima build --target inductor``).
+        instances: instances of each step; None takes one a core, on a GPU what its configs say.
         limits: largest image in bytes and pixels.
         precision: ``fp32``, or ``int8`` for a network several times as fast whose mean ratings
             are within 0.05 (``model.int8.onnx``).
@@ -45,6 +51,7 @@ class ServerOptions:
     metrics_port: int = 0
     http: bool | None = None
     host: str = "127.0.0.1"
+    device: str = "cpu"
     instances: int | None = None
     limits: Limits = DEFAULT_LIMITS
     precision: str = "fp32"
@@ -65,6 +72,10 @@ class ServerOptions:
             raise ServerError("gRPC, HTTP and metrics need three different ports")
         if self.precision not in GRAPHS:
             raise ServerError(f"no precision {self.precision!r}: choose {' or '.join(GRAPHS)}")
+        if self.device not in DEVICES:
+            raise ServerError(f"no device {self.device!r}: choose {' or '.join(DEVICES)}")
+        if self.device == "cuda" and self.precision != "fp32":
+            raise ServerError(f"{self.precision} is for the CPU: a GPU runs what was built for it")
         if self.http and self.tls is not None:
             raise ServerError("Triton's HTTP endpoint has no TLS: leave it out where TLS is on")
         if self.admin_token is not None and not re.fullmatch(r"[\w.~-]{8,}", self.admin_token):
@@ -72,6 +83,11 @@ class ServerOptions:
                 "the admin token needs 8 characters or more of A-Z a-z 0-9 _ . ~ -: "
                 "tritonserver's argument cannot carry others"
             )
+
+    @property
+    def profile(self) -> str:
+        """One of :data:`nima_client.contract.PROFILES`."""
+        return DEVICES[self.device]
 
     @property
     def on_loopback(self) -> bool:

@@ -12,7 +12,7 @@ from gpu_pixels import on_gpu
 from PIL import Image
 
 from nima_client.contract import INPUT_IMAGE, PIXELS, Rejection, format_rejections
-from nima_client.preprocess import ImageRejected, Limits, PreprocessSpec, silence_libtiff
+from nima_client.preprocess import Limits, PreprocessSpec, silence_libtiff
 
 
 class TritonPythonModel:
@@ -29,13 +29,13 @@ class TritonPythonModel:
         silence_libtiff()
         on_device = args["model_instance_kind"] == "GPU"
         device_id = int(args["model_instance_device_id"]) if on_device else None
-        self._pixels = on_gpu(spec, limits, device_id)
+        self._pixels = on_gpu(spec, limits, device_id, _log_gpu_failure)
         photos = []
         for name in ("JPEG", "PNG"):
             photo = io.BytesIO()
             Image.new("RGB", (640, 480), (90, 120, 150)).save(photo, name)
             photos.append(photo.getvalue())
-        self._pixels.stack([self._pixels(photos)])
+        self._answered = self._pixels([photos])
 
     def execute(self, requests):
         """One response per request, in order."""
@@ -44,17 +44,13 @@ class TritonPythonModel:
             for request in requests
         ]
         try:
-            results = iter(self._pixels([data for request in files for data in request]))
-            images = [[next(results) for _ in request] for request in files]
-            good = [request for request in images if not _rejections(request)]
-            stacked = iter(self._pixels.stack(good))
+            # Kept until the next batch: Triton copies out of them after this has returned.
+            self._answered = self._pixels(files)
             return [
-                self._refuse(request, rejections)
-                if (rejections := _rejections(found))
-                else pb_utils.InferenceResponse(
-                    [pb_utils.Tensor.from_dlpack(PIXELS, next(stacked))]
-                )
-                for request, found in zip(requests, images)
+                self._refuse(request, found)
+                if isinstance(found, list)
+                else pb_utils.InferenceResponse([pb_utils.Tensor.from_dlpack(PIXELS, found)])
+                for request, found in zip(requests, self._answered)
             ]
         except Exception as error:
             # A lost device: no request of the batch can be answered.
@@ -62,7 +58,8 @@ class TritonPythonModel:
             pb_utils.Logger.log_error(f"{failure}: {error}")
             return [_failed(failure, pb_utils.TritonError.INTERNAL) for _ in requests]
 
-    def _refuse(self, request, rejections):
+    def _refuse(self, request, found):
+        rejections = [Rejection(index, error.code, error.detail) for index, error in found]
         codes = sorted({rejection.code.value for rejection in rejections})
         line = {
             "event": "nima_rejected",
@@ -74,12 +71,8 @@ class TritonPythonModel:
         return _failed(format_rejections(rejections), pb_utils.TritonError.INVALID_ARG)
 
 
-def _rejections(results):
-    return [
-        Rejection(index, result.code, result.detail)
-        for index, result in enumerate(results)
-        if isinstance(result, ImageRejected)
-    ]
+def _log_gpu_failure(error):
+    pb_utils.Logger.log_warn(f"decoded on the CPU, since the GPU failed: {error}")
 
 
 def _failed(message, code):

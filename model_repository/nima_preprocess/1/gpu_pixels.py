@@ -10,11 +10,15 @@ failed batch.
 import numpy as np
 from nvidia import nvimgcodec
 
+from nima_client._quick_header import baseline_jpeg_size
 from nima_client.preprocess import ImageRejected, inspect_header, preprocess
 
 GPU_MODES = ("RGB", "L")
 DECODED_BYTES = 512 << 20
 """Decoded pixels held on the GPU at a time; a batch of camera originals takes several rounds."""
+WORKSPACE_PIXELS = 64 << 20
+"""What a batch that is resized at once may have, were each of its images as large as the largest."""
+END_OF_JPEG = b"\xff\xd9"
 CACHE_BYTES = 256 << 20
 """What CV-CUDA keeps of freed buffers; by default it is half of the GPU, which TensorRT shares."""
 
@@ -70,8 +74,42 @@ class JpegDecoder:
         return images
 
 
+class Batch:
+    """Pixels uint8 ``[B, S, S, 3]`` on the GPU, without gaps, to be filled image by image.
+
+    Args:
+        tensor: of CV-CUDA; lives as long as this.
+    """
+
+    def __init__(self, tensor):
+        self.exported = tensor.cuda()
+        """Speaks DLPack; the tensor is CV-CUDA's again once nobody holds this object."""
+        self._side = tensor.shape[1]
+        self._address = self.exported.__cuda_array_interface__["data"][0]
+
+    def slot(self, index):
+        """The place of one image, uint8 ``[S, S, 3]``, as CV-CUDA takes foreign memory."""
+        shape = (self._side, self._side, 3)
+        return Slot(shape, self._address + index * shape[0] * shape[1] * 3)
+
+
+class Slot:
+    """Memory on the GPU by its address; CUDA array interface, version 3."""
+
+    def __init__(self, shape, address):
+        # Without a stream: nobody writes it but the one that is given with each operation.
+        self.__cuda_array_interface__ = {
+            "shape": shape,
+            "typestr": "|u1",
+            "data": (address, False),
+            "strides": None,
+            "version": 3,
+            "stream": None,
+        }
+
+
 class CvCuda:
-    """Resizing and stacking on the GPU, on a stream of its own.
+    """Resizing on the GPU, on a stream of its own, each image into its place in a batch.
 
     Args:
         spec: preprocessing specification.
@@ -98,8 +136,30 @@ class CvCuda:
         self._interpolation = cvcuda.Interp.LINEAR if bilinear else cvcuda.Interp.CUBIC
         self._spec = spec
 
-    def resize(self, image):
-        """A decoded image as the tensor ``[S, S, 3]`` of the specification."""
+    def allocate(self, count):
+        """A :class:`Batch` for so many images."""
+        side = self._spec.crop_size
+        # CV-CUDA pads rows by default; Triton takes DLPack tensors without gaps only.
+        shape = (count, side, side, 3)
+        return Batch(self._cv.Tensor(shape, self._cv.Type.U8, "NHWC", rowalign=1))
+
+    def resize(self, images, slots):
+        """Decoded images, each into its :class:`Slot`; what is given must live until :meth:`wait`.
+
+        Where nothing is cropped, images of like size take one launch: an operation for each would
+        cost 45 microseconds of Python a photo, as much as its decoding.
+        """
+        if self._spec.resize != "stretch" or self._spec.resize_size != self._spec.crop_size:
+            for image, slot in zip(images, slots):
+                self._resize_and_crop(image, slot)
+            return
+        pairs = list(zip(images, slots))
+        for chosen in alike([image.shape[:2] for image in images], WORKSPACE_PIXELS):
+            sources = self._cv.as_images([pairs[n][0] for n in chosen], self._cv.Format.RGB8)
+            targets = self._cv.as_images([pairs[n][1] for n in chosen], self._cv.Format.RGB8)
+            self._cv.pillowresize_into(targets, sources, self._interpolation, stream=self._stream)
+
+    def _resize_and_crop(self, image, slot):
         tensor = self._cv.as_tensor(image, "HWC")
         height, width = tensor.shape[:2]
         target_width, target_height = resized_size(width, height, self._spec)
@@ -111,28 +171,22 @@ class CvCuda:
             stream=self._stream,
         )
         side = self._spec.crop_size
-        if (target_width, target_height) != (side, side):
-            left, top = (target_width - side) // 2, (target_height - side) // 2
-            tensor = self._cv.customcrop(
-                tensor, self._cv.RectI(left, top, side, side), stream=self._stream
-            )
-        return tensor
+        left, top = (target_width - side) // 2, (target_height - side) // 2
+        rectangle = self._cv.RectI(left, top, side, side)
+        target = self._cv.as_tensor(slot, "HWC")
+        self._cv.customcrop_into(target, tensor, rectangle, stream=self._stream)
 
-    def upload(self, pixels):
-        """Pixels of the reference path, as a tensor ``[S, S, 3]`` on the GPU."""
-        image = nvimgcodec.as_image(np.ascontiguousarray(pixels))
+    def upload(self, pixels, slot):
+        """Pixels of the reference path, uint8 ``[S, S, 3]``, into their slot."""
+        source = nvimgcodec.as_image(np.ascontiguousarray(pixels))
         if self._device_id is not None:
-            image = image.cuda(device_id=self._device_id, cuda_stream=self.stream_handle)
-        return self._cv.as_tensor(image, "HWC")
-
-    def stack(self, tensors):
-        """One tensor ``[B, S, S, 3]`` of a request's images; :meth:`wait` before it is read."""
+            source = source.cuda(device_id=self._device_id, cuda_stream=self.stream_handle)
         side = self._spec.crop_size
-        # CV-CUDA pads rows by default; Triton takes DLPack tensors without gaps only.
-        shape = (len(tensors), side, side, 3)
-        stacked = self._cv.Tensor(shape, self._cv.Type.U8, "NHWC", rowalign=1)
-        self._cv.stack_into(stacked, tensors, stream=self._stream)
-        return stacked.cuda()
+        target = self._cv.as_tensor(slot, "HWC")
+        whole = self._cv.RectI(0, 0, side, side)
+        tensor = self._cv.as_tensor(source, "HWC")
+        self._cv.customcrop_into(target, tensor, whole, stream=self._stream)
+        return source
 
     def wait(self):
         """Until all that was asked for is done: Triton hands tensors on without our stream."""
@@ -149,68 +203,114 @@ def resized_size(width, height, spec):
 
 
 class GpuPixels:
-    """Encoded files to pixels, file by file a tensor or the reason why not.
+    """Encoded files to pixels, request by request a batch or the reasons why not.
 
     Args:
         spec: preprocessing specification.
         limits: bytes and pixels an image may have; checked on the header, before decoding.
         decoder: a :class:`JpegDecoder`.
         operations: a :class:`CvCuda`, or the like of it.
+        report: called with an exception that cost the GPU a round; the CPU has done its work.
     """
 
-    def __init__(self, spec, limits, decoder, operations):
+    def __init__(self, spec, limits, decoder, operations, report=None):
         self._spec, self._limits = spec, limits
         self._decoder, self._operations = decoder, operations
+        self._report = report or (lambda error: None)
 
-    def __call__(self, files):
+    def __call__(self, requests):
         """Preprocess the files of any number of requests as one batch.
 
+        Args:
+            requests: lists of files.
+
         Returns:
-            For each file a tensor uint8 ``[S, S, 3]`` or an ``ImageRejected``.
+            For each request its pixels uint8 ``[B, S, S, 3]`` as an object that speaks DLPack,
+            complete; or, where files of it are refused, a list of ``(index, ImageRejected)``.
         """
-        results = [None] * len(files)
-        sizes = {}
-        for index, data in enumerate(files):
+        batches = [self._operations.allocate(len(files)) for files in requests]
+        work = {
+            (number, index): data
+            for number, files in enumerate(requests)
+            for index, data in enumerate(files)
+        }
+        refused, sizes = {}, {}
+        for place, data in work.items():
             try:
-                header = inspect_header(data, self._limits)
+                size = self._size_for_gpu(data)
             except ImageRejected as error:
-                results[index] = error
-                continue
-            if header.format == "JPEG" and header.mode in GPU_MODES:
-                sizes[index] = 3 * header.width * header.height
+                refused[place] = error
+            else:
+                if size is not None:
+                    sizes[place] = 3 * size[0] * size[1]
+        done = set()
         for chosen in rounds(sizes, DECODED_BYTES):
             try:
-                self._on_gpu(files, chosen, results)
-            except Exception:  # the GPU is full, say: the CPU scores what is left of this round
-                continue
-        for index, data in enumerate(files):
-            if results[index] is None:
+                done |= self._on_gpu(work, batches, chosen)
+            except Exception as error:  # the GPU is full, say: the CPU scores this round
+                self._report(error)
+        kept = []
+        for place, data in work.items():
+            if place not in done and place not in refused:
                 try:
                     pixels = preprocess(data, self._spec, self._limits)
                 except ImageRejected as error:
-                    results[index] = error
+                    refused[place] = error
                 else:
-                    results[index] = self._operations.upload(pixels)
-        return results
+                    slot = batches[place[0]].slot(place[1])
+                    kept.append(self._operations.upload(pixels, slot))
+        self._operations.wait()
+        reasons = [[] for _ in requests]
+        for (number, index), error in sorted(refused.items()):
+            reasons[number].append((index, error))
+        return [found or batch.exported for found, batch in zip(reasons, batches)]
 
-    def _on_gpu(self, files, chosen, results):
+    def _size_for_gpu(self, data):
+        """Width and height of what the GPU decodes as the reference does; None for all else."""
+        if len(data) <= self._limits.max_bytes and (size := baseline_jpeg_size(data)):
+            # With an end: of a photo that was cut short, the reference says so.
+            if size[0] * size[1] <= self._limits.max_pixels and END_OF_JPEG in data[-64:]:
+                return size
+        header = inspect_header(data, self._limits)
+        whole = END_OF_JPEG in data[-64:]
+        if header.format == "JPEG" and header.mode in GPU_MODES and whole:
+            return header.width, header.height
+        return None
+
+    def _on_gpu(self, work, batches, chosen):
         images = self._decoder.decode(
-            [files[index] for index in chosen], self._operations.stream_handle
+            [work[place] for place in chosen], self._operations.stream_handle
         )
-        for index, image in zip(chosen, images):
-            if image is not None:
-                results[index] = self._operations.resize(image)
+        decoded = {place: image for place, image in zip(chosen, images) if image is not None}
+        slots = [batches[number].slot(index) for number, index in decoded]
+        if decoded:
+            self._operations.resize(list(decoded.values()), slots)
         # Before the decoded images are freed and the next round takes their place.
         self._operations.wait()
+        return set(decoded)
 
-    def stack(self, requests):
-        """The pixels of each request, ``[B, S, S, 3]``, as objects that speak DLPack.
 
-        They are complete when this returns.
-        """
-        stacked = [self._operations.stack(tensors) for tensors in requests]
-        self._operations.wait()
-        return stacked
+def alike(shapes, budget):
+    """Group images so that a group's largest height times width, times its images, stays small.
+
+    That is what CV-CUDA's resize allocates for a batch.
+
+    Args:
+        shapes: heights and widths.
+        budget: pixels; an image beyond it is a group of its own.
+
+    Yields:
+        Indices, those of small images first.
+    """
+    chosen, height, width = [], 0, 0
+    for index in sorted(range(len(shapes)), key=lambda n: shapes[n][0] * shapes[n][1]):
+        height, width = max(height, shapes[index][0]), max(width, shapes[index][1])
+        if chosen and height * width * (len(chosen) + 1) > budget:
+            yield chosen
+            chosen, (height, width) = [], shapes[index]
+        chosen.append(index)
+    if chosen:
+        yield chosen
 
 
 def rounds(sizes, budget):
@@ -226,17 +326,18 @@ def rounds(sizes, budget):
         yield chosen
 
 
-def on_gpu(spec, limits, device_id):
+def on_gpu(spec, limits, device_id, report=None):
     """What the profile ``default`` runs.
 
     Args:
         spec: preprocessing specification.
         limits: bytes and pixels an image may have.
         device_id: CUDA device; None where Triton put the instance on the CPU: CPU decoders then.
+        report: see :class:`GpuPixels`.
 
     Raises:
         ImportError: nvImageCodec or CV-CUDA is missing from the image.
         RuntimeError: there is no such device.
     """
     operations = CvCuda(spec, device_id)
-    return GpuPixels(spec, limits, JpegDecoder(device_id), operations)
+    return GpuPixels(spec, limits, JpegDecoder(device_id), operations, report)

@@ -41,14 +41,14 @@ class RectI:
 
 
 class ExternalBuffer:
-    """Speaks DLPack, and the array interface as the real one speaks CUDA's.
+    """Speaks DLPack and CUDA's array interface, of memory that is the host's.
 
     The capsule is torch's, which as CV-CUDA's is left alone once it was taken. numpy's would insist
     on the name "used_dltensor", where Triton says "used_dlpack".
     """
 
     def __init__(self, array: np.ndarray) -> None:
-        self.__array_interface__ = array.__array_interface__
+        self.__cuda_array_interface__ = array.__array_interface__
         self._array = array
 
     def __dlpack__(self, stream: object = 1, max_version: object | None = None) -> object:
@@ -78,12 +78,35 @@ def _tensor(array: np.ndarray, layout: str) -> Tensor:
     return tensor
 
 
+def _array(buffer: object) -> np.ndarray:
+    """What is behind a decoded image of nvImageCodec (on the host), or behind an address."""
+    if hasattr(buffer, "__array_interface__"):
+        return np.asarray(buffer)
+    interface = buffer.__cuda_array_interface__
+    assert interface["version"] == 3
+
+    class Host:
+        __array_interface__ = {key: interface[key] for key in interface if key != "stream"}
+
+    return np.asarray(Host())
+
+
 def as_tensor(buffer: object, layout: str | None = None) -> Tensor:
-    array = np.asarray(buffer)
+    array = _array(buffer)
     assert layout == "HWC"
     assert array.ndim == 3
     assert array.shape[2] == 3
     return _tensor(array, layout)
+
+
+class ImageBatchVarShape:
+    def __init__(self, arrays: list[np.ndarray]) -> None:
+        self.arrays = arrays
+
+
+def as_images(buffers: list[object], format: Format) -> ImageBatchVarShape:
+    assert format is Format.RGB8
+    return ImageBatchVarShape([_array(buffer) for buffer in buffers])
 
 
 def pillowresize(
@@ -97,15 +120,25 @@ def pillowresize(
     return _tensor(np.array(image), "HWC")
 
 
-def customcrop(src: Tensor, rect: RectI, *, stream: Stream | None = None) -> Tensor:
+def pillowresize_into(
+    dst: ImageBatchVarShape,
+    src: ImageBatchVarShape,
+    interp: Interp,
+    *,
+    stream: Stream | None = None,
+) -> ImageBatchVarShape:
+    for target, source in zip(dst.arrays, src.arrays, strict=True):
+        height, width, _ = target.shape
+        target[:] = Image.fromarray(source).resize((width, height), interp.value)
+    return dst
+
+
+def customcrop_into(
+    dst: Tensor, src: Tensor, rect: RectI, *, stream: Stream | None = None
+) -> Tensor:
+    assert dst.layout == src.layout == "HWC"
     rows, columns = slice(rect.y, rect.y + rect.height), slice(rect.x, rect.x + rect.width)
-    return _tensor(src.array[rows, columns], "HWC")
-
-
-def stack_into(dst: Tensor, src: list[Tensor], *, stream: Stream | None = None) -> Tensor:
-    assert dst.layout == "NHWC"
-    assert all(tensor.layout == "HWC" for tensor in src)
-    np.stack([tensor.array for tensor in src], out=dst.array)
+    dst.array[:] = src.array[rows, columns]
     return dst
 
 

@@ -1,0 +1,243 @@
+"""A server on a GPU end to end, beside the limit of its decoder.
+
+    python benchmarks/gpu/serve.py PHOTOS --out out/gpu
+
+Photos are brought to 500 x 375 (or 375 x 500) JPEG of quality 90, the size of AVA's. Measured in
+rounds, the limits before and after each: files decoded by nvImageCodec alone, the whole
+preprocessing, both by one and by several processes as the server has them; then ``nima serve
+--device cuda`` under perf_analyzer, on the same machine. ``--url`` measures a server that runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from nima_build.bench.machine import describe_machine
+from nima_build.bench.perf_analyzer import Load, find_perf_analyzer, run_perf_analyzer
+from nima_build.bench.photos import Photo, load_photos, write_perf_inputs
+from nima_build.bench.stages import StageMeter
+from nima_build.gpu import find_gpus
+from nima_build.gpu_steps import model_file
+from nima_build.parity import compare, onnx_scorer
+from nima_build.repository import ONNX_NAME, default_repository, load_metadata
+from nima_build.server import EmbeddedServer, ServerOptions
+from nima_client import NimaClient
+from nima_client._files import write_atomic
+from nima_client.contract import MAX_BATCH_SIZE, NETWORK_MODEL
+from nima_client.preprocess import DEFAULT_LIMITS, PreprocessSpec, preprocess
+
+PROCESSES = (1, 2, 4)
+STAGES = ("decode", "preprocess")
+
+
+def ava_sized(photo: Photo) -> Photo:
+    """The photo as AVA would have it: 500 x 375 or 375 x 500, JPEG of quality 90."""
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(photo.data))).convert("RGB")
+    size = (500, 375) if image.width >= image.height else (375, 500)
+    file = io.BytesIO()
+    ImageOps.fit(image, size, Image.Resampling.LANCZOS).save(file, "JPEG", quality=90)
+    return Photo(photo.name, file.getvalue(), *size)
+
+
+def _work(
+    stage: str, files: list[bytes], spec: PreprocessSpec, seconds: float, start: Any, done: Any
+) -> None:
+    """In a process of its own: batches of one stage until the time is over."""
+    module = model_file("gpu_pixels.py")
+    if stage == "decode":
+        decoder = module.JpegDecoder(0)
+        operations = module.CvCuda(spec, 0)
+
+        def run() -> object:
+            images = decoder.decode(files, operations.stream_handle)
+            operations.wait()
+            return images
+    else:
+        failures: list[Exception] = []
+        pixels = module.on_gpu(spec, DEFAULT_LIMITS, 0, failures.append)
+
+        def run() -> object:
+            found = pixels([files])
+            if failures:
+                raise failures[0]
+            return found
+
+    for _ in range(5):
+        run()
+    start.wait(60)
+    count, begin = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - begin) < seconds:
+        run()
+        count += len(files)
+    done.put(count / elapsed)
+
+
+def limit(
+    stage: str, processes: int, files: list[bytes], spec: PreprocessSpec, seconds: float
+) -> float:
+    """Images per second of one stage, of so many processes together."""
+    context = multiprocessing.get_context("spawn")
+    start, done = context.Barrier(processes), context.Queue()
+    batch = [files[n % len(files)] for n in range(MAX_BATCH_SIZE)]
+    workers = [
+        context.Process(target=_work, args=(stage, batch, spec, seconds, start, done), daemon=True)
+        for _ in range(processes)
+    ]
+    for worker in workers:
+        worker.start()
+    rates = [done.get(timeout=120 + seconds) for _ in workers]
+    for worker in workers:
+        worker.join(10)
+    return round(sum(rates), 1)
+
+
+@contextlib.contextmanager
+def serving(url: str, options: ServerOptions) -> Iterator[str]:
+    """The address of the server that is measured."""
+    if url:
+        yield url
+        return
+    with EmbeddedServer(options) as server:
+        yield server.grpc_url
+
+
+def judge(url: str, photos: list[Photo], spec: PreprocessSpec) -> dict[str, Any]:
+    """Scores of the server against the reference decoder and the FP32 graph on the CPU."""
+    files = [photo.data for photo in photos]
+    pixels = np.stack([preprocess(data, spec) for data in files])
+    graph = default_repository() / NETWORK_MODEL / "1" / ONNX_NAME
+    with NimaClient(url) as client:
+        scores = client.score(files)
+    actual = np.array([score.distribution for score in scores])
+    names = [photo.name for photo in photos]
+    return asdict(compare("triton-gpu", names, onnx_scorer(graph)(pixels), actual))
+
+
+def to_markdown(report: dict[str, Any]) -> str:
+    """Limits, then one row a load: medians over the rounds."""
+    gpu, machine = report["gpu"], report["machine"]
+    lines = [
+        f"{gpu['name']}, driver {gpu['driver']}; {machine['cores']} cores of {machine['cpu']}, "
+        f"which the load generator shares. {report['photos']}. Scores: mean rating off by "
+        f"{report['parity']['mean_difference']:.4f} at most.",
+        "",
+        "| images per second in process | " + " | ".join(f"{n}" for n in PROCESSES) + " |",
+        "|---" * (len(PROCESSES) + 1) + "|",
+    ]
+    for stage in STAGES:
+        cells = [statistics.median(report["limits"][f"{stage} {n}"]) for n in PROCESSES]
+        lines.append(f"| {stage}, by processes | " + " | ".join(f"{c:,.0f}" for c in cells) + " |")
+    best = max(statistics.median(report["limits"][f"decode {n}"]) for n in PROCESSES)
+    lines += [
+        "",
+        "| images a request | requests in flight | images/s | of the decode limit | p50 ms | p99 ms |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in report["loads"]:
+        rounds = row["rounds"]
+        throughput, p50, p99 = (
+            statistics.median(one[key] for one in rounds) for key in ("throughput", "p50", "p99")
+        )
+        lines.append(
+            f"| {row['batch']} | {row['concurrency']} | {throughput:,.0f} | {throughput / best:.2f} "
+            f"| {p50:.1f} | {p99:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure, write serve.json and serve.md."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("photos", type=Path, nargs="+", help="photos and folders of photos")
+    parser.add_argument("--out", type=Path, default=Path("out/gpu"))
+    parser.add_argument("--url", default="", help="gRPC host:port of a running server")
+    parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
+    parser.add_argument("--instances", type=int, help="of each step; by default the config's")
+    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--loads", nargs="+", default=["32x4", "32x8", "32x16", "8x32", "1x1", "1x64"],
+        help="images a request x requests in flight",
+    )  # fmt: skip
+    parser.add_argument("--no-limits", action="store_true", help="leave the limits out")
+    options = parser.parse_args()
+    perf_analyzer = find_perf_analyzer()
+    photos = [ava_sized(photo) for photo in load_photos(options.photos)]
+    spec = load_metadata(default_repository()).spec
+    files = [photo.data for photo in photos]
+    size = sum(map(len, files)) / len(files) / 1e3
+    gpus = find_gpus()
+    report: dict[str, Any] = {
+        "gpu": asdict(gpus[0]) if gpus else {"name": "no GPU", "driver": "none"},
+        "machine": describe_machine(),
+        "photos": f"{len(files)} photos of 500 x 375 or 375 x 500, {size:.0f} kB on average",
+        "limits": {f"{stage} {n}": [] for stage in STAGES for n in PROCESSES},
+        "loads": [],
+    }
+    for text in options.loads:
+        batch, _, concurrency = text.partition("x")
+        report["loads"].append({"batch": int(batch), "concurrency": int(concurrency), "rounds": []})
+    options.out.mkdir(parents=True, exist_ok=True)
+
+    def save() -> None:
+        content = json.dumps(report, indent=2) + "\n"
+        write_atomic(options.out / "serve.json", content.encode())
+
+    def measure_limits() -> None:
+        for key, found in report["limits"].items():
+            stage, _, count = key.partition(" ")
+            if not options.no_limits:
+                found.append(limit(stage, int(count), files, spec, options.seconds / 3))
+                print(key, found[-1], flush=True)
+            save()
+
+    server = ServerOptions(
+        device=options.device,
+        instances=options.instances,
+        log_file=options.out / "tritonserver.log",
+        start_timeout=120,
+    )
+    with tempfile.TemporaryDirectory(prefix="nima-gpu-") as folder:
+        inputs = Path(folder) / "inputs.json"
+        write_perf_inputs(photos, inputs)
+        measure_limits()
+        with serving(options.url, server) as url:
+            report["parity"] = judge(url, photos, spec)
+            meter = StageMeter(url)
+            for number in range(options.rounds):
+                for row in report["loads"]:
+                    load = Load(concurrency=row["concurrency"], batch=row["batch"])
+                    if number == 0:
+                        run_perf_analyzer(perf_analyzer, url, inputs, load, 1.0)
+                    meter.lap()
+                    found = run_perf_analyzer(perf_analyzer, url, inputs, load, options.seconds)
+                    stages = meter.lap()
+                    row["rounds"].append(asdict(found))
+                    row["stages"] = asdict(stages) if stages is not None else None
+                    print(load, found, stages, flush=True)
+                    save()
+            meter.close()
+        measure_limits()
+    save()
+    if not options.no_limits:
+        table = to_markdown(report)
+        write_atomic(options.out / "serve.md", table.encode())
+        print(table)
+
+
+if __name__ == "__main__":
+    main()

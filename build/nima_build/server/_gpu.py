@@ -1,0 +1,35 @@
+"""What a server on a GPU needs, asked for before Triton says it in its own words."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from nima_build.gpu import find_gpus
+from nima_build.server._install import ServerError
+
+_PACKAGES = ("torch", "nvidia.nvimgcodec", "cvcuda", "cuda.bindings")
+
+
+def check_gpu(repository: Path) -> None:
+    """Refuse a start that cannot succeed.
+
+    Args:
+        repository: whose network is to be served.
+
+    Raises:
+        ServerError: no GPU, a package is missing, or no engine that fits; says what to do.
+    """
+    if not find_gpus():
+        raise ServerError("there is no NVIDIA GPU here (nvidia-smi finds none): leave out --device")
+    if missing := [name for name in _PACKAGES if not _installed(name)]:
+        raise ServerError(
+            f"a server on a GPU needs {', '.join(missing)}: pip install 'nima-triton[serve-gpu]'"
+        )
+
+
+def _installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
