@@ -14,7 +14,7 @@ from nima_build.metadata import ArtefactError
 from nima_client._files import sha256_file, write_atomic
 
 CHECKSUMS_NAME = "SHA256SUMS"
-_BUILT = ("*/1/*.onnx", "*/1/*.json", "*/1/*.plan")
+_BUILT = ("*/1/*.onnx", "*/1/*.json", "*/1/*.plan", "*/1/*.pt2")
 
 
 def checksums(repository: Path, staged: Mapping[Path, bytes] | None = None) -> bytes:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,11 +20,13 @@ import numpy.typing as npt
 from nima_build.engine import build_engine
 from nima_build.engine_manifest import PLAN_NAME, EngineOptions
 from nima_build.gpu import find_gpus
+from nima_build.inductor import PackageOptions, build_package, load_torch, open_package
 from nima_build.metadata import ModelMetadata
 from nima_build.parity import compare, onnx_scorer
 from nima_build.paths import BUNDLED_CHECKPOINT
-from nima_build.repository import ONNX_NAME, default_repository
+from nima_build.repository import ONNX_NAME, default_repository, load_module
 from nima_build.tensorrt_api import EngineError, load_runtime
+from nima_client._package import PACKAGE_NAME
 from nima_client.contract import MAX_BATCH_SIZE, PREPROCESS_MODEL
 from nima_client.preprocess import DEFAULT_LIMITS, PreprocessSpec, preprocess
 
@@ -64,7 +67,7 @@ class Context:
     scratch: Path
 
 
-def rate(work: Callable[[], None], images: int) -> float:
+def rate(work: Callable[[], object], images: int) -> float:
     """Images per second of ``work``, after one run to warm up."""
     work()
     runs, start = 0, time.perf_counter()
@@ -153,6 +156,54 @@ def check_tensorrt(context: Context) -> dict[str, Any]:
         "engine_bytes": plan.stat().st_size,
         "parity": asdict(result),
         "network_images_per_second_by_batch": rates,
+        "failed": result.status == "fail",
+    }
+
+
+def check_inductor(context: Context) -> dict[str, Any]:
+    """Compile the package of PyTorch, compare it with the FP32 graph, and measure it."""
+    try:
+        load_torch()
+    except EngineError as error:
+        raise Skip(str(error)) from None
+    if not BUNDLED_CHECKPOINT.is_dir():
+        raise Skip("no bundled checkpoint in this tree")
+    return measure_inductor(context, BUNDLED_CHECKPOINT)
+
+
+def measure_inductor(
+    context: Context,
+    checkpoint: Path,
+    device: str = "cuda",
+    sizes: Sequence[int] = (1, 8, MAX_BATCH_SIZE, 128),
+) -> dict[str, Any]:
+    """Seconds to compile a checkpoint, its scores, and its rates with scores copied to the CPU.
+
+    Pixels lie on the device, or are copied to it (``from_cpu``): both happen in Triton.
+    """
+    graph, package = context.network / ONNX_NAME, context.scratch / PACKAGE_NAME
+    options = PackageOptions("fp16" if device == "cuda" else "fp32")
+    start = time.perf_counter()
+    manifest, _ = build_package(checkpoint, graph, package, options, device=device)
+    built = time.perf_counter()
+    compiled = open_package(package, device)
+    opened = time.perf_counter()
+    actual = compiled.score(context.pixels)[:, :10]
+    result = compare("inductor", context.names, onnx_scorer(graph)(context.pixels), actual)
+    rates, from_cpu = {}, {}
+    for size in sizes:
+        pixels = _batch(context.pixels, size)
+        rates[str(size)] = rate(partial(compiled, [compiled.upload(pixels)]), size)
+        from_cpu[str(size)] = rate(partial(compiled.score, pixels), size)
+    return {
+        "manifest": asdict(manifest),
+        "build_seconds": round(built - start, 1),
+        "open_seconds": round(opened - built, 1),
+        "package_bytes": package.stat().st_size,
+        "cuda_graphs": compiled.graph_error or len(compiled.sizes),
+        "parity": asdict(result),
+        "images_per_second_by_batch": rates,
+        "images_per_second_by_batch_from_cpu": from_cpu,
         "failed": result.status == "fail",
     }
 
@@ -250,6 +301,7 @@ STEPS: dict[str, Step] = {
     "cpu": check_cpu,
     "pytorch": check_pytorch,
     "tensorrt": check_tensorrt,
+    "inductor": check_inductor,
     "gpu_preprocessing": check_gpu_preprocessing,
     "dali": check_dali,
 }
@@ -277,10 +329,4 @@ def _missing(name: str) -> bool:
 
 def model_file(name: str) -> ModuleType:
     """A Python file of ``nima_preprocess``, as a module."""
-    path = default_repository() / PREPROCESS_MODEL / "1" / name
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_module(default_repository() / PREPROCESS_MODEL / "1" / name)

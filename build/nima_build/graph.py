@@ -48,14 +48,50 @@ class ScoringGraph(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Score a batch; see the class for shapes."""
+        return self.scores(self.network(self.normalized(pixels)))
+
+    def normalized(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What the network sees: FP32 ``[B, 3, S, S]``."""
         images = pixels.float().permute(0, 3, 1, 2)
-        logits = self.network((images - self.shift) * self.scale)
+        return (images - self.shift) * self.scale
+
+    def scores(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Distribution, mean and standard deviation of logits ``[B, 10]``."""
         distribution = torch.softmax(logits, dim=1)
         mean = (distribution * self.ratings).sum(dim=1, keepdim=True)
         # E[(x - mean)^2] is a sum of non-negative terms; E[x^2] - mean^2 can fall below 0 and
         # make the square root NaN.
         variance = (distribution * (self.ratings - mean).square()).sum(dim=1, keepdim=True)
         return distribution, mean, variance.sqrt()
+
+
+class HalfScoringGraph(nn.Module):
+    """:class:`ScoringGraph` with its network in half precision and channels last, for PyTorch.
+
+    Pixels are normalised in FP32 before they are rounded; softmax and moments are FP32. The outputs
+    are one tensor, so that they reach the CPU in one copy.
+
+    Input: ``pixels`` uint8 ``[B, S, S, 3]``, RGB. Output: FP32 ``[B, 12]``, the distribution (10),
+    the mean and the standard deviation side by side.
+
+    Args:
+        network: as for :class:`ScoringGraph`; copied, not changed.
+        spec: gives the normalisation.
+        dtype: of the network's weights and activations.
+    """
+
+    def __init__(
+        self, network: nn.Module, spec: PreprocessSpec, *, dtype: torch.dtype = torch.float16
+    ) -> None:
+        super().__init__()
+        self.scoring = ScoringGraph(network, spec)
+        self.scoring.network.to(dtype).to(memory_format=torch.channels_last)
+        self.dtype = dtype
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Score a batch; see the class for shapes."""
+        images = self.scoring.normalized(pixels).to(self.dtype)
+        return torch.cat(self.scoring.scores(self.scoring.network(images).float()), dim=1)
 
 
 def _fold_batch_norm(network: nn.Module) -> nn.Module:

@@ -1,8 +1,8 @@
 """The parity gate: the same photos through every runtime, compared with PyTorch.
 
 A stage is a way to score: the committed golden scores, ONNX FP32, ONNX FP16, int8, a TensorRT
-engine, a running Triton. Each has a tolerance on the mean rating and one on the earth mover's
-distance between distributions (r = 2, Talebi & Milanfar 2017, eq. 1).
+engine, a package of PyTorch, a running Triton. Each has a tolerance on the mean rating and one on
+the earth mover's distance between distributions (r = 2, Talebi & Milanfar 2017, eq. 1).
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ TOLERANCES = {
     "pytorch-fp16": Tolerance(0.01, 0.005),
     "onnx-int8": Tolerance(0.05, 0.02),
     "tensorrt": Tolerance(0.01, 0.005),
+    "inductor": Tolerance(0.01, 0.005),
     "triton": Tolerance(1e-4, 1e-4),
     "triton-int8": Tolerance(0.05, 0.02),
     # FP16, and JPEG decoded and resized on the GPU.
@@ -241,7 +242,7 @@ def triton_scores(url: str, photos: Sequence[Path]) -> tuple[str, npt.NDArray[An
     finally:
         server.close()
     stage = "triton"
-    if config.platform == "tensorrt_plan":
+    if config.platform == "tensorrt_plan" or config.default_model_filename == "gpu_model.py":
         stage = "triton-gpu"
     elif served.precision == "int8":
         stage = "triton-int8"

@@ -9,6 +9,7 @@ instance counts and limits of the machine at hand.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from nima_build.checksums import CHECKSUMS_NAME, check_checksums
@@ -76,6 +78,16 @@ def read_config(path: Path) -> Any:
         raise ArtefactError(f"no model config at {path}") from None
     except text_format.ParseError as error:
         raise ArtefactError(f"{path}: {error}") from None
+
+
+def load_module(path: Path) -> ModuleType:
+    """A Python file of a model, which is on no path outside Triton, as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def load_metadata(repository: Path) -> ModelMetadata:

@@ -25,6 +25,7 @@ from nima_build.parity import (
 )
 from nima_build.repository import INT8_NAME, ONNX_NAME
 from nima_client._files import sha256_file
+from nima_client._package import PACKAGE_NAME, REBUILD
 from nima_client.contract import RATINGS
 from nima_client.errors import NimaError
 
@@ -70,6 +71,7 @@ def verify(
     stages.append(_pytorch_fp16_stage(graph, checkpoint, metadata, names, pixels, expected))
     stages.append(_int8_stage(network, metadata, names, pixels, expected))
     stages.append(_tensorrt_stage(network, metadata, names, pixels, expected))
+    stages.append(_inductor_stage(network, metadata, names, pixels, expected))
     stages.append(_triton_stage(url, photos, expected))
     return Report(metadata.checkpoint_sha256, metadata.spec.id, reference, names, stages)
 
@@ -205,6 +207,34 @@ def _engine_scorer(plan: Path) -> Scorer:
         return np.concatenate(parts)
 
     return score
+
+
+def _inductor_stage(
+    network: Path,
+    metadata: ModelMetadata,
+    names: list[str],
+    pixels: npt.NDArray[Any],
+    expected: npt.NDArray[Any],
+) -> StageResult:
+    from nima_build.inductor import check_package_here, check_package_of, open_package
+    from nima_build.tensorrt_api import EngineError
+
+    package = network / PACKAGE_NAME
+    if not package.is_file():
+        return StageResult("inductor", "skip", note=f"no package (`{REBUILD}`)")
+    try:
+        # Without torch or a GPU this much can be said of it.
+        device = check_package_of(package, metadata).device
+        check_package_here(package, metadata, device=device)
+    except ArtefactError as error:
+        return StageResult("inductor", "fail", note=str(error))
+    except EngineError as error:
+        return StageResult("inductor", "skip", note=str(error))
+    try:
+        compiled = open_package(package, device)
+    except (ArtefactError, EngineError) as error:
+        return StageResult("inductor", "fail", note=str(error))
+    return compare("inductor", names, expected, compiled.score(pixels)[:, :10], device)
 
 
 def _triton_stage(

@@ -90,7 +90,8 @@ def repository(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     from nima_build.export import export_to_repository
 
     source = Path(__file__).parents[2] / "model_repository"
-    ignored = shutil.ignore_patterns("*.plan*", "__pycache__", "*.onnx", "model.json", "SHA256SUMS")
+    built = ("*.plan*", "*.pt2*", "*.onnx", "model.json", "SHA256SUMS")
+    ignored = shutil.ignore_patterns(*built, "__pycache__")
     target = tmp_path_factory.mktemp("repository") / "models"
     shutil.copytree(source, target, ignore=ignored)
     export_to_repository(checkpoint, target)

@@ -35,7 +35,7 @@ def test_report_without_a_gpu(
     assert steps["cpu"]["network_images_per_second"] > 0
     assert steps["cpu"]["preprocess_images_per_second"] > 0
     assert report["machine"]["packages"]["onnxruntime"]
-    for name in ("pytorch", "tensorrt", "gpu_preprocessing", "dali"):
+    for name in ("pytorch", "tensorrt", "inductor", "gpu_preprocessing", "dali"):
         assert steps[name]["status"] == "skip", name
         assert steps[name]["reason"], name
 

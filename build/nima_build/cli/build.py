@@ -1,4 +1,4 @@
-"""``nima build``: ONNX to a TensorRT engine."""
+"""``nima build``: ONNX to a TensorRT engine, or a checkpoint to a package of PyTorch."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 class _Target(str, Enum):
     tensorrt = "tensorrt"
     tensorrt_rtx = "tensorrt-rtx"
+    inductor = "inductor"
+
+
+class _Device(str, Enum):
+    cuda = "cuda"
+    cpu = "cpu"
 
 
 class _Precision(str, Enum):
@@ -27,18 +33,32 @@ class _Precision(str, Enum):
 def build(
     target: Annotated[
         _Target,
-        typer.Option(help="tensorrt serves in Triton; tensorrt-rtx compiles without a GPU."),
+        typer.Option(
+            help="tensorrt serves in Triton; tensorrt-rtx compiles without a GPU; "
+            "inductor needs PyTorch alone."
+        ),
     ] = _Target.tensorrt,
     onnx: Annotated[
         Path | None, typer.Option(help="model.onnx of `nima export`; the bundled one by default.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Engine file; model.plan beside the ONNX.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Engine file; model.plan or model.pt2 beside the ONNX."
+        ),
     ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="For inductor: of the ONNX; the bundled one by default.")
+    ] = None,
+    device: Annotated[
+        _Device, typer.Option(help="For inductor: cpu compiles without a GPU.")
+    ] = _Device.cuda,
     precision: Annotated[_Precision, typer.Option(help="Of the network's body.")] = _Precision.fp16,
     min_batch: Annotated[int, typer.Option(min=1, help="Smallest batch.")] = 1,
     opt_batch: Annotated[int, typer.Option(min=1, help="Batch to tune for.")] = 8,
-    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch.")] = MAX_BATCH_SIZE,
+    max_batch: Annotated[
+        int | None, typer.Option(min=1, help=f"Largest batch; {MAX_BATCH_SIZE}, inductor 128.")
+    ] = None,
     workspace_mib: Annotated[int, typer.Option(min=1, help="Memory for tactics, in MiB.")] = 2048,
     version_compatible: Annotated[
         bool, typer.Option("--version-compatible", help="Runs on later TensorRT versions too.")
@@ -60,11 +80,13 @@ def build(
     """Build the engine of the model, or say in one line why it cannot be built here.
 
     An engine that already fits the model, the options, the GPU and the TensorRT is kept. Beside it
-    lies model.plan.json, which says what it was built from and for.
+    lies model.plan.json, which says what it was built from and for. A package of PyTorch (inductor:
+    model.pt2) is treated alike; of the options of TensorRT it has precision and the largest batch.
     """
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
+    from nima_build.cli._inductor import build_inductor
     from nima_build.engine import build_engine, check_engine_here
     from nima_build.engine_manifest import PLAN_NAME, EngineOptions
     from nima_build.metadata import ArtefactError
@@ -77,6 +99,20 @@ def build(
         if not source.is_file():
             raise ArtefactError(f"no {source}: run `nima export` first")
         plan = output or source.with_name(PLAN_NAME)
+        if target is _Target.inductor:
+            done = build_inductor(
+                source,
+                output,
+                checkpoint=checkpoint,
+                device=device.value,
+                precision=precision.value,
+                max_batch=max_batch,
+                force=force,
+                check=check,
+                repository=_repository_of(plan),
+            )
+            typer.echo(done)
+            return
         if check:
             manifest = check_engine_here(plan, source)
             typer.echo(f"{plan}: fits (TensorRT {manifest.runtime_version})")
@@ -85,7 +121,7 @@ def build(
             precision=precision.value,
             min_batch=min_batch,
             opt_batch=opt_batch,
-            max_batch=max_batch,
+            max_batch=MAX_BATCH_SIZE if max_batch is None else max_batch,
             workspace_mib=workspace_mib,
             version_compatible=version_compatible,
             hardware_compatible=hardware_compatible,
