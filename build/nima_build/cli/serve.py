@@ -57,9 +57,7 @@ def serve(
     ] = "127.0.0.1",
     device: Annotated[
         Device,
-        typer.Option(
-            help="cuda: decode and score on the GPU (after nima build --target inductor)."
-        ),
+        typer.Option(help="cuda: on the GPU, after `nima build --target inductor`."),
     ] = Device.cpu,
     instances: Annotated[
         int,

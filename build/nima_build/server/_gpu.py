@@ -6,7 +6,10 @@ import importlib.util
 from pathlib import Path
 
 from nima_build.gpu import find_gpus
+from nima_build.repository import load_metadata
 from nima_build.server._install import ServerError
+from nima_client._package import PACKAGE_NAME, PackageError, check_package
+from nima_client.contract import NETWORK_MODEL
 
 _PACKAGES = ("torch", "nvidia.nvimgcodec", "cvcuda", "cuda.bindings")
 
@@ -20,12 +23,24 @@ def check_gpu(repository: Path) -> None:
     Raises:
         ServerError: no GPU, a package is missing, or no engine that fits; says what to do.
     """
-    if not find_gpus():
+    gpus = find_gpus()
+    if not gpus:
         raise ServerError("there is no NVIDIA GPU here (nvidia-smi finds none): leave out --device")
     if missing := [name for name in _PACKAGES if not _installed(name)]:
         raise ServerError(
             f"a server on a GPU needs {', '.join(missing)}: pip install 'nima-triton[serve-gpu]'"
         )
+    metadata = load_metadata(repository)
+    try:
+        # Its PyTorch is asked by the model itself, in a process that has loaded one.
+        check_package(
+            repository / NETWORK_MODEL / "1" / PACKAGE_NAME,
+            checkpoint_sha256=metadata.checkpoint_sha256,
+            preprocessing_id=metadata.spec.id,
+            compute_capability=gpus[0].compute_capability,
+        )
+    except PackageError as error:
+        raise ServerError(str(error)) from None
 
 
 def _installed(name: str) -> bool:

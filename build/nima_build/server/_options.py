@@ -12,7 +12,6 @@ from nima_build.server._install import ServerError
 from nima_build.server._security import ServerTLS
 from nima_client.preprocess import DEFAULT_LIMITS, Limits
 
-
 DEVICES = {"cpu": "embedded", "cuda": "embedded-gpu"}
 """The profile of each device that the embedded server runs on."""
 

@@ -17,7 +17,7 @@ GPU_MODES = ("RGB", "L")
 DECODED_BYTES = 512 << 20
 """Decoded pixels held on the GPU at a time; a batch of camera originals takes several rounds."""
 WORKSPACE_PIXELS = 64 << 20
-"""What a batch that is resized at once may have, were each of its images as large as the largest."""
+"""Of a batch that is resized at once, were each of its images as large as the largest."""
 END_OF_JPEG = b"\xff\xd9"
 CACHE_BYTES = 256 << 20
 """What CV-CUDA keeps of freed buffers; by default it is half of the GPU, which TensorRT shares."""
@@ -267,12 +267,13 @@ class GpuPixels:
 
     def _size_for_gpu(self, data):
         """Width and height of what the GPU decodes as the reference does; None for all else."""
-        if len(data) <= self._limits.max_bytes and (size := baseline_jpeg_size(data)):
-            # With an end: of a photo that was cut short, the reference says so.
-            if size[0] * size[1] <= self._limits.max_pixels and END_OF_JPEG in data[-64:]:
-                return size
-        header = inspect_header(data, self._limits)
+        # Of a photo that was cut short the reference says so; a hardware decoder may not.
         whole = END_OF_JPEG in data[-64:]
+        size = baseline_jpeg_size(data) if whole else None
+        limits = self._limits
+        if size and size[0] * size[1] <= limits.max_pixels and len(data) <= limits.max_bytes:
+            return size
+        header = inspect_header(data, limits)
         if header.format == "JPEG" and header.mode in GPU_MODES and whole:
             return header.width, header.height
         return None

@@ -9,6 +9,7 @@ Pillow's pixels is not shown by it.
 from __future__ import annotations
 
 import enum
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -85,10 +86,9 @@ def _array(buffer: object) -> np.ndarray:
     interface = buffer.__cuda_array_interface__
     assert interface["version"] == 3
 
-    class Host:
-        __array_interface__ = {key: interface[key] for key in interface if key != "stream"}
-
-    return np.asarray(Host())
+    host = SimpleNamespace()
+    host.__array_interface__ = {key: interface[key] for key in interface if key != "stream"}
+    return np.asarray(host)
 
 
 def as_tensor(buffer: object, layout: str | None = None) -> Tensor:
