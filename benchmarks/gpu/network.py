@@ -64,7 +64,7 @@ class Engines:
             graph(pixels)
             torch.cuda.synchronize()
 
-        return run, lambda: graph(pixels)[1].cpu()
+        return run, lambda: _means(graph(pixels)).cpu()
 
     def eager_fp32(self, batch: int) -> tuple[Run, Callable[[], Any]]:
         return self.eager(self.full, batch)
@@ -90,7 +90,7 @@ class Engines:
 
         def means() -> Any:
             run()
-            return outputs[1].cpu()
+            return _means(outputs).cpu()
 
         return run, means
 
@@ -155,6 +155,12 @@ class Engines:
         pixels = self.pixels[:batch].numpy()
         runner.upload(pixels)
         return runner.execute, lambda: torch.from_numpy(runner.run(pixels)[1])
+
+
+def _means(outputs: Any) -> torch.Tensor:
+    """Mean ratings ``[B, 1]`` of either scoring graph: a tensor of three outputs, or three."""
+    means: torch.Tensor = outputs[1] if isinstance(outputs, tuple) else outputs[:, 10:11]
+    return means
 
 
 def rate(run: Run, images: int) -> float:
