@@ -37,10 +37,12 @@ from nima_build.repository import ONNX_NAME, default_repository, load_metadata
 from nima_build.server import EmbeddedServer, ServerOptions
 from nima_client import NimaClient
 from nima_client._files import write_atomic
-from nima_client.contract import MAX_BATCH_SIZE, NETWORK_MODEL
+from nima_client.contract import NETWORK_MODEL
 from nima_client.preprocess import DEFAULT_LIMITS, PreprocessSpec, preprocess
 
-PROCESSES = (1, 2, 4)
+PROCESSES = (1, 2)
+BATCH = 128
+"""Images at once where the limit is measured: what the server merges at most."""
 STAGES = ("decode", "preprocess")
 
 
@@ -92,7 +94,7 @@ def limit(
     """Images per second of one stage, of so many processes together."""
     context = multiprocessing.get_context("spawn")
     start, done = context.Barrier(processes), context.Queue()
-    batch = [files[n % len(files)] for n in range(MAX_BATCH_SIZE)]
+    batch = [files[n % len(files)] for n in range(BATCH)]
     workers = [
         context.Process(target=_work, args=(stage, batch, spec, seconds, start, done), daemon=True)
         for _ in range(processes)
@@ -172,6 +174,7 @@ def main() -> None:
         "--loads", nargs="+", default=["32x4", "32x8", "32x16", "8x32", "1x1", "1x64"],
         help="images a request x requests in flight",
     )  # fmt: skip
+    parser.add_argument("--stop-timeout", type=float, default=10.0, help="of the server, seconds")
     parser.add_argument("--no-limits", action="store_true", help="leave the limits out")
     options = parser.parse_args()
     perf_analyzer = find_perf_analyzer()
@@ -209,6 +212,7 @@ def main() -> None:
         instances=options.instances,
         log_file=options.out / "tritonserver.log",
         start_timeout=120,
+        stop_timeout=options.stop_timeout,
     )
     with tempfile.TemporaryDirectory(prefix="nima-gpu-") as folder:
         inputs = Path(folder) / "inputs.json"
@@ -217,11 +221,9 @@ def main() -> None:
         with serving(options.url, server) as url:
             report["parity"] = judge(url, photos, spec)
             meter = StageMeter(url)
-            for number in range(options.rounds):
+            for _ in range(options.rounds):
                 for row in report["loads"]:
                     load = Load(concurrency=row["concurrency"], batch=row["batch"])
-                    if number == 0:
-                        run_perf_analyzer(perf_analyzer, url, inputs, load, 1.0)
                     meter.lap()
                     found = run_perf_analyzer(perf_analyzer, url, inputs, load, options.seconds)
                     stages = meter.lap()

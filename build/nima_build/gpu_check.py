@@ -41,11 +41,16 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-def run_checks(photos: Sequence[Path], save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Run every step.
+def run_checks(
+    photos: Sequence[Path],
+    save: Callable[[dict[str, Any]], None],
+    chosen: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Run every step, or those that are chosen.
 
     Args:
         photos: image files.
+        chosen: keys of :data:`nima_build.gpu_steps.STEPS`; empty takes all.
         save: called with the report before and after each step.
 
     Raises:
@@ -67,6 +72,8 @@ def run_checks(photos: Sequence[Path], save: Callable[[dict[str, Any]], None]) -
         names = [path.name for path in photos]
         context = Context(network, metadata, names, jpegs, pixels, Path(folder))
         for name, step in gpu_steps.STEPS.items():
+            if chosen and name not in chosen:
+                continue
             steps[name] = {"status": "running"}
             save(report)
             start = time.perf_counter()
@@ -128,13 +135,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "photos", type=Path, nargs="*", help="image files; by default those of scikit-image"
     )
+    parser.add_argument(
+        "--steps", nargs="+", choices=gpu_steps.STEPS, default=[], help="by default all"
+    )
     options = parser.parse_args(arguments)
 
     def save(report: dict[str, Any]) -> None:
         write_atomic(options.json, (json.dumps(report, indent=2) + "\n").encode())
 
     try:
-        report = run_checks(options.photos or golden_photos(), save)
+        report = run_checks(options.photos or golden_photos(), save, options.steps)
     except (ArtefactError, OSError) as error:
         print(f"gpu-check: {error}", file=sys.stderr)
         return 1

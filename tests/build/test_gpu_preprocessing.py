@@ -75,6 +75,9 @@ class PillowOperations:
         self.uploaded += 1
         slot[:] = pixels
 
+    def download(self, batch: HostBatch) -> np.ndarray:
+        return batch.exported
+
     def wait(self) -> None:
         """Nothing is asynchronous here."""
 
@@ -134,13 +137,19 @@ def test_everything_else_takes_the_reference_path(
         np.testing.assert_array_equal(got, preprocess(data, FULL))
 
 
-def test_bad_files_are_refused_one_by_one(gpu_pixels: ModuleType, photo: Image.Image) -> None:
+@pytest.mark.parametrize("host_below", [0, 2, 9])
+def test_bad_files_are_refused_one_by_one(
+    gpu_pixels: ModuleType, photo: Image.Image, host_below: int
+) -> None:
+    """Whether the requests have a batch each, or the small ones share one."""
     good = encoded(photo, "JPEG")
     large = encoded(Image.new("RGB", (1200, 1000)), "PNG")
     requests = [[good, b"", good[:3000]], [good], [b"plain text", good, large], [good, good]]
     operations = PillowOperations(FULL)
     limits = Limits(max_pixels=1_000_000)
-    run = gpu_pixels.GpuPixels(FULL, limits, gpu_pixels.JpegDecoder(None), operations)
+    run = gpu_pixels.GpuPixels(
+        FULL, limits, gpu_pixels.JpegDecoder(None), operations, host_below=host_below
+    )
     first, second, third, fourth = run(requests)
     assert [(index, error.code) for index, error in first] == [
         (1, RejectionCode.EMPTY),
@@ -151,6 +160,7 @@ def test_bad_files_are_refused_one_by_one(gpu_pixels: ModuleType, photo: Image.I
         (2, RejectionCode.TOO_LARGE),
     ]
     assert (second.shape, fourth.shape) == ((1, 224, 224, 3), (2, 224, 224, 3))
+    np.testing.assert_array_equal(second[0], preprocess(good, FULL))
     np.testing.assert_array_equal(second[0], fourth[1])
 
 

@@ -1,12 +1,14 @@
 """Triton Python model ``nima_preprocess`` of the profile ``default``: IMAGE to PIXELS on the GPU.
 
-Same contract and parameters as ``model.py``. All requests that Triton merged are decoded as one
-batch; each is answered, or refused, by itself.
+Same contract and parameters as ``model.py``, but for the gate, and ``host_below``: requests of
+fewer images hand on their pixels through the host. All requests that Triton merged are decoded as
+one batch; each is answered, or refused, by itself.
 """
 
 import io
 import json
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
 from gpu_pixels import on_gpu
 from PIL import Image
@@ -29,7 +31,8 @@ class TritonPythonModel:
         silence_libtiff()
         on_device = args["model_instance_kind"] == "GPU"
         device_id = int(args["model_instance_device_id"]) if on_device else None
-        self._pixels = on_gpu(spec, limits, device_id, _log_gpu_failure)
+        host_below = int(parameters.get("host_below", "0"))
+        self._pixels = on_gpu(spec, limits, device_id, _log_gpu_failure, host_below)
         photos = []
         for name in ("JPEG", "PNG"):
             photo = io.BytesIO()
@@ -49,7 +52,7 @@ class TritonPythonModel:
             return [
                 self._refuse(request, found)
                 if isinstance(found, list)
-                else pb_utils.InferenceResponse([pb_utils.Tensor.from_dlpack(PIXELS, found)])
+                else pb_utils.InferenceResponse([_tensor(found)])
                 for request, found in zip(requests, self._answered)
             ]
         except Exception as error:
@@ -69,6 +72,12 @@ class TritonPythonModel:
         }
         pb_utils.Logger.log_info(json.dumps(line))
         return _failed(format_rejections(rejections), pb_utils.TritonError.INVALID_ARG)
+
+
+def _tensor(found):
+    if isinstance(found, np.ndarray):
+        return pb_utils.Tensor(PIXELS, found)
+    return pb_utils.Tensor.from_dlpack(PIXELS, found)
 
 
 def _log_gpu_failure(error):

@@ -122,6 +122,7 @@ class CvCuda:
             # process Triton starts, whatever GPU the instance was put on.
             from cuda.bindings import runtime
 
+            self._cuda = runtime
             (status,) = runtime.cudaSetDevice(device_id)
             if int(status) != 0:
                 raise RuntimeError(f"cudaSetDevice({device_id}): {status!r}")
@@ -188,6 +189,21 @@ class CvCuda:
         self._cv.customcrop_into(target, tensor, whole, stream=self._stream)
         return source
 
+    def download(self, batch):
+        """A :class:`Batch` as an array uint8 ``[B, S, S, 3]`` of the host, complete."""
+        if self._device_id is None:
+            return np.from_dlpack(batch.exported)
+        interface = batch.exported.__cuda_array_interface__
+        pixels = np.empty(interface["shape"], np.uint8)
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        (status,) = self._cuda.cudaMemcpyAsync(
+            pixels.ctypes.data, interface["data"][0], pixels.nbytes, kind, self.stream_handle
+        )
+        if int(status) != 0:
+            raise RuntimeError(f"cudaMemcpyAsync: {status!r}")
+        self.wait()
+        return pixels
+
     def wait(self):
         """Until all that was asked for is done: Triton hands tensors on without our stream."""
         self._stream.sync()
@@ -211,10 +227,13 @@ class GpuPixels:
         decoder: a :class:`JpegDecoder`.
         operations: a :class:`CvCuda`, or the like of it.
         report: called with an exception that cost the GPU a round; the CPU has done its work.
+        host_below: requests of fewer images get their pixels on the host. A tensor on the GPU
+            passes between Triton's processes without a copy, but each costs them more than the
+            copy of a few images.
     """
 
-    def __init__(self, spec, limits, decoder, operations, report=None):
-        self._spec, self._limits = spec, limits
+    def __init__(self, spec, limits, decoder, operations, report=None, host_below=0):
+        self._spec, self._limits, self._host_below = spec, limits, host_below
         self._decoder, self._operations = decoder, operations
         self._report = report or (lambda error: None)
 
@@ -225,10 +244,11 @@ class GpuPixels:
             requests: lists of files.
 
         Returns:
-            For each request its pixels uint8 ``[B, S, S, 3]`` as an object that speaks DLPack,
-            complete; or, where files of it are refused, a list of ``(index, ImageRejected)``.
+            For each request its pixels uint8 ``[B, S, S, 3]``, complete, as an object that speaks
+            DLPack or an array of the host; or, where files of it are refused, a list of
+            ``(index, ImageRejected)``.
         """
-        batches = [self._operations.allocate(len(files)) for files in requests]
+        homes, shared = self._allocate(requests)
         work = {
             (number, index): data
             for number, files in enumerate(requests)
@@ -246,7 +266,7 @@ class GpuPixels:
         done = set()
         for chosen in rounds(sizes, DECODED_BYTES):
             try:
-                done |= self._on_gpu(work, batches, chosen)
+                done |= self._on_gpu(work, homes, chosen)
             except Exception as error:  # the GPU is full, say: the CPU scores this round
                 self._report(error)
         kept = []
@@ -257,13 +277,32 @@ class GpuPixels:
                 except ImageRejected as error:
                     refused[place] = error
                 else:
-                    slot = batches[place[0]].slot(place[1])
-                    kept.append(self._operations.upload(pixels, slot))
+                    kept.append(self._operations.upload(pixels, _slot(homes, place)))
         self._operations.wait()
+        host = self._operations.download(shared) if shared else None
         reasons = [[] for _ in requests]
         for (number, index), error in sorted(refused.items()):
             reasons[number].append((index, error))
-        return [found or batch.exported for found, batch in zip(reasons, batches)]
+        return [
+            reasons[number]
+            or (batch.exported if batch is not shared else host[start : start + len(files)])
+            for number, (files, (batch, start)) in enumerate(zip(requests, homes))
+        ]
+
+    def _allocate(self, requests):
+        """For each request a batch and where in it the request begins; the batch of all the small
+        ones, or None.
+        """
+        small = [len(files) for files in requests if len(files) < self._host_below]
+        shared = self._operations.allocate(sum(small)) if small else None
+        homes, start = [], 0
+        for files in requests:
+            if len(files) < self._host_below:
+                homes.append((shared, start))
+                start += len(files)
+            else:
+                homes.append((self._operations.allocate(len(files)), 0))
+        return homes, shared
 
     def _size_for_gpu(self, data):
         """Width and height of what the GPU decodes as the reference does; None for all else."""
@@ -278,12 +317,12 @@ class GpuPixels:
             return header.width, header.height
         return None
 
-    def _on_gpu(self, work, batches, chosen):
+    def _on_gpu(self, work, homes, chosen):
         images = self._decoder.decode(
             [work[place] for place in chosen], self._operations.stream_handle
         )
         decoded = {place: image for place, image in zip(chosen, images) if image is not None}
-        slots = [batches[number].slot(index) for number, index in decoded]
+        slots = [_slot(homes, place) for place in decoded]
         if decoded:
             self._operations.resize(list(decoded.values()), slots)
         # Before the decoded images are freed and the next round takes their place.
@@ -314,6 +353,11 @@ def alike(shapes, budget):
         yield chosen
 
 
+def _slot(homes, place):
+    batch, start = homes[place[0]]
+    return batch.slot(start + place[1])
+
+
 def rounds(sizes, budget):
     """Split ``{index: bytes}``, in order, into lists whose sum stays within the budget."""
     chosen, total = [], 0
@@ -327,7 +371,7 @@ def rounds(sizes, budget):
         yield chosen
 
 
-def on_gpu(spec, limits, device_id, report=None):
+def on_gpu(spec, limits, device_id, report=None, host_below=0):
     """What the profile ``default`` runs.
 
     Args:
@@ -335,10 +379,11 @@ def on_gpu(spec, limits, device_id, report=None):
         limits: bytes and pixels an image may have.
         device_id: CUDA device; None where Triton put the instance on the CPU: CPU decoders then.
         report: see :class:`GpuPixels`.
+        host_below: likewise.
 
     Raises:
         ImportError: nvImageCodec or CV-CUDA is missing from the image.
         RuntimeError: there is no such device.
     """
     operations = CvCuda(spec, device_id)
-    return GpuPixels(spec, limits, JpegDecoder(device_id), operations, report)
+    return GpuPixels(spec, limits, JpegDecoder(device_id), operations, report, host_below)
