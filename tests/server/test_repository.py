@@ -36,7 +36,8 @@ def parameters(config) -> dict[str, str]:
 def test_configs_obey_the_schema(profile, model):
     config = read_config(config_path(SOURCE, model, profile))
     assert config.name == model
-    assert config.max_batch_size == contract.MAX_BATCH_SIZE
+    # tests/build/test_profiles.py says which steps merge more than one request of that size.
+    assert config.max_batch_size >= contract.MAX_BATCH_SIZE
 
 
 @pytest.mark.parametrize("profile", PROFILES)
