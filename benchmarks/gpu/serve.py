@@ -40,9 +40,9 @@ from nima_client._files import write_atomic
 from nima_client.contract import NETWORK_MODEL
 from nima_client.preprocess import DEFAULT_LIMITS, PreprocessSpec, preprocess
 
-PROCESSES = (1, 2)
+PROCESSES = (1, 2, 4)
 BATCH = 128
-"""Images at once where the limit is measured: what the server merges at most."""
+"""Images at once where the limit is measured: enough to keep the decoder of an H200 busy."""
 STAGES = ("decode", "preprocess")
 
 

@@ -42,9 +42,7 @@ def tensors(entries: Any) -> dict[str, tuple[int, list[int]]]:
 def test_config_follows_the_schema_and_the_contract(profile: str, model: str) -> None:
     config = read_config(config_path(TREE, model, profile))
     assert config.name == model
-    # A step may merge more than one request of the largest size.
-    merges = profile == "embedded-gpu" and model != "nima"
-    assert config.max_batch_size == (128 if merges else MAX_BATCH_SIZE)
+    assert config.max_batch_size == MAX_BATCH_SIZE
     image = (UINT8, [-1]) if profile == "dali" else (STRING, [1])
     pixels = (UINT8, [224, 224, 3])
     wanted = {

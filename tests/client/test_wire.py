@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2
 
 from nima_client import ImageRejectedError, Limits
 from nima_client._images import PrepareOptions, prepare
-from nima_client._quick_header import jpeg_size
+from nima_client._quick_header import baseline_jpeg_size, jpeg_size
 from nima_client._transport import InferRequest
 from nima_client._wire import encode_request
 from nima_client.preprocess import ImageRejected, inspect_header
@@ -99,7 +99,8 @@ def test_both_checks_read_the_same_size(changes: list[tuple[int, int]]) -> None:
     data = bytearray(jpeg())
     for position, value in changes:
         data[position % len(data)] = value
-    quick = jpeg_size(bytes(data))
+    quick, baseline = jpeg_size(bytes(data)), baseline_jpeg_size(bytes(data))
+    assert baseline in (None, quick)
     if quick is None:
         return
     try:
@@ -115,3 +116,43 @@ def test_both_checks_read_the_same_size_of_real_photos(shared_photos: Path) -> N
     ordinary = [(size, inspect_header(data)) for size, data in sizes if size is not None]
     assert len(ordinary) > 30
     assert all(size == (header.width, header.height) for size, header in ordinary)
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("RGB", {}),
+        ("RGB", {"subsampling": 2, "quality": 50}),
+        ("L", {}),
+        ("RGB", {"exif": b"Exif\x00\x00" + bytes(60_000), "icc_profile": bytes(150_000)}),
+        ("RGB", {"optimize": True, "restart_marker_blocks": 4}),
+    ],
+)
+def test_a_jpeg_beyond_doubt_tells_its_size(mode: str, options: dict[str, object]) -> None:
+    assert baseline_jpeg_size(jpeg(mode, **options)) == (31, 17)
+
+
+def test_a_jpeg_with_any_doubt_is_left_to_the_full_check() -> None:
+    whole = jpeg()
+    frame = whole.index(b"\xff\xc0")
+    assert baseline_jpeg_size(jpeg(progressive=True)) is None
+    assert baseline_jpeg_size(jpeg("CMYK")) is None
+    assert baseline_jpeg_size(jpeg(icc_profile=bytes(3 << 20))) is None
+    assert baseline_jpeg_size(whole[: frame + 6]) is None
+    assert baseline_jpeg_size(whole[: whole.index(b"\xff\xda") + 4]) is None
+    one_by_one = whole.replace(b"\xff\xda\x00\x0c\x03", b"\xff\xda\x00\x0c\x01")
+    assert one_by_one != whole
+    assert baseline_jpeg_size(one_by_one) is None
+    twelve_bits = whole[: frame + 4] + b"\x0c" + whole[frame + 5 :]
+    assert baseline_jpeg_size(twelve_bits) is None
+    two_frames = whole[:frame] + whole[frame : frame + 19] + whole[frame:]
+    assert baseline_jpeg_size(two_frames) is None
+    for data in (b"", b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0\x00\x00"):
+        assert baseline_jpeg_size(data) is None
+
+
+@given(st.binary(max_size=400))
+def test_bytes_of_any_kind_do_not_break_the_quick_headers(data: bytes) -> None:
+    for start in (b"", b"\xff\xd8", jpeg()[:160]):
+        jpeg_size(start + data)
+        baseline_jpeg_size(start + data)

@@ -36,8 +36,7 @@ def parameters(config) -> dict[str, str]:
 def test_configs_obey_the_schema(profile, model):
     config = read_config(config_path(SOURCE, model, profile))
     assert config.name == model
-    # tests/build/test_profiles.py says which steps merge more than one request of that size.
-    assert config.max_batch_size >= contract.MAX_BATCH_SIZE
+    assert config.max_batch_size == contract.MAX_BATCH_SIZE
 
 
 @pytest.mark.parametrize("profile", PROFILES)

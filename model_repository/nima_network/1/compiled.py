@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch._inductor import aoti_load_package
+from torch._inductor import aoti_load_package, config
 
 from nima_client._package import check_package
 
@@ -75,8 +75,11 @@ class CompiledNetwork:
             if self.manifest.precision == "fp32":
                 # On by default, and no more precise than FP16.
                 torch.backends.cudnn.allow_tf32 = False
-        # Single-threaded: without the events that a CUDA graph could not record.
-        package = aoti_load_package(str(path), run_single_threaded=True, device_index=index)
+        # PyTorch 2.11 compiles a test program for every vector unit of the CPU, only to warn of
+        # another one: half a minute at each start.
+        with config.patch({"cpp.vec_isa_ok": True}):
+            # Single-threaded: without the events that a CUDA graph could not record.
+            package = aoti_load_package(str(path), run_single_threaded=True, device_index=index)
         # Calling the package itself parses its tree of arguments anew each time.
         self._run_boxed = package.loader.boxed_run
         self._package = package

@@ -1,0 +1,116 @@
+"""`nima serve --device cuda` up to the point where a GPU is needed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nima_build.gpu import Gpu, find_gpus
+from nima_build.repository import RenderOptions, default_repository, read_config, render
+from nima_build.server import ServerError, ServerOptions, _gpu
+from nima_client._files import sha256_file
+
+HOPPER = Gpu("NVIDIA H200", "9.0", "580.159.04", 143771)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(default_repository(), tmp_path / "models"))
+
+
+def put_package(repository: Path, **facts: object) -> None:
+    """A file where the compiled network belongs, and the manifest of one that fits."""
+    version = repository / "nima_network" / "1"
+    (version / "model.pt2").write_bytes(b"compiled")
+    model = json.loads((version / "model.json").read_text())
+    manifest = {
+        "torch_version": "2.11.0+cu130",
+        "device": "cuda",
+        "compute_capability": "9.0",
+        "checkpoint_sha256": model["checkpoint_sha256"],
+        "preprocessing_id": model["preprocessing_id"],
+        "image_size": 224,
+        "precision": "fp16",
+        "max_batch": 128,
+        "package_sha256": sha256_file(version / "model.pt2"),
+        **facts,
+    }
+    (version / "model.pt2.json").write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_gpu, "find_gpus", lambda: [HOPPER])
+    monkeypatch.setattr(_gpu, "_installed", lambda name: True)
+
+
+def test_options_name_the_profile_and_refuse_what_cannot_be() -> None:
+    assert ServerOptions().profile == "embedded"
+    assert ServerOptions(device="cuda").profile == "embedded-gpu"
+    with pytest.raises(ServerError, match="no device 'tpu': choose cpu or cuda"):
+        ServerOptions(device="tpu")
+    with pytest.raises(ServerError, match="int8 is for the CPU"):
+        ServerOptions(device="cuda", precision="int8")
+
+
+def test_a_package_that_fits_may_start(repository: Path, with_gpu: None) -> None:
+    put_package(repository)
+    _gpu.check_gpu(repository)
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ({"compute_capability": "8.9"}, "8.9"),
+        ({"checkpoint_sha256": "0" * 64}, "another checkpoint"),
+        ({"package_sha256": "0" * 64}, "damaged"),
+    ],
+)
+def test_a_package_that_does_not_fit_is_refused_with_the_command(
+    repository: Path, with_gpu: None, facts: dict[str, object], reason: str
+) -> None:
+    put_package(repository, **facts)
+    with pytest.raises(ServerError, match="nima build --target inductor") as refusal:
+        _gpu.check_gpu(repository)
+    assert reason in str(refusal.value)
+
+
+def test_a_start_without_a_package_says_how_to_make_one(repository: Path, with_gpu: None) -> None:
+    with pytest.raises(ServerError, match=r"no .*model\.pt2.*nima build --target inductor"):
+        _gpu.check_gpu(repository)
+
+
+def test_missing_packages_are_named(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_gpu, "find_gpus", lambda: [HOPPER])
+    monkeypatch.setattr(_gpu, "_installed", lambda name: name != "cvcuda")
+    with pytest.raises(ServerError, match=r"needs cvcuda: pip install 'nima-triton\[serve-gpu\]'"):
+        _gpu.check_gpu(repository)
+
+
+@pytest.mark.skipif(bool(find_gpus()), reason="this machine has a GPU")
+def test_without_a_gpu_the_command_says_so_in_one_line() -> None:
+    command = [sys.executable, "-m", "nima_client.cli.main", "serve", "--device", "cuda"]
+    ports = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
+    done = subprocess.run([*command, *ports], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("nima serve: there is no NVIDIA GPU here")
+
+
+def test_the_rendered_repository_carries_the_package_and_keeps_its_instances(
+    repository: Path, tmp_path: Path
+) -> None:
+    put_package(repository)
+    target = tmp_path / "rendered"
+    render(repository, target, RenderOptions(profile="embedded-gpu"))
+    network = read_config(target / "nima_network" / "config.pbtxt")
+    decoder = read_config(target / "nima_preprocess" / "config.pbtxt")
+    assert network.default_model_filename == decoder.default_model_filename == "gpu_model.py"
+    assert (decoder.instance_group[0].count, network.instance_group[0].count) == (4, 2)
+    assert "gate" not in decoder.parameters
+    assert (target / "nima_network" / "1" / "model.pt2.json").is_file()
+    assert (target / "nima_network" / "1" / "compiled.py").is_file()
