@@ -133,3 +133,64 @@ def test_peers_are_compared_by_the_rounds_own_ratios(tables):
     assert tables.plot(samples, ["own", "peer"], [8], "title").startswith(b"\x89PNG")
     offline = [tables.OfflineSample("script", 0, 25.0, 40.0, 100.0, 10.0)]
     assert "| script | 25.0 | **0.25** | 40.0 | **4.0** |" in tables.offline_table(offline)
+
+
+GPU_RUN = {
+    "gpu": {"name": "NVIDIA Example", "driver": "1.2"},
+    "machine": {"cores": 16, "cpu": "Example CPU"},
+    "photos": "3 photos",
+    "parity": {"mean_difference": 0.0041},
+    "limits": {
+        f"{stage} {processes}": [1000.0 * processes, 3000.0 * processes, 2000.0 * processes]
+        for stage in ("decode", "preprocess")
+        for processes in (1, 2, 4)
+    },
+    "loads": [
+        {
+            "batch": batch,
+            "concurrency": 8,
+            "rounds": [{"throughput": batch * n, "p50": 3.0, "p99": 5.0} for n in (90, 110, 100)],
+        }
+        for batch in (1, 32)
+    ],
+}
+
+
+def test_capacity_of_a_gpu_takes_the_best_load(capacity):
+    measured = capacity.read_run(GPU_RUN)
+    assert measured.rates == {"AVA": 3200}
+    page = capacity.page(GPU_RUN, capacity.Assumptions(0.25, 0.5, 2.0), "run.json")
+    assert "3200.0 x 0.5 = 1600.0/s" in page
+    assert "1600.0 x 3,600 / 4 = 1.44 million" in page
+    with pytest.raises(SystemExit, match="no load"):
+        capacity.read_run({**GPU_RUN, "loads": [{"rounds": []}]})
+
+
+def test_the_gpu_run_is_told_beside_the_limit_of_its_decoder():
+    serve = load_script(BENCHMARKS / "gpu" / "serve.py")
+    table = serve.to_markdown(GPU_RUN)
+    assert "| decode, by processes | 2,000 | 4,000 | 8,000 |" in table
+    assert "| 32 | 8 | 3,200 | 0.40 | 3.0 | 5.0 |" in table
+
+
+def test_engines_of_a_gpu_are_told_with_what_was_not_there():
+    network = load_script(BENCHMARKS / "gpu" / "network.py")
+    rows = {str(batch): {"rate": 10.0 * batch, "error": 0.001} for batch in network.BATCHES}
+    report = {
+        "gpu": GPU_RUN["gpu"],
+        "torch": "2.0",
+        "engines": {"one": rows, "other": {"reason": "RuntimeError: not here"}},
+    }
+    table = network.to_markdown(report)
+    assert "| one | 10 | 80 | 320 | 1,280 | 0.0010 |" in table
+    assert "| other |  |  |  |  | RuntimeError: not here |" in table
+
+
+def test_photos_are_brought_to_the_size_of_ava(encode):
+    serve = load_script(BENCHMARKS / "gpu" / "serve.py")
+    from nima_build.bench.photos import Photo
+
+    for size, wanted in (((900, 300), (500, 375)), ((300, 900), (375, 500))):
+        photo = serve.ava_sized(Photo("a", encode("PNG", size), *size))
+        assert (photo.width, photo.height) == wanted
+        assert photo.data[:2] == b"\xff\xd8"
