@@ -211,7 +211,6 @@ def main() -> None:
         device=options.device,
         instances=options.instances,
         log_file=options.out / "tritonserver.log",
-        start_timeout=120,
         stop_timeout=options.stop_timeout,
     )
     with tempfile.TemporaryDirectory(prefix="nima-gpu-") as folder:

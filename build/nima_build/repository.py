@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,12 +82,19 @@ def read_config(path: Path) -> Any:
 
 
 def load_module(path: Path) -> ModuleType:
-    """A Python file of a model, which is on no path outside Triton, as a module."""
+    """A Python file of a model, which is on no path outside Triton, as a module.
+
+    The files beside it can be imported by it, as under Triton.
+    """
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
     return module
 
 

@@ -7,7 +7,6 @@ them. The resize itself has not been run here.
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nima_build.repository import load_module
 from nima_client.contract import RejectionCode
 from nima_client.preprocess import (
     ImageRejected,
@@ -34,13 +34,12 @@ FULL = PreprocessSpec(jpeg_oversampling=0)
 
 @pytest.fixture(scope="module")
 def gpu_pixels() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gpu_pixels", VERSION / "gpu_pixels.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_pixels"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_module(VERSION / "gpu_pixels.py")
+
+
+@pytest.fixture(scope="module")
+def gpu_resize() -> ModuleType:
+    return load_module(VERSION / "gpu_resize.py")
 
 
 class HostBatch:
@@ -211,10 +210,10 @@ def test_rounds_keep_the_order_and_the_budget(gpu_pixels: ModuleType) -> None:
     assert list(gpu_pixels.rounds({}, 100)) == []
 
 
-def test_images_of_like_size_are_resized_together(gpu_pixels: ModuleType) -> None:
+def test_images_of_like_size_are_resized_together(gpu_resize: ModuleType) -> None:
     shapes = [(10, 10), (100, 90), (9, 10), (10, 9), (90, 100), (500, 500)]
-    assert list(gpu_pixels.alike(shapes, 20_000)) == [[2, 3, 0], [1, 4], [5]]
-    assert list(gpu_pixels.alike([], 100)) == []
+    assert list(gpu_resize.alike(shapes, 20_000)) == [[2, 3, 0], [1, 4], [5]]
+    assert list(gpu_resize.alike([], 100)) == []
 
 
 def test_bench_and_edge_photos_equal_the_reference(
@@ -241,13 +240,42 @@ def test_bench_and_edge_photos_equal_the_reference(
 
 @pytest.mark.parametrize("size", [(640, 480), (480, 640), (100, 7), (224, 224), (3, 5000)])
 def test_sizes_before_the_crop_are_those_of_the_reference(
-    gpu_pixels: ModuleType, size: tuple[int, int]
+    gpu_resize: ModuleType, size: tuple[int, int]
 ) -> None:
     spec = PreprocessSpec(resize="shortest", resize_size=256, crop_size=224)
-    width, height = gpu_pixels.resized_size(*size, spec)
+    width, height = gpu_resize.resized_size(*size, spec)
     if size[0] <= size[1]:
         expected = (256, max(256, round(size[1] * 256 / size[0])))
     else:
         expected = (max(256, round(size[0] * 256 / size[1])), 256)
     assert (width, height) == expected
-    assert gpu_pixels.resized_size(*size, FULL) == (224, 224)
+    assert gpu_resize.resized_size(*size, FULL) == (224, 224)
+
+
+@pytest.mark.parametrize("host_below", [0, 100])
+@pytest.mark.parametrize(
+    "spec",
+    [FULL, PreprocessSpec(resize="shortest", resize_size=256, crop_size=224, jpeg_oversampling=0)],
+    ids=["stretched", "cropped"],
+)
+def test_every_operation_that_is_asked_of_cv_cuda(
+    photo: Image.Image, spec: PreprocessSpec, host_below: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real CvCuda on the stand-in: images resized together, cropped, uploaded, handed over."""
+    monkeypatch.syspath_prepend(Path(__file__).parent / "standins")
+    sizes = [(640, 480), (300, 500), (512, 512), (97, 301)]
+    requests = [
+        [encoded(photo.resize(size), "JPEG", quality=90) for size in sizes],
+        [encoded(photo.resize(sizes[1]), "PNG"), encoded(photo.convert("L"), "JPEG")],
+    ]
+    failures: list[Exception] = []
+    module = load_module(VERSION / "gpu_pixels.py")
+    try:
+        run = module.on_gpu(spec, Limits(), None, failures.append, host_below)
+        results = [np.from_dlpack(found) for found in run(requests)]
+    finally:
+        sys.modules.pop("cvcuda", None)
+    assert failures == []
+    for files, found in zip(requests, results, strict=True):
+        want = np.stack([preprocess(data, spec) for data in files]).astype(int)
+        assert np.abs(want - found).max() <= 1

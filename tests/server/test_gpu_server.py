@@ -13,6 +13,7 @@ import pytest
 from nima_build.gpu import Gpu, find_gpus
 from nima_build.repository import RenderOptions, default_repository, read_config, render
 from nima_build.server import ServerError, ServerOptions, _gpu
+from nima_build.server._rollout import Repository, RolloutError
 from nima_client._files import sha256_file
 
 HOPPER = Gpu("NVIDIA H200", "9.0", "580.159.04", 143771)
@@ -52,6 +53,8 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_options_name_the_profile_and_refuse_what_cannot_be() -> None:
     assert ServerOptions().profile == "embedded"
     assert ServerOptions(device="cuda").profile == "embedded-gpu"
+    assert (ServerOptions().patience, ServerOptions(device="cuda").patience) == (60, 180)
+    assert ServerOptions(device="cuda", start_timeout=7).patience == 7
     with pytest.raises(ServerError, match="no device 'tpu': choose cpu or cuda"):
         ServerOptions(device="tpu")
     with pytest.raises(ServerError, match="int8 is for the CPU"):
@@ -114,3 +117,15 @@ def test_the_rendered_repository_carries_the_package_and_keeps_its_instances(
     assert "gate" not in decoder.parameters
     assert (target / "nima_network" / "1" / "model.pt2.json").is_file()
     assert (target / "nima_network" / "1" / "compiled.py").is_file()
+
+
+def test_a_rollout_on_a_gpu_asks_for_the_package_of_the_new_network(
+    repository: Path, tmp_path: Path, with_gpu: None
+) -> None:
+    put_package(repository)
+    served = tmp_path / "served"
+    render(repository, served, RenderOptions(profile="embedded-gpu"))
+    (repository / "nima_network" / "1" / "model.pt2").write_bytes(b"of another build")
+    with pytest.raises(RolloutError, match=r"damaged.*nima build --target inductor"):
+        Repository(served, None, "token").roll_out(repository)
+    assert [folder.name for folder in (served / "nima_network").glob("[0-9]*")] == ["1"]

@@ -200,7 +200,7 @@ class EmbeddedServer:
 
     def _change(self, action: Callable[[Repository], Rollout]) -> Rollout:
         folder = self._folder
-        client = self.probe(self.options.start_timeout).connect()
+        client = self.probe(self.options.patience).connect()
         with self._changing, client:
             # Stubs of the version that goes end, some time after its last request; until there are
             # as many as before, none is missed.
@@ -208,7 +208,7 @@ class EmbeddedServer:
             try:
                 done = action(Repository(folder / "models", client, self._admin_token))
             finally:
-                deadline = time.monotonic() + self.options.start_timeout
+                deadline = time.monotonic() + self.options.patience
                 while len(self.stub_pids()) != count and time.monotonic() < deadline:
                     time.sleep(_POLL_SECONDS)
                 self._stubs = self.stub_pids()
@@ -273,8 +273,8 @@ class EmbeddedServer:
 
     def _wait_ready(self) -> None:
         assert self._process is not None
-        deadline = time.monotonic() + self.options.start_timeout
-        probe = self.probe(self.options.start_timeout)
+        deadline = time.monotonic() + self.options.patience
+        probe = self.probe(self.options.patience)
         try:
             while time.monotonic() < deadline:
                 if self._process.poll() is not None:
@@ -290,7 +290,7 @@ class EmbeddedServer:
         finally:
             probe.close()
         raise ServerError(
-            f"no inference answered within {self.options.start_timeout:g} s\n{self.log_errors()}"
+            f"no inference answered within {self.options.patience:g} s\n{self.log_errors()}"
         )
 
     def _listens(self) -> bool:

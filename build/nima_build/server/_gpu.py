@@ -11,6 +11,8 @@ from nima_build.server._install import ServerError
 from nima_client._package import PACKAGE_NAME, PackageError, check_package
 from nima_client.contract import NETWORK_MODEL
 
+GPU_MODEL = "gpu_model.py"
+"""The file of ``nima_network`` that runs the package; what its config names then."""
 _PACKAGES = ("torch", "nvidia.nvimgcodec", "cvcuda", "cuda.bindings")
 
 

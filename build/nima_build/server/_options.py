@@ -36,7 +36,8 @@ class ServerOptions:
             are within 0.05 (``model.int8.onnx``).
         log_file: where tritonserver's log goes; None keeps it in the private folder, which is
             removed at a clean end.
-        start_timeout: seconds until the first inference must have answered.
+        start_timeout: seconds until the first inference must have answered; None takes 60, and 180
+            on a GPU, whose libraries are large.
         stop_timeout: seconds for requests in flight when the server is asked to end.
         tls: encrypts the gRPC endpoint; None speaks plain text, for loopback or a private network.
         admin_token: opens the repository, shared-memory, trace and logging APIs to whoever sends it
@@ -55,7 +56,7 @@ class ServerOptions:
     limits: Limits = DEFAULT_LIMITS
     precision: str = "fp32"
     log_file: Path | None = None
-    start_timeout: float = 60.0
+    start_timeout: float | None = None
     stop_timeout: float = 10.0
     tls: ServerTLS | None = None
     admin_token: str | None = None
@@ -82,6 +83,13 @@ class ServerOptions:
                 "the admin token needs 8 characters or more of A-Z a-z 0-9 _ . ~ -: "
                 "tritonserver's argument cannot carry others"
             )
+
+    @property
+    def patience(self) -> float:
+        """Seconds until the first inference must have answered."""
+        if self.start_timeout is not None:
+            return self.start_timeout
+        return 60.0 if self.device == "cpu" else 180.0
 
     @property
     def profile(self) -> str:

@@ -28,6 +28,7 @@ import numpy as np
 
 from nima_build.metadata import METADATA_NAME, ArtefactError, ModelMetadata
 from nima_build.repository import ONNX_NAME, check_graph, load_metadata, read_config
+from nima_build.server._gpu import GPU_MODEL, check_gpu
 from nima_build.server._install import ServerError
 from nima_build.server._security import GRPC_ADMIN_HEADER
 from nima_client._files import sha256_file, write_atomic
@@ -140,7 +141,9 @@ class Repository:
                 raise RolloutError(f"{onnx} is not the file that {METADATA_NAME} describes")
             ensemble = read_config(self._config(MODEL_NAME)).parameters
             check_graph(source, ensemble["precision"].string_value or "fp32")
-        except ArtefactError as error:
+            if read_config(self._config(NETWORK_MODEL)).default_model_filename == GPU_MODEL:
+                check_gpu(source)
+        except (ArtefactError, ServerError) as error:
             raise RolloutError(str(error)) from None
         parameters = read_config(self._config(PREPROCESS_MODEL)).parameters
         served = PreprocessSpec.from_dict(json.loads(parameters["preprocessing"].string_value))
