@@ -272,7 +272,10 @@ def test_every_operation_that_is_asked_of_cv_cuda(
     module = load_module(VERSION / "gpu_pixels.py")
     try:
         run = module.on_gpu(spec, Limits(), None, failures.append, host_below)
-        results = [np.from_dlpack(found) for found in run(requests)]
+        results = [
+            found if isinstance(found, np.ndarray) else np.from_dlpack(found)
+            for found in run(requests)
+        ]
     finally:
         sys.modules.pop("cvcuda", None)
     assert failures == []
