@@ -2,9 +2,9 @@
 
     python benchmarks/gpu/decode.py PHOTOS --out out/gpu
 
-The photos in AVA's size (see serve.py), the GPU waited for after each batch. ``begins with`` is the
-batch that a decoder is given first: on an H200, one that began with a single image seemed to leave
-the hardware decoder for good. ``pixels`` is the largest and the mean difference from Pillow, in
+The photos in AVA's size (see serve.py), the GPU waited for after each batch. ``begins with`` are the
+batches that a decoder is given first: on an H200, one that began with a single image seemed to
+leave the hardware decoder for good. ``pixels`` is the largest and the mean difference from Pillow, in
 1/255. Written after each figure, so that a run cut short leaves what it found.
 """
 
@@ -33,8 +33,17 @@ BACKENDS: dict[str, Sequence[str]] = {
     "CUDA and CPU": ("HYBRID_CPU_GPU",),
     "CPU": ("CPU_ONLY",),
 }
-CASES = ((1, 32, 32), (4, 32, 32), (4, 32, 1), (8, 128, 128), (8, 128, 1), (15, 128, 128))
-"""Threads, batch, and the batch that the decoder begins with."""
+CASES = (
+    (1, 32, (32,)),
+    (4, 32, (32,)),
+    (4, 32, (1,)),
+    (4, 32, (32, 1)),
+    (8, 128, (128,)),
+    (8, 128, (1,)),
+    (8, 128, (128, 1, 32)),
+    (15, 128, (128,)),
+)
+"""Threads, batch, and the batches that the decoder begins with."""
 
 
 def open_decoder(backends: Sequence[str], threads: int) -> Callable[[list[bytes]], list[Any]]:
@@ -114,7 +123,8 @@ def main() -> None:
             chosen = [files[n % len(files)] for n in range(batch)]
             try:
                 decode = open_decoder(backends, threads)
-                decode(chosen[:first])
+                for count in first:
+                    decode(chosen[:count])
                 row["undecoded"] = sum(image is None for image in decode(chosen))
                 row["rate"] = rate(lambda: decode(chosen), batch)  # noqa: B023 - called here
             except RuntimeError as error:  # a backend that this GPU has not
