@@ -2,10 +2,10 @@
 
     python benchmarks/gpu/decode.py PHOTOS --out out/gpu
 
-The photos in AVA's size (see serve.py), the GPU waited for after each batch. ``begins with`` are the
-batches that a decoder is given first: on an H200, one that began with a single image seemed to
-leave the hardware decoder for good. ``pixels`` is the largest and the mean difference from Pillow, in
-1/255. Written after each figure, so that a run cut short leaves what it found.
+The photos in AVA's size (see serve.py), the GPU waited for after each batch. ``begins with`` are
+the batches that a decoder is given first: on an H200, one that began with a single image seemed to
+leave the hardware decoder for good. ``pixels`` is the largest and the mean difference from Pillow,
+in 1/255. Written after each figure, so that a run cut short leaves what it found.
 """
 
 from __future__ import annotations
