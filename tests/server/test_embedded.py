@@ -150,6 +150,6 @@ def test_serving_and_the_client_import_no_torch():
     assert run.stdout.strip() == "[]"
 
 
-def test_model_files_import_no_torch():
-    for path in Path(default_repository()).glob("*/1/*.py"):
+def test_model_files_of_the_cpu_import_no_torch():
+    for path in Path(default_repository()).glob("*/1/model.py"):
         assert "torch" not in path.read_text().replace("no torch", ""), path
