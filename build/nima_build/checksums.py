@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nima_build.metadata import ArtefactError
-from nima_client._files import sha256_file, write_atomic
+from nima_client._files import sha256_file, write_atomic, write_together
 
 CHECKSUMS_NAME = "SHA256SUMS"
 _BUILT = ("*/1/*.onnx", "*/1/*.json", "*/1/*.plan", "*/1/*.pt2")
@@ -39,6 +39,22 @@ def write_checksums(repository: Path) -> Path:
     target = repository / CHECKSUMS_NAME
     write_atomic(target, checksums(repository))
     return target
+
+
+def write_artefacts(files: Mapping[Path, bytes], repository: Path | None) -> None:
+    """Write artefacts, all or none of them, with the manifest of the repository they lie in.
+
+    Args:
+        files: contents by path.
+        repository: folder of the models; None where the files lie in none.
+
+    Raises:
+        OSError: a file could not be written; none has been replaced.
+    """
+    staged = dict(files)
+    if repository is not None:
+        staged[repository / CHECKSUMS_NAME] = checksums(repository, files)
+    write_together(staged)
 
 
 def check_checksums(repository: Path) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 
-from nima_build.checksums import CHECKSUMS_NAME, checksums, write_checksums
+from nima_build.checksums import write_artefacts, write_checksums
 from nima_build.engine_manifest import (
     RUNTIME,
     EngineManifest,
@@ -34,7 +34,7 @@ from nima_build.tensorrt_api import (
     make_logger,
     make_monitor,
 )
-from nima_client._files import sha256_file, write_atomic, write_together
+from nima_client._files import sha256_file, write_atomic
 from nima_client.contract import MAX_BATCH_SIZE, PIXELS
 
 
@@ -121,9 +121,7 @@ def build_engine(
     )
     manifest = replace(wanted, engine_sha256=hashlib.sha256(content).hexdigest())
     files = {plan: content, manifest_path(plan): manifest.to_json()}
-    if repository is not None:
-        files[repository / CHECKSUMS_NAME] = checksums(repository, files)
-    write_together(files)
+    write_artefacts(files, repository)
     return manifest, True
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from nima_build.checksums import CHECKSUMS_NAME, checksums
+from nima_build.checksums import write_artefacts
 from nima_build.half import FP16_NAME, to_fp16
 from nima_build.metadata import METADATA_NAME, ExportError, ModelMetadata
 from nima_build.onnx_session import cpu_session
@@ -98,8 +98,7 @@ def export_to_repository(
     specification = json.dumps(done.metadata.preprocessing, indent=2) + "\n"
     files[repository / PREPROCESS_MODEL / "1" / SPECIFICATION_NAME] = specification.encode()
     files |= config_contents(repository, done.metadata)
-    files[repository / CHECKSUMS_NAME] = checksums(repository, files)
-    write_together(files)
+    write_artefacts(files, repository)
     return done
 
 

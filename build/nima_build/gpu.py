@@ -1,7 +1,8 @@
-"""The NVIDIA GPUs of this machine, by way of nvidia-smi: no Python package is needed for it."""
+"""The NVIDIA GPUs of this machine, by way of nvidia-smi, and whether what drives them is there."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -23,6 +24,14 @@ class Gpu:
     compute_capability: str
     driver: str
     memory_mib: int = 0
+
+
+def is_installed(name: str) -> bool:
+    """Whether a Python package, ``nvidia.nvimgcodec`` say, is there; it is not imported."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def find_gpus() -> list[Gpu]:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from nima_build.engine import build_engine
 from nima_build.engine_manifest import PLAN_NAME, EngineOptions
-from nima_build.gpu import find_gpus
+from nima_build.gpu import find_gpus, is_installed
 from nima_build.inductor import PackageOptions, build_package, load_torch, open_package
 from nima_build.metadata import ModelMetadata
 from nima_build.parity import compare, onnx_scorer
@@ -211,7 +211,7 @@ def measure_inductor(
 def check_gpu_preprocessing(context: Context) -> dict[str, Any]:
     """What the profile ``default`` decodes and resizes with, against the reference."""
     for name in ("nvidia.nvimgcodec", "cvcuda"):
-        if _missing(name):
+        if not is_installed(name):
             raise Skip(f"{name} is not installed")
     if not find_gpus():
         raise Skip("there is no GPU")
@@ -236,7 +236,7 @@ def measure_gpu_pixels(context: Context, device_id: int | None) -> dict[str, Any
 
 def check_dali(context: Context) -> dict[str, Any]:
     """The pipeline of the profile ``dali``, against the reference."""
-    if _missing("nvidia.dali"):
+    if not is_installed("nvidia.dali"):
         raise Skip("nvidia-dali is not installed")
     if not find_gpus():
         raise Skip("there is no GPU (its CPU half is covered by the tests)")
@@ -302,13 +302,6 @@ def _batch(pixels: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
 
 def _discard(_value: object) -> None:
     return None
-
-
-def _missing(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is None
-    except ModuleNotFoundError:
-        return True
 
 
 def model_file(name: str) -> ModuleType:

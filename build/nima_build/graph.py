@@ -7,13 +7,16 @@ parity gate, ONNX Runtime, TensorRT) gets the same definition of it.
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.fx.experimental.optimization import fuse
 
+from nima_build.metadata import ArtefactError, ModelMetadata
 from nima_client.contract import RATINGS
 from nima_client.preprocess import PreprocessSpec
+from nima_training.checkpoint import Checkpoint, load_checkpoint
 
 
 class ScoringGraph(nn.Module):
@@ -92,6 +95,25 @@ class HalfScoringGraph(nn.Module):
         """Score a batch; see the class for shapes."""
         images = self.scoring.normalized(pixels).to(self.dtype)
         return torch.cat(self.scoring.scores(self.scoring.network(images).float()), dim=1)
+
+
+def load_exported(checkpoint: Path, metadata: ModelMetadata) -> Checkpoint:
+    """The checkpoint that a ``model.onnx`` was exported from.
+
+    Args:
+        checkpoint: its folder.
+        metadata: of the graph.
+
+    Raises:
+        ArtefactError: there is no such checkpoint, or it has other weights.
+    """
+    try:
+        loaded = load_checkpoint(checkpoint)
+    except ValueError as error:
+        raise ArtefactError(str(error)) from None
+    if loaded.meta["weights_sha256"] != metadata.checkpoint_sha256:
+        raise ArtefactError(f"model.onnx was exported from another checkpoint than {checkpoint}")
+    return loaded
 
 
 def _fold_batch_norm(network: nn.Module) -> nn.Module:

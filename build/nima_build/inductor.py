@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nima_build.checksums import CHECKSUMS_NAME, checksums, write_checksums
+from nima_build.checksums import write_artefacts, write_checksums
 from nima_build.engine_manifest import EngineMismatch, Precision
 from nima_build.gpu import find_gpus
-from nima_build.metadata import METADATA_NAME, ArtefactError, ModelMetadata
+from nima_build.metadata import METADATA_NAME, ModelMetadata
 from nima_build.repository import default_repository, load_module
 from nima_build.tensorrt_api import EngineError, Progress
-from nima_client._files import sha256_file, write_together
+from nima_client._files import sha256_file
 from nima_client._package import (
     PackageError,
     PackageManifest,
@@ -88,15 +88,10 @@ def build_package(
         OSError: a file could not be read or written.
     """
     torch = load_torch(device)
-    from nima_training.checkpoint import load_checkpoint
+    from nima_build.graph import HalfScoringGraph, load_exported
 
     metadata = ModelMetadata.load(onnx_path.with_name(METADATA_NAME))
-    try:
-        loaded = load_checkpoint(checkpoint)
-    except ValueError as error:
-        raise ArtefactError(str(error)) from None
-    if loaded.meta["weights_sha256"] != metadata.checkpoint_sha256:
-        raise ArtefactError(f"{onnx_path} was exported from another checkpoint than {checkpoint}")
+    loaded = load_exported(checkpoint, metadata)
     gpu = next(iter(find_gpus()), None) if device == "cuda" else None
     wanted = PackageManifest(
         torch_version=str(torch.__version__),
@@ -120,8 +115,6 @@ def build_package(
                 if repository is not None:
                     write_checksums(repository)
                 return found, False
-    from nima_build.graph import HalfScoringGraph
-
     dtype = torch.float16 if options.precision == "fp16" else torch.float32
     graph = HalfScoringGraph(loaded.model, metadata.spec, dtype=dtype)
     with tempfile.TemporaryDirectory() as folder:
@@ -130,9 +123,7 @@ def build_package(
         manifest = replace(wanted, package_sha256=sha256_file(path))
         content = path.read_bytes()
     files = {target: content, package_manifest_path(target): manifest.to_json()}
-    if repository is not None:
-        files[repository / CHECKSUMS_NAME] = checksums(repository, files)
-    write_together(files)
+    write_artefacts(files, repository)
     return manifest, True
 
 

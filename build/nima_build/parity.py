@@ -177,19 +177,13 @@ def pytorch_scorer(checkpoint: Path, metadata: ModelMetadata, *, half: int | Non
     try:
         import torch
 
-        from nima_build.graph import ScoringGraph
+        from nima_build.graph import ScoringGraph, load_exported
         from nima_training import distribution
-        from nima_training.checkpoint import load_checkpoint
     except ModuleNotFoundError as error:
         raise ArtefactError(f"PyTorch is not installed ({error.name})") from None
     from nima_client.preprocess import normalize
 
-    try:
-        loaded = load_checkpoint(checkpoint)
-    except ValueError as error:
-        raise ArtefactError(str(error)) from None
-    if loaded.meta["weights_sha256"] != metadata.checkpoint_sha256:
-        raise ArtefactError(f"model.onnx was exported from another checkpoint than {checkpoint}")
+    loaded = load_exported(checkpoint, metadata)
     network = loaded.model
     if half is not None:
         network = ScoringGraph(loaded.model, loaded.spec).network

@@ -47,7 +47,7 @@ def put_package(repository: Path, **facts: object) -> None:
 @pytest.fixture
 def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_gpu, "find_gpus", lambda: [HOPPER])
-    monkeypatch.setattr(_gpu, "_installed", lambda name: True)
+    monkeypatch.setattr(_gpu, "is_installed", lambda name: True)
 
 
 def test_options_name_the_profile_and_refuse_what_cannot_be() -> None:
@@ -90,7 +90,7 @@ def test_a_start_without_a_package_says_how_to_make_one(repository: Path, with_g
 
 def test_missing_packages_are_named(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_gpu, "find_gpus", lambda: [HOPPER])
-    monkeypatch.setattr(_gpu, "_installed", lambda name: name != "cvcuda")
+    monkeypatch.setattr(_gpu, "is_installed", lambda name: name != "cvcuda")
     with pytest.raises(ServerError, match=r"needs cvcuda: pip install 'nima-triton\[serve-gpu\]'"):
         _gpu.check_gpu(repository)
 

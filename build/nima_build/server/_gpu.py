@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
-from nima_build.gpu import find_gpus
+from nima_build.gpu import find_gpus, is_installed
 from nima_build.repository import load_metadata
 from nima_build.server._install import ServerError
 from nima_client._package import PACKAGE_NAME, PackageError, check_package
@@ -28,7 +27,7 @@ def check_gpu(repository: Path) -> None:
     gpus = find_gpus()
     if not gpus:
         raise ServerError("there is no NVIDIA GPU here (nvidia-smi finds none): leave out --device")
-    if missing := [name for name in _PACKAGES if not _installed(name)]:
+    if missing := [name for name in _PACKAGES if not is_installed(name)]:
         raise ServerError(
             f"a server on a GPU needs {', '.join(missing)}: pip install 'nima-triton[serve-gpu]'"
         )
@@ -43,10 +42,3 @@ def check_gpu(repository: Path) -> None:
         )
     except PackageError as error:
         raise ServerError(str(error)) from None
-
-
-def _installed(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False

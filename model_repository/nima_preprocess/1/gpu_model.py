@@ -1,4 +1,4 @@
-"""Triton Python model ``nima_preprocess`` of the profile ``default``: IMAGE to PIXELS on the GPU.
+"""Triton Python model ``nima_preprocess`` of ``default`` and ``embedded-gpu``: IMAGE to PIXELS.
 
 Same contract and parameters as ``model.py``, but for the gate, and ``host_below``: requests of
 fewer images hand on their pixels through the host. All requests that Triton merged are decoded as

@@ -201,7 +201,7 @@ def rounds(sizes, budget):
 
 
 def on_gpu(spec, limits, device_id, report=None, host_below=0):
-    """What the profile ``default`` runs.
+    """What the profiles ``default`` and ``embedded-gpu`` run.
 
     Args:
         spec: preprocessing specification.

@@ -55,10 +55,9 @@ class CvCuda:
             for image, slot in zip(images, slots):
                 self._resize_and_crop(image, slot)
             return
-        pairs = list(zip(images, slots))
         for chosen in alike([image.shape[:2] for image in images], WORKSPACE_PIXELS):
-            sources = self._cv.as_images([pairs[n][0] for n in chosen], self._cv.Format.RGB8)
-            targets = self._cv.as_images([pairs[n][1] for n in chosen], self._cv.Format.RGB8)
+            sources = self._cv.as_images([images[n] for n in chosen], self._cv.Format.RGB8)
+            targets = self._cv.as_images([slots[n] for n in chosen], self._cv.Format.RGB8)
             self._cv.pillowresize_into(targets, sources, self._interpolation, stream=self._stream)
 
     def _resize_and_crop(self, image, slot):
