@@ -61,7 +61,7 @@ def _work(
     """In a process of its own: batches of one stage until the time is over."""
     module = model_file("gpu_pixels.py")
     if stage == "decode":
-        decoder = module.JpegDecoder(0)
+        decoder = module.JpegDecoder(0, len(files))
         operations = module.CvCuda(spec, 0)
 
         def run() -> object:
@@ -70,7 +70,7 @@ def _work(
             return images
     else:
         failures: list[Exception] = []
-        pixels = module.on_gpu(spec, DEFAULT_LIMITS, 0, failures.append)
+        pixels = module.on_gpu(spec, DEFAULT_LIMITS, 0, failures.append, batch=len(files))
 
         def run() -> object:
             found = pixels([files])

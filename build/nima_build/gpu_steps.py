@@ -222,11 +222,11 @@ def measure_gpu_pixels(context: Context, device_id: int | None) -> dict[str, Any
     """Pixels, scores and rates of nvImageCodec and CV-CUDA on a device (None: CPU decoders)."""
     module = model_file("gpu_pixels.py")
     spec = full_decode(context.metadata.spec)
-    pixels = module.on_gpu(spec, DEFAULT_LIMITS, device_id, host_below=len(context.jpegs) + 1)
-    decoder = module.JpegDecoder(device_id)
+    count = len(context.jpegs)
+    pixels = module.on_gpu(spec, DEFAULT_LIMITS, device_id, host_below=count + 1, batch=count)
+    decoder = module.JpegDecoder(device_id, count)
     (found,) = pixels([context.jpegs])
     report = judge_pixels(context, found, MAX_DIFFERENCE)
-    count = len(context.jpegs)
     return {
         **report,
         "decode_images_per_second": rate(lambda: _discard(decoder.decode(context.jpegs)), count),

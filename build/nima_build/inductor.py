@@ -151,8 +151,10 @@ def compile_graph(
     batch = torch.export.Dim("batch", min=1, max=manifest.max_batch)
     size = manifest.image_size
     shape = (min(EXAMPLE_BATCH, manifest.max_batch), size, size, 3)
-    # Weights that a CPU's kernels have in a layout of their own are put into it now.
-    settings = {"freezing": manifest.device == "cpu"}
+    on_cpu = manifest.device == "cpu"
+    # Weights that a CPU's kernels have in a layout of their own are put into it now. For a GPU
+    # nothing is vectorised for the CPU, and which vector unit works need not be tried.
+    settings = {"freezing": on_cpu, **({} if on_cpu else {"cpp.vec_isa_ok": True})}
     try:
         pixels = torch.zeros(shape, dtype=torch.uint8, device=manifest.device)
         with torch.no_grad():

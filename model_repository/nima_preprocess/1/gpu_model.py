@@ -15,7 +15,6 @@ from PIL import Image
 
 from nima_client.contract import (
     INPUT_IMAGE,
-    MAX_BATCH_SIZE,
     PIXELS,
     Rejection,
     format_rejections,
@@ -38,15 +37,14 @@ class TritonPythonModel:
         on_device = args["model_instance_kind"] == "GPU"
         device_id = int(args["model_instance_device_id"]) if on_device else None
         host_below = int(parameters.get("host_below", "0"))
-        self._pixels = on_gpu(spec, limits, device_id, _log_gpu_failure, host_below)
+        batch = int(config["max_batch_size"])
+        self._pixels = on_gpu(spec, limits, device_id, _log_gpu_failure, host_below, batch)
         photos = []
-        for name, count in (("JPEG", MAX_BATCH_SIZE), ("PNG", 1)):
+        for name in ("JPEG", "PNG"):
             photo = io.BytesIO()
             Image.new("RGB", (640, 480), (90, 120, 150)).save(photo, name)
-            photos += [photo.getvalue()] * count
-        # The largest batch first: decoders that began with one image were a quarter as fast on
-        # batches from then on (benchmarks/NOTES.md, entry 19).
-        self._answered = self._pixels([photos])
+            photos += [photo.getvalue()] * batch
+        self._answered = self._pixels([photos[: batch + 1]])
 
     def execute(self, requests):
         """One response per request, in order."""
