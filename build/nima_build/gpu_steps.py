@@ -6,6 +6,7 @@ Rates are images per second, each measured for :data:`SECONDS` after a run to wa
 from __future__ import annotations
 
 import importlib.util
+import io
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,10 +17,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from nima_build.engine import build_engine
 from nima_build.engine_manifest import PLAN_NAME, EngineOptions
 from nima_build.gpu import find_gpus, is_installed
+from nima_build.gpu_formats import compare_formats
 from nima_build.inductor import PackageOptions, build_package, load_torch, open_package
 from nima_build.metadata import ModelMetadata
 from nima_build.parity import compare, onnx_scorer
@@ -210,12 +213,16 @@ def measure_inductor(
 
 def check_gpu_preprocessing(context: Context) -> dict[str, Any]:
     """What the profile ``default`` decodes and resizes with, against the reference."""
+    _require_gpu_preprocessing()
+    return measure_gpu_pixels(context, 0)
+
+
+def _require_gpu_preprocessing() -> None:
     for name in ("nvidia.nvimgcodec", "cvcuda"):
         if not is_installed(name):
             raise Skip(f"{name} is not installed")
     if not find_gpus():
         raise Skip("there is no GPU")
-    return measure_gpu_pixels(context, 0)
 
 
 def measure_gpu_pixels(context: Context, device_id: int | None) -> dict[str, Any]:
@@ -231,6 +238,36 @@ def measure_gpu_pixels(context: Context, device_id: int | None) -> dict[str, Any
         **report,
         "decode_images_per_second": rate(lambda: _discard(decoder.decode(context.jpegs)), count),
         "preprocess_images_per_second": rate(lambda: _discard(pixels([context.jpegs])), count),
+    }
+
+
+def check_gpu_formats(context: Context) -> dict[str, Any]:
+    """Every kind of file through the preprocessing of ``default``, against the reference."""
+    _require_gpu_preprocessing()
+    return measure_gpu_formats(context, 0)
+
+
+def measure_gpu_formats(context: Context, device_id: int | None) -> dict[str, Any]:
+    """Kinds of files on a device (None: CPU decoders), and which are further off than allowed."""
+    spec = full_decode(context.metadata.spec)
+    failures: list[Exception] = []
+    pixels = model_file("gpu_pixels.py").on_gpu(
+        spec, DEFAULT_LIMITS, device_id, failures.append, host_below=MAX_BATCH_SIZE
+    )
+    found = compare_formats(pixels, Image.open(io.BytesIO(context.jpegs[0])).convert("RGB"), spec)
+    far = [
+        name
+        for name, result in found.items()
+        if result.get("refused") != result.get("reference")
+        or result.get("max", 0) > MAX_DIFFERENCE
+        or result.get("mean", 0) > MEAN_DIFFERENCE
+    ]
+    return {
+        "kinds": found,
+        "allowed": {"max": MAX_DIFFERENCE, "mean": MEAN_DIFFERENCE},
+        "too_far": far,
+        "failures": [str(error) for error in failures],
+        "failed": bool(far or failures),
     }
 
 
@@ -287,6 +324,7 @@ STEPS: dict[str, Step] = {
     "tensorrt": check_tensorrt,
     "inductor": check_inductor,
     "gpu_preprocessing": check_gpu_preprocessing,
+    "gpu_formats": check_gpu_formats,
     "dali": check_dali,
 }
 

@@ -13,7 +13,13 @@ import pytest
 
 from nima_build import gpu_check, gpu_steps
 from nima_build.gpu import find_gpus
-from nima_build.gpu_steps import Context, judge_pixels, measure_dali, measure_gpu_pixels
+from nima_build.gpu_steps import (
+    Context,
+    judge_pixels,
+    measure_dali,
+    measure_gpu_formats,
+    measure_gpu_pixels,
+)
 from nima_build.metadata import ModelMetadata
 from nima_client.preprocess import preprocess
 
@@ -35,7 +41,7 @@ def test_report_without_a_gpu(
     assert steps["cpu"]["network_images_per_second"] > 0
     assert steps["cpu"]["preprocess_images_per_second"] > 0
     assert report["machine"]["packages"]["onnxruntime"]
-    for name in ("pytorch", "tensorrt", "inductor", "gpu_preprocessing", "dali"):
+    for name in ("pytorch", "tensorrt", "inductor", "gpu_preprocessing", "gpu_formats", "dali"):
         assert steps[name]["status"] == "skip", name
         assert steps[name]["reason"], name
 
@@ -97,6 +103,29 @@ def test_gpu_pixels_are_measured_and_judged(
     assert report["max_difference"] <= 1
     assert report["parity"]["stage"] == "triton-gpu"
     assert report["decode_images_per_second"] > report["preprocess_images_per_second"] > 0
+
+
+def test_every_kind_of_file_is_compared(
+    context: Context, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real decoder, with a resize in the place of CV-CUDA's; and one that is off fails."""
+    pytest.importorskip("nvidia.nvimgcodec", reason="needs the extra gpu-preprocessing")
+    monkeypatch.setattr(gpu_steps, "default_repository", lambda: repository)
+    monkeypatch.syspath_prepend(Path(__file__).parent / "standins")
+    try:
+        report = measure_gpu_formats(context, None)
+        monkeypatch.setattr(gpu_steps, "MAX_DIFFERENCE", 0)
+        strict = measure_gpu_formats(context, None)
+    finally:
+        sys.modules.pop("cvcuda", None)
+    assert report["failed"] is False, report["too_far"]
+    assert report["kinds"]["cut short"] == {
+        "refused": "UNDECODABLE",
+        "reference": "UNDECODABLE",
+    }
+    assert len(report["kinds"]) == 26
+    assert strict["failed"] is True
+    assert strict["too_far"]
 
 
 def test_dali_is_measured_and_judged(
