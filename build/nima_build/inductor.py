@@ -152,9 +152,11 @@ def compile_graph(
     size = manifest.image_size
     shape = (min(EXAMPLE_BATCH, manifest.max_batch), size, size, 3)
     on_cpu = manifest.device == "cpu"
-    # Weights that a CPU's kernels have in a layout of their own are put into it now. For a GPU
-    # nothing is vectorised for the CPU, and which vector unit works need not be tried.
-    settings = {"freezing": on_cpu, **({} if on_cpu else {"cpp.vec_isa_ok": True})}
+    # Weights that a CPU's kernels have in a layout of their own are put into it now.
+    settings = {"freezing": on_cpu}
+    if not on_cpu:
+        # As in compiled.py: without it PyTorch compiles test programs for the CPU's vector units.
+        settings["cpp.vec_isa_ok"] = False
     try:
         pixels = torch.zeros(shape, dtype=torch.uint8, device=manifest.device)
         with torch.no_grad():

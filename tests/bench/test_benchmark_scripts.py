@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib.util
+import shutil
 import socket
 import sys
 import threading
 from pathlib import Path
 
 import pytest
+
+from nima_build.repository import config_path, default_repository, read_config
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -190,6 +194,44 @@ def test_engines_of_a_gpu_are_told_with_what_was_not_there():
     table = network.to_markdown(report)
     assert "| one | 10 | 80 | 320 | 1,280 | 0.0010 |" in table
     assert "| other |  |  |  |  | RuntimeError: not here |" in table
+
+
+def test_variants_on_a_gpu_change_what_they_name(tmp_path):
+    variants = load_script(BENCHMARKS / "gpu" / "variants.py")
+    copy = shutil.copytree(default_repository(), tmp_path / "copy")
+    variants.apply(copy, "shipped")
+    variants.apply(copy, "decoders=3,networks=1,batch=128,host_below=64")
+    decode, network = (
+        read_config(config_path(copy, model, "embedded-gpu"))
+        for model in ("nima_preprocess", "nima_network")
+    )
+    assert (decode.instance_group[0].count, network.instance_group[0].count) == (3, 1)
+    assert (decode.max_batch_size, network.max_batch_size) == (128, 128)
+    assert list(network.dynamic_batching.preferred_batch_size) == [8, 16, 32, 128]
+    assert decode.parameters["host_below"].string_value == "64"
+    for wrong in ("decoders", "decoders=0", "threads=2", "batch=x", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="give shipped, or NAME=COUNT"):
+            variants.parse(wrong)
+
+
+def test_variants_on_a_gpu_are_told_as_ratios_of_the_rounds():
+    variants = load_script(BENCHMARKS / "gpu" / "variants.py")
+
+    def rounds(*throughputs):
+        return [{"throughput": t, "p50": 3.0, "p99": 5.0} for t in throughputs]
+
+    report = {
+        "gpu": GPU_RUN["gpu"],
+        "mps": False,
+        "variants": {
+            "shipped": {"32x4": rounds(1000, 2000, 3000)},
+            "decoders=2": {"32x4": rounds(1500, 2400, 4500)},
+        },
+    }
+    table = variants.to_markdown(report)
+    assert "without NVIDIA MPS" in table
+    assert "| shipped | 2,000 (1.00) · 3.0 / 5.0 |" in table
+    assert "| decoders=2 | 2,400 (1.50) · 3.0 / 5.0 |" in table
 
 
 def test_photos_are_brought_to_the_size_of_ava(encode):

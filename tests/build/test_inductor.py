@@ -115,6 +115,14 @@ def test_batches_are_filled_up_to_the_size_of_a_graph(
     assert replayed == [8, 4, 1, 2]
 
 
+def test_no_more_is_prepared_than_will_come(models: Path, pixels: np.ndarray) -> None:
+    package = network_of(models) / "model.pt2"
+    assert open_package(package, "cpu", max_batch=100).sizes == [1, 2, 4, 8]
+    compiled = open_package(package, "cpu", max_batch=4)
+    assert compiled.sizes == [1, 2, 4]
+    np.testing.assert_allclose(compiled.score(pixels), reference(pixels), atol=2e-5)
+
+
 def test_half_precision_is_near(pixels: np.ndarray) -> None:
     loaded = load_checkpoint(BUNDLED_CHECKPOINT)
     graph = HalfScoringGraph(loaded.model, loaded.spec)
@@ -310,7 +318,7 @@ def gpu_model(models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleT
 def arguments(folder: Path, **parameters: str) -> dict[str, str]:
     values = {key: {"string_value": value} for key, value in parameters.items()}
     return {
-        "model_config": json.dumps({"parameters": values}),
+        "model_config": json.dumps({"max_batch_size": 32, "parameters": values}),
         "model_instance_kind": "CPU",
         "model_instance_device_id": "0",
         "model_repository": str(folder.parent),

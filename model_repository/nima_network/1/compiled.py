@@ -17,8 +17,8 @@ from torch._inductor import aoti_load_package, config
 
 from nima_client._package import check_package
 
-SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-"""Batch sizes with a CUDA graph, as far as the package goes."""
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+"""Batch sizes with a CUDA graph, as far as needed; each costs a start some seconds."""
 _COLUMNS = 12
 _CPU = torch.device("cpu")
 
@@ -38,6 +38,8 @@ class CompiledNetwork:
             ``model.json``, which says what it must have been built from.
         device: ``cuda:0``, or ``cpu``.
         graphs: record CUDA graphs; without them every batch is launched kernel by kernel.
+        max_batch: the most images that will come at once; None, or more than the package takes, is
+            what that takes.
 
     Attributes:
         manifest: what the package was built from and for.
@@ -49,7 +51,7 @@ class CompiledNetwork:
         RuntimeError: PyTorch cannot load or run it, or there is no such device.
     """
 
-    def __init__(self, path, device="cuda:0", *, graphs=True):
+    def __init__(self, path, device="cuda:0", *, graphs=True, max_batch=None):
         path, self._device = Path(path), torch.device(device)
         self._gpu = self._device.type == "cuda"
         if self._gpu and self._device.index is None:
@@ -65,6 +67,8 @@ class CompiledNetwork:
             compute_capability=capability(self._device),
         )
         size, self._largest = self.manifest.image_size, self.manifest.max_batch
+        if max_batch is not None:
+            self._largest = min(self._largest, max_batch)
         shape = (self._largest, size, size, 3)
         index = self._device.index if self._gpu else -1
         self._stream = None
@@ -76,8 +80,8 @@ class CompiledNetwork:
                 # On by default, and no more precise than FP16.
                 torch.backends.cudnn.allow_tf32 = False
         # PyTorch 2.11 compiles a test program for every vector unit of the CPU, only to warn of
-        # another one: half a minute at each start.
-        with config.patch({"cpp.vec_isa_ok": True}):
+        # another one: half a minute at each start. Nothing that runs on a GPU has any.
+        with config.patch({"cpp.vec_isa_ok": False} if self._gpu else {}):
             # Single-threaded: without the events that a CUDA graph could not record.
             package = aoti_load_package(str(path), run_single_threaded=True, device_index=index)
         # Calling the package itself parses its tree of arguments anew each time.

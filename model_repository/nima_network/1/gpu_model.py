@@ -38,7 +38,8 @@ class TritonPythonModel:
         try:
             if device != "cpu" and not torch.cuda.is_available():
                 raise RuntimeError(f"PyTorch {torch.__version__} finds no CUDA device")
-            self._network = CompiledNetwork(path, device)
+            batch = int(config["max_batch_size"])
+            self._network = CompiledNetwork(path, device, max_batch=batch)
         except Exception as error:
             raise pb_utils.TritonModelException(_line(error)) from error
         if self._network.graph_error:
