@@ -27,8 +27,10 @@ from nima_build.gpu import find_gpus
 from nima_client._files import write_atomic
 
 SECONDS = 0.7
+PREALLOCATE = "all, preallocated"
 BACKENDS: dict[str, Sequence[str]] = {
     "all": (),
+    PREALLOCATE: (),
     "hardware": ("HW_GPU_ONLY",),
     "CUDA and CPU": ("HYBRID_CPU_GPU",),
     "CPU": ("CPU_ONLY",),
@@ -46,8 +48,16 @@ CASES = (
 """Threads, batch, and the batches that the decoder begins with."""
 
 
-def open_decoder(backends: Sequence[str], threads: int) -> Callable[[list[bytes]], list[Any]]:
-    """A decoder as the profile ``default`` has it, but for backends and threads."""
+def preallocation(batch: int) -> str:
+    """Options that have the hardware decoder's buffers made before the first batch comes."""
+    hints = {"batch_size": batch, "width_hint": 512, "height_hint": 512}
+    return "".join(f" nvjpeg_hw_decoder:preallocate_{name}={n}" for name, n in hints.items())
+
+
+def open_decoder(
+    backends: Sequence[str], threads: int, options: str = ""
+) -> Callable[[list[bytes]], list[Any]]:
+    """A decoder as the profile ``default`` has it, but for backends, threads and options."""
     from cuda.bindings import runtime
     from nvidia import nvimgcodec
 
@@ -56,7 +66,7 @@ def open_decoder(backends: Sequence[str], threads: int) -> Callable[[list[bytes]
         device_id=0,
         max_num_cpu_threads=threads,
         backends=kinds or None,
-        options=":fancy_upsampling=1",
+        options=":fancy_upsampling=1" + options,
     )
     params = nvimgcodec.DecodeParams(
         apply_exif_orientation=True, color_spec=nvimgcodec.ColorSpec.SRGB
@@ -124,7 +134,8 @@ def main() -> None:
             report["rates"].append(row)
             chosen = [files[n % len(files)] for n in range(batch)]
             try:
-                decode = open_decoder(backends, threads)
+                extra = preallocation(batch) if name == PREALLOCATE else ""
+                decode = open_decoder(backends, threads, extra)
                 for count in first:
                     decode(chosen[:count])
                 row["undecoded"] = sum(image is None for image in decode(chosen))
