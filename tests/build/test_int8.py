@@ -7,8 +7,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from nima_build.int8 import to_int8
+from nima_build.int8 import _taps, to_int8
 from nima_build.int8._ranges import equalise
+from nima_build.int8._taps import Stream, narrow_places, tapped
 from nima_build.int8._weights import LARGEST, refitted, rounded
 from nima_build.onnx_session import cpu_session
 
@@ -145,6 +146,42 @@ def test_refitted_weights_undo_what_happened_to_the_inputs() -> None:
 
     assert off(fitted) < 0.05 * off(weight)
     np.testing.assert_allclose(refitted(weight, moments, moments), weight, atol=1e-9)
+
+
+def test_narrow_places_are_those_that_all_passes_through() -> None:
+    """Of a graph with a branch from x3 to the sum; its constants do not count."""
+    found = narrow_places(small_network(residual=True).graph)
+    assert [found[name] for name in ("cast", "x0", "y2", "x3")] == ["cast", "x0", "y2", "x3"]
+    assert [found[name] for name in ("y3", "x4", "y4", "x5")] == ["x3"] * 4
+    assert (found["sum"], found["MEAN"]) == ("sum", "MEAN")
+    assert "w0" not in found
+
+
+@pytest.mark.parametrize("kept", [0, 1 << 30], ids=["from the beginning", "from narrow places"])
+def test_stream_gives_each_tensor_and_runs_little_twice(
+    pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    sources = []
+
+    def spied(model: onnx.ModelProto, names: list[str], values: list, source: str) -> object:
+        sources.append(source)
+        return tapped(model, names, values, source)
+
+    images = [image[None] for image in pixels[:3]]
+    names = ["x0", "x2", "x3", "y3", "x5", "sum"]
+    expected = list(tapped(small_network(residual=True), names, images))
+    monkeypatch.setattr(_taps, "tapped", spied)
+    monkeypatch.setattr(_taps, "KEPT_BYTES", kept)
+    stream = Stream(small_network(residual=True), images)
+    for place, name in enumerate(names):
+        got = list(stream.at(name))
+        assert len(got) == len(images)
+        for value, wanted in zip(got, expected, strict=True):
+            np.testing.assert_allclose(value, wanted[place], atol=1e-6)
+    if kept:
+        assert sources == ["PIXELS", "x0", "x2", "x3", "x3", "x3"]
+    else:
+        assert set(sources) == {"PIXELS"}
 
 
 def test_whole_graph_is_nearer_than_rounding_each_weight(

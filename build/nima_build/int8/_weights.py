@@ -13,14 +13,14 @@ convolution, so that each sees what those before it have done:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from numpy.lib.stride_tricks import sliding_window_view
 
-from nima_build.int8._taps import Array, attribute, constants, replace_constant, tapped
+from nima_build.int8._taps import Array, Stream, attribute, constants, replace_constant
 
 # Without VNNI, CPUs add two products of a matrix multiplication into 16 bits: 2 x 255 x 64 fit.
 # A depthwise convolution is no such multiplication and has the whole byte.
@@ -53,10 +53,12 @@ def fit_weights(full: onnx.ModelProto, quantised: onnx.ModelProto, images: Seque
         if node.op_type == "Conv" and node.input[1] in makers and len(node.input) > 2
     ]
     rng = np.random.default_rng(0)
+    true, seen = Stream(full, images), Stream(quantised, images)
     for node in convolutions:
         original = originals[node.name]
         weight, bias = (onnx.numpy_helper.to_array(weights[n]) for n in original.input[1:3])
-        inputs = _inputs((full, original), (quantised, node), weight.shape, images, rng)
+        streams = zip(true.at(original.input[0]), seen.at(node.input[0]), strict=True)
+        inputs = _inputs(streams, node, weight.shape, rng)
         groups, size = inputs.seen.shape
         rows = weight.reshape(groups, -1, size)
         largest = LARGEST_DEPTHWISE if weight.shape[1] == 1 else LARGEST
@@ -151,23 +153,27 @@ class _Inputs:
 
 
 def _inputs(
-    full: tuple[onnx.ModelProto, onnx.NodeProto],
-    quantised: tuple[onnx.ModelProto, onnx.NodeProto],
+    images: Iterable[tuple[Array, Array]],
+    node: onnx.NodeProto,
     shape: tuple[int, ...],
-    images: Sequence[Array],
     rng: np.random.Generator,
 ) -> _Inputs:
-    node = quantised[1]
+    """Of a convolution with weights of a shape; ``images`` are its true and quantised inputs."""
     group = attribute(node, "group", 1)
     size = int(np.prod(shape[1:]))
     moments, cross = np.zeros((2, group, size, size))
     means = np.zeros((2, group, size))
-    streams = [tapped(model, [conv.input[0]], images) for model, conv in (full, quantised)]
-    for (true,), (seen,) in zip(*streams, strict=True):
+    count = 0
+    for true, seen in images:
+        count += 1
         views = _views(np.concatenate([true[0], seen[0]]), node, shape[2:])
-        # Means want every place, since borders differ; moments do with some.
-        means += views.mean((1, 2), dtype=np.float64).reshape(means.shape)
-        rows, columns = views.shape[1:3]
+        rows, columns, *kernel = views.shape[1:]
+        # Means want every place, since borders differ; moments do with some. Weight by weight,
+        # since numpy is slow where the innermost axis is as short as a kernel.
+        every = [
+            views[:, :, :, i, j].mean((1, 2), dtype=np.float64) for i, j in np.ndindex(*kernel)
+        ]
+        means += np.stack(every, axis=-1).reshape(means.shape)
         # Products grow with the square of the kernel's inputs; what they need does not.
         wanted = min(_PLACES, max(_LEAST_PLACES, _PRODUCTS // size**2))
         places = min(wanted, rows * columns)
@@ -177,7 +183,6 @@ def _inputs(
         t, x = picked.transpose(0, 1, 3, 2, 4).reshape(2, group, places, size).astype(np.float64)
         moments += x.transpose(0, 2, 1) @ x / places
         cross += x.transpose(0, 2, 1) @ t / places
-    count = len(images)
     return _Inputs(moments / count, cross / count, means[1] / count, means[0] / count)
 
 
