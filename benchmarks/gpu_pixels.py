@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from nima_build.gpu_steps import full_decode, model_file
+from nima_build.gpu_check.pixels import full_decode, model_file
 from nima_build.parity import means, onnx_scorer
 from nima_build.repository import default_repository, load_metadata
 from nima_client.preprocess import PreprocessSpec, preprocess, to_pixels

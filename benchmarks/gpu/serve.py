@@ -31,7 +31,7 @@ from nima_build.bench.perf_analyzer import Load, find_perf_analyzer, run_perf_an
 from nima_build.bench.photos import Photo, load_photos, write_perf_inputs
 from nima_build.bench.stages import StageMeter
 from nima_build.gpu import find_gpus
-from nima_build.gpu_steps import model_file
+from nima_build.gpu_check.pixels import model_file
 from nima_build.parity import compare, onnx_scorer
 from nima_build.repository import ONNX_NAME, default_repository, load_metadata
 from nima_build.server import EmbeddedServer, ServerOptions

@@ -11,10 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nima_build import gpu_check, gpu_steps
+from nima_build import gpu_check
 from nima_build.gpu import find_gpus
-from nima_build.gpu_steps import (
-    Context,
+from nima_build.gpu_check import context as checking
+from nima_build.gpu_check import pixels as pixel_steps
+from nima_build.gpu_check.context import Context
+from nima_build.gpu_check.network import check_cpu
+from nima_build.gpu_check.pixels import (
     judge_pixels,
     measure_dali,
     measure_gpu_formats,
@@ -30,7 +33,7 @@ def test_report_without_a_gpu(
     if find_gpus():
         pytest.skip("this machine has a GPU: run make gpu-check")
     monkeypatch.setattr(gpu_check, "default_repository", lambda: repository)
-    monkeypatch.setattr(gpu_steps, "SECONDS", 0.1)
+    monkeypatch.setattr(checking, "SECONDS", 0.1)
     target = tmp_path / "report.json"
     assert gpu_check.main(["--json", str(target)]) == 0
     report = json.loads(target.read_text())
@@ -53,8 +56,8 @@ def test_a_failing_step_fails_the_check_and_leaves_the_others(
         raise RuntimeError("the device fell off the bus")
 
     monkeypatch.setattr(gpu_check, "default_repository", lambda: repository)
-    monkeypatch.setattr(gpu_steps, "SECONDS", 0.1)
-    monkeypatch.setattr(gpu_steps, "STEPS", {"tensorrt": broken, "cpu": gpu_steps.check_cpu})
+    monkeypatch.setattr(checking, "SECONDS", 0.1)
+    monkeypatch.setattr(gpu_check, "STEPS", {"tensorrt": broken, "cpu": check_cpu})
     target = tmp_path / "report.json"
     assert gpu_check.main(["--json", str(target)]) == 1
     steps = json.loads(target.read_text())["steps"]
@@ -69,8 +72,8 @@ def test_a_run_that_is_cut_short_leaves_what_it_found(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(gpu_check, "default_repository", lambda: repository)
-    monkeypatch.setattr(gpu_steps, "SECONDS", 0.1)
-    monkeypatch.setattr(gpu_steps, "STEPS", {"cpu": gpu_steps.check_cpu, "tensorrt": killed})
+    monkeypatch.setattr(checking, "SECONDS", 0.1)
+    monkeypatch.setattr(gpu_check, "STEPS", {"cpu": check_cpu, "tensorrt": killed})
     target = tmp_path / "report.json"
     with pytest.raises(KeyboardInterrupt):
         gpu_check.main(["--json", str(target)])
@@ -93,8 +96,8 @@ def test_gpu_pixels_are_measured_and_judged(
 ) -> None:
     """The step of the profile default on nvImageCodec's CPU decoders, CV-CUDA stood in for."""
     pytest.importorskip("nvidia.nvimgcodec", reason="needs the extra gpu-preprocessing")
-    monkeypatch.setattr(gpu_steps, "default_repository", lambda: repository)
-    monkeypatch.setattr(gpu_steps, "SECONDS", 0.1)
+    monkeypatch.setattr(pixel_steps, "default_repository", lambda: repository)
+    monkeypatch.setattr(checking, "SECONDS", 0.1)
     monkeypatch.syspath_prepend(Path(__file__).parent / "standins")
     try:
         report = measure_gpu_pixels(context, None)
@@ -110,11 +113,11 @@ def test_every_kind_of_file_is_compared(
 ) -> None:
     """The real decoder, with a resize in the place of CV-CUDA's; and one that is off fails."""
     pytest.importorskip("nvidia.nvimgcodec", reason="needs the extra gpu-preprocessing")
-    monkeypatch.setattr(gpu_steps, "default_repository", lambda: repository)
+    monkeypatch.setattr(pixel_steps, "default_repository", lambda: repository)
     monkeypatch.syspath_prepend(Path(__file__).parent / "standins")
     try:
         report = measure_gpu_formats(context, None)
-        monkeypatch.setattr(gpu_steps, "MAX_DIFFERENCE", 0)
+        monkeypatch.setattr(pixel_steps, "MAX_DIFFERENCE", 0)
         strict = measure_gpu_formats(context, None)
     finally:
         sys.modules.pop("cvcuda", None)
@@ -132,8 +135,8 @@ def test_dali_is_measured_and_judged(
     context: Context, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("nvidia.dali", reason="needs the extra gpu-preprocessing")
-    monkeypatch.setattr(gpu_steps, "default_repository", lambda: repository)
-    monkeypatch.setattr(gpu_steps, "SECONDS", 0.1)
+    monkeypatch.setattr(pixel_steps, "default_repository", lambda: repository)
+    monkeypatch.setattr(checking, "SECONDS", 0.1)
     report = measure_dali(context, device="cpu", device_id=None)
     assert 0 < report["mean_difference"] <= 0.5
     assert report["preprocess_images_per_second"] > 0

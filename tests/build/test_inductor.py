@@ -412,16 +412,17 @@ def test_tritonserver_serves_it(
 def test_gpu_check_step_measures_it(
     models: Path, pixels: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nima_build import gpu_steps
+    from nima_build.gpu_check import context as checking
+    from nima_build.gpu_check import network as network_steps
 
     network = network_of(models)
     metadata = ModelMetadata.load(network / "model.json")
-    context = gpu_steps.Context(network, metadata, list("abcde"), [], pixels, tmp_path)
+    context = checking.Context(network, metadata, list("abcde"), [], pixels, tmp_path)
     for name in ("model.pt2", "model.pt2.json"):
         shutil.copy(network / name, tmp_path)
-    monkeypatch.setattr(gpu_steps, "SECONDS", 0.1)
-    monkeypatch.setattr(gpu_steps, "PackageOptions", lambda _precision: OPTIONS)
-    report = gpu_steps.measure_inductor(context, BUNDLED_CHECKPOINT, "cpu", (1, 4))
+    monkeypatch.setattr(checking, "SECONDS", 0.1)
+    monkeypatch.setattr(network_steps, "PackageOptions", lambda _precision: OPTIONS)
+    report = network_steps.measure_inductor(context, BUNDLED_CHECKPOINT, "cpu", (1, 4))
     assert report["parity"]["status"] == "pass"
     assert report["failed"] is False
     assert report["images_per_second_by_batch"]["4"] > 0

@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from nima_build import gpu_steps
 from nima_build.golden import golden_photos
 from nima_build.gpu import find_gpus
-from nima_build.gpu_steps import Context, Skip
+from nima_build.gpu_check import context, network, pixels
+from nima_build.gpu_check.context import Context, Skip, Step
 from nima_build.metadata import METADATA_NAME, ArtefactError, ModelMetadata
 from nima_build.repository import default_repository
 from nima_client._files import write_atomic
@@ -37,8 +37,19 @@ from nima_client.preprocess import preprocess
 _PACKAGES = (
     "torch", "tensorrt", "tensorrt-cu12-bindings", "tensorrt-cu13-bindings", "cuda-bindings",
     "nvidia-nvimgcodec-cu12", "nvidia-nvjpeg-cu12", "cvcuda-cu12", "nvidia-dali-cuda120",
-    "onnxruntime", "numpy", "pillow", "simplejpeg",
+    "nvidia-nvimgcodec-cu13", "nvidia-nvjpeg", "cvcuda-cu13", "nvidia-dali-cuda130",
+    "onnxruntime", "onnxruntime-gpu", "numpy", "pillow", "simplejpeg",
 )  # fmt: skip
+
+STEPS: dict[str, Step] = {
+    "cpu": network.check_cpu,
+    "pytorch": network.check_pytorch,
+    "tensorrt": network.check_tensorrt,
+    "inductor": network.check_inductor,
+    "gpu_preprocessing": pixels.check_gpu_preprocessing,
+    "gpu_formats": pixels.check_gpu_formats,
+    "dali": pixels.check_dali,
+}
 
 
 def run_checks(
@@ -50,35 +61,35 @@ def run_checks(
 
     Args:
         photos: image files.
-        chosen: keys of :data:`nima_build.gpu_steps.STEPS`; empty takes all.
+        chosen: keys of :data:`STEPS`; empty takes all.
         save: called with the report before and after each step.
 
     Raises:
         ArtefactError: there is no exported network, or a photo cannot be read.
     """
-    network = default_repository() / NETWORK_MODEL / "1"
-    metadata = ModelMetadata.load(network / METADATA_NAME)
+    folder = default_repository() / NETWORK_MODEL / "1"
+    metadata = ModelMetadata.load(folder / METADATA_NAME)
     jpegs = [_as_jpeg(path) for path in photos]
     steps: dict[str, Any] = {}
     report: dict[str, Any] = {
         "machine": _machine(),
         "checkpoint_sha256": metadata.checkpoint_sha256,
         "photos": len(photos),
-        "seconds_per_rate": gpu_steps.SECONDS,
+        "seconds_per_rate": context.SECONDS,
         "steps": steps,
     }
-    with tempfile.TemporaryDirectory() as folder:
-        pixels = np.stack([preprocess(data, metadata.spec) for data in jpegs])
+    with tempfile.TemporaryDirectory() as scratch:
+        expected = np.stack([preprocess(data, metadata.spec) for data in jpegs])
         names = [path.name for path in photos]
-        context = Context(network, metadata, names, jpegs, pixels, Path(folder))
-        for name, step in gpu_steps.STEPS.items():
+        everything = Context(folder, metadata, names, jpegs, expected, Path(scratch))
+        for name, step in STEPS.items():
             if chosen and name not in chosen:
                 continue
             steps[name] = {"status": "running"}
             save(report)
             start = time.perf_counter()
             try:
-                found = step(context)
+                found = step(everything)
                 status = "fail" if found.pop("failed", False) else "ok"
             except Skip as reason:
                 found, status = {"reason": str(reason)}, "skip"
@@ -135,9 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "photos", type=Path, nargs="*", help="image files; by default those of scikit-image"
     )
-    parser.add_argument(
-        "--steps", nargs="+", choices=gpu_steps.STEPS, default=[], help="by default all"
-    )
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=[], help="by default all")
     options = parser.parse_args(arguments)
 
     def save(report: dict[str, Any]) -> None:
@@ -152,7 +161,3 @@ def main(arguments: list[str] | None = None) -> int:
     if not report["machine"]["gpus"]:
         print("no NVIDIA GPU here: the GPU path has not been run")
     return int(any(step["status"] == "fail" for step in report["steps"].values()))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
