@@ -200,6 +200,28 @@ def test_whole_graph_is_nearer_than_rounding_each_weight(
     assert 0 < off < 0.5 * np.abs(means(plain, held_out) - expected).mean()
 
 
+def test_equal_constants_are_quantised_each_for_itself(pixels: np.ndarray) -> None:
+    """A bias that exporters keep once for three convolutions and an addition."""
+    model = small_network(residual=True)
+    for node in model.graph.node:
+        if node.name in ("conv2", "conv3", "conv4"):
+            node.input[2] = "b1"
+    for place, node in enumerate(model.graph.node):
+        if node.op_type == "ReduceMean":
+            model.graph.initializer.append(
+                numpy_helper.from_array(np.full((16, 1, 1), 0.5, np.float32), "half")
+            )
+            add = helper.make_node("Add", ["sum", "half"], ["raised"], "raise")
+            node.input[0] = "raised"
+            model.graph.node.insert(place, add)
+            break
+    quantised = to_int8(model, pixels)
+    off = np.abs(means(quantised, pixels) - means(model, pixels))
+    assert off.max() < 0.05
+    names = {tensor.name for tensor in quantised.graph.initializer}
+    assert {"b1/conv3_quantized", "half"} <= names
+
+
 def test_a_dead_channel_keeps_its_bias(pixels: np.ndarray) -> None:
     model = small_network()
     tensors = {t.name: t for t in model.graph.initializer}

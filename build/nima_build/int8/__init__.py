@@ -21,6 +21,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from nima_build.half import STEM_CONVOLUTIONS
 from nima_build.int8._ranges import equalise
+from nima_build.int8._taps import constants, own_constants
 from nima_build.int8._weights import fit_weights
 from nima_build.metadata import ExportError
 from nima_client.contract import PIXELS
@@ -67,9 +68,9 @@ def to_int8(model: onnx.ModelProto, pixels: npt.NDArray[Any]) -> onnx.ModelProto
         # The shapes are fixed but for the batch: symbolic inference has nothing to add.
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
         full = onnx.load(prepared)
+        own_constants(full)
         equalise(full, images)
         onnx.save(full, prepared)
-        convolutions = [node.name for node in full.graph.node if node.op_type == "Conv"]
         quantize_static(
             str(prepared),
             str(quantised),
@@ -80,13 +81,25 @@ def to_int8(model: onnx.ModelProto, pixels: npt.NDArray[Any]) -> onnx.ModelProto
             weight_type=QuantType.QInt8,
             activation_type=QuantType.QUInt8,
             op_types_to_quantize=_IN_INT8,
-            nodes_to_exclude=convolutions[:STEM_CONVOLUTIONS],
+            nodes_to_exclude=_in_fp32(full),
             calibrate_method=CalibrationMethod.MinMax,
         )
         result = onnx.load(quantised)
     fit_weights(full, result, images)
     onnx.checker.check_model(result)
     return result
+
+
+def _in_fp32(model: onnx.ModelProto) -> list[str]:
+    """Names of the nodes that are left alone: the stem, and biases of what is not quantised."""
+    known = constants(model)
+    convolutions = [node.name for node in model.graph.node if node.op_type == "Conv"]
+    biases = [
+        node.name
+        for node in model.graph.node
+        if node.op_type == "Add" and any(name in known for name in node.input)
+    ]
+    return convolutions[:STEM_CONVOLUTIONS] + biases
 
 
 def calibration_pixels(photos: Path, spec: PreprocessSpec) -> npt.NDArray[Any]:

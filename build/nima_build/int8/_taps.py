@@ -115,6 +115,22 @@ def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     return {tensor.name: tensor for tensor in model.graph.initializer}
 
 
+def own_constants(model: onnx.ModelProto) -> None:
+    """Give every convolution weights and a bias of its own, in place.
+
+    Exporters keep equal ones once (all zeros, say); stretched and rounded, they are not equal.
+    """
+    tensors = constants(model)
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            if node.op_type == "Conv" and name in tensors and readers[name] > 1:
+                copy = model.graph.initializer.add()
+                copy.CopyFrom(tensors[name])
+                copy.name = node.input[place] = f"{name}/{node.name}"
+                readers[name] -= 1
+
+
 def replace_constant(tensor: onnx.TensorProto, value: Array) -> None:
     """Put ``value`` in the place of an initializer's, with its type."""
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
