@@ -24,7 +24,13 @@ from typing import Any
 from nima_build.checksums import CHECKSUMS_NAME, check_checksums
 from nima_build.metadata import METADATA_NAME, ArtefactError, ModelMetadata
 from nima_client._files import write_together
-from nima_client.contract import MODEL_NAME, NETWORK_MODEL, PREPROCESS_MODEL, PROFILES
+from nima_client.contract import (
+    MAX_BATCH_SIZE,
+    MODEL_NAME,
+    NETWORK_MODEL,
+    PREPROCESS_MODEL,
+    PROFILES,
+)
 from nima_client.preprocess import DEFAULT_LIMITS, Limits
 
 MODELS = (MODEL_NAME, PREPROCESS_MODEL, NETWORK_MODEL)
@@ -34,6 +40,9 @@ INT8_NAME = "model.int8.onnx"
 CPU_PROFILES = ("cpu", "embedded")
 GRAPHS = {"fp32": ONNX_NAME, "int8": INT8_NAME}
 """The graph that a CPU runs, by precision."""
+ADVISED_REQUEST_SIZES = {"embedded-gpu": MAX_BATCH_SIZE}
+"""Images in a request that clients are advised to send, where more than one has been measured to be
+faster."""
 WAITING_AN_INSTANCE = 3
 """Decoded images that may wait for each instance of the network: with fewer, decoders wait in vain
 (benchmarks/NOTES.md, entry 17)."""
@@ -246,6 +255,9 @@ def render(source: Path, destination: Path, options: RenderOptions) -> ModelMeta
         if model == PREPROCESS_MODEL:
             config.parameters["max_bytes"].string_value = str(options.limits.max_bytes)
             config.parameters["max_pixels"].string_value = str(options.limits.max_pixels)
+        if model == MODEL_NAME and options.profile in ADVISED_REQUEST_SIZES:
+            advised = str(ADVISED_REQUEST_SIZES[options.profile])
+            config.parameters["request_size"].string_value = advised
         if model in options.instances and len(config.instance_group) > 0:
             config.instance_group[0].count = options.instances[model]
         if options.gate is not None and model != MODEL_NAME:

@@ -193,7 +193,7 @@ class AsyncNimaClient(BaseClient):
         deadline = self._deadline(timeout)
         source = _Source(images)
         info = await self._current(deadline)
-        plan = self._plan(info, deadline, ordered=ordered)
+        plan = self._plan(info, deadline, ordered=ordered, counted=source.counted)
         trace = trace_headers()
         under_way: dict[asyncio.Task[InferReply], Attempt] = {}
         feeder: asyncio.Task[None] | None = None
@@ -301,6 +301,11 @@ class _Source:
             self._waiting = images.__aiter__()
         else:
             self._plain = iter(images)
+
+    @property
+    def counted(self) -> bool:
+        """Whether it is known how many images there are."""
+        return self._total is not None
 
     @property
     def exhausted(self) -> bool:

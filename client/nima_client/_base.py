@@ -21,7 +21,7 @@ from nima_client._options import NOT_GIVEN, CallOptions, NotGiven
 from nima_client._plan import Plan
 from nima_client._retry import RetryPolicy
 from nima_client._transport import InferReply, InferRequest
-from nima_client.contract import MODEL_NAME
+from nima_client.contract import MAX_BATCH_SIZE, MODEL_NAME
 from nima_client.errors import RequestError, ScoringError, Stage
 from nima_client.preprocess import Limits
 from nima_client.results import ImageFailure, ImageScore, ModelInfo
@@ -38,7 +38,8 @@ class BaseClient:
             ``dns:///name:port`` for several servers behind one name, used in turn. None takes
             ``$NIMA_URL``, else ``127.0.0.1:8001``.
         request_size: images in one request; at most what the server allows (32), which is taken
-            for more.
+            for more. None takes what the server advises (1 on a CPU, 32 on a GPU), in requests of
+            a few megabytes, and sends what has been read as soon as nothing is under way.
         max_in_flight: requests that one call keeps under way at most.
         timeout: seconds that a whole call may take unless it says otherwise; None for any.
         request_timeout: seconds that one request may take; half of them it may spend in the
@@ -66,7 +67,7 @@ class BaseClient:
         self,
         url: str | None = None,
         *,
-        request_size: int = _defaults.REQUEST_SIZE,
+        request_size: int | None = _defaults.REQUEST_SIZE,
         max_in_flight: int = _defaults.MAX_IN_FLIGHT,
         timeout: float | None = None,
         request_timeout: float | None = _defaults.REQUEST_TIMEOUT_S,
@@ -119,13 +120,13 @@ class BaseClient:
     @property
     def _most_under_way(self) -> int:
         """Most images that a stream has read and not given a result for yet."""
-        window = (self._options.max_in_flight + 1) * self._options.request_size
-        return window + max(_defaults.REORDER_WINDOW, self._options.request_size)
+        size = self._options.request_size or MAX_BATCH_SIZE
+        return (self._options.max_in_flight + 1) * size + max(_defaults.REORDER_WINDOW, size)
 
     def with_options(
         self: C,
         *,
-        request_size: int | NotGiven = NOT_GIVEN,
+        request_size: int | NotGiven | None = NOT_GIVEN,
         max_in_flight: int | NotGiven = NOT_GIVEN,
         timeout: float | NotGiven | None = NOT_GIVEN,
         request_timeout: float | NotGiven | None = NOT_GIVEN,
@@ -165,11 +166,18 @@ class BaseClient:
 
     # -- shared pieces of a call ---------------------------------------------------------------
 
-    def _plan(self, info: ModelInfo, deadline: float | None, *, ordered: bool) -> Plan:
-        size = min(self._options.request_size, info.max_batch_size)
+    def _plan(
+        self, info: ModelInfo, deadline: float | None, *, ordered: bool, counted: bool
+    ) -> Plan:
+        """The plan of a call; ``counted`` says that its images have a known end."""
+        advised = self._options.request_size is None
+        size = min(self._options.request_size or info.served.request_size, info.max_batch_size)
         return Plan(
             # Ragged rows cannot share a UINT8 tensor.
             request_size=1 if info.input_type == "UINT8" else size,
+            request_bytes=_defaults.ADVISED_REQUEST_BYTES if advised else _defaults.MAX_BYTES,
+            # The next image of a stream may be a long time coming.
+            eager=advised and not counted,
             max_in_flight=self._options.max_in_flight,
             retry=self._options.retry,
             deadline=deadline,

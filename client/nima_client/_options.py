@@ -30,7 +30,7 @@ class CallOptions:
         ValueError: an option out of range.
     """
 
-    request_size: int = _defaults.REQUEST_SIZE
+    request_size: int | None = _defaults.REQUEST_SIZE
     max_in_flight: int = _defaults.MAX_IN_FLIGHT
     timeout: float | None = None
     request_timeout: float | None = _defaults.REQUEST_TIMEOUT_S

@@ -24,10 +24,6 @@ from nima_client.results import ImageFailure, ImageScore
 
 Result = Union[ImageScore, ImageFailure]  # noqa: UP007  (evaluated on 3.10)
 
-# A request is closed early when it grows beyond this, so that many huge photos stay far below
-# gRPC's 2 GiB for one message.
-_MAX_REQUEST_BYTES = _defaults.MAX_BYTES
-
 
 class Plan:
     """State of one call.
@@ -45,6 +41,9 @@ class Plan:
         call_id: prefix of the request ids.
         rng: source of jitter.
         reorder_window: results held back at most while an earlier one is outstanding.
+        request_bytes: a request is closed early when it grows beyond this, so that many huge photos
+            stay far below gRPC's 2 GiB for one message, and what is under way fits in memory.
+        eager: send what has been gathered when nothing is under way, not only full requests.
     """
 
     def __init__(
@@ -58,6 +57,8 @@ class Plan:
         call_id: str = "",
         rng: random.Random | None = None,
         reorder_window: int = _defaults.REORDER_WINDOW,
+        request_bytes: int = _defaults.MAX_BYTES,
+        eager: bool = False,
     ) -> None:
         self._request_size = request_size
         self._max_in_flight = max_in_flight
@@ -67,12 +68,15 @@ class Plan:
         self._call_id = call_id
         self._rng = rng or random.Random()
         self._reorder_window = max(reorder_window, request_size)
+        self._request_bytes = request_bytes
+        self._eager = eager
         self._gathering: list[Item] = []
         self._gathered_bytes = 0
         self._ready: deque[Attempt] = deque()
         self._waiting: list[tuple[float, int, Attempt]] = []
         self._in_flight: set[Attempt] = set()
         self._payloads = 0
+        self._payload_bytes = 0
         self._ended = False
         self._broken: RequestError | None = None
         self._failing_since: float | None = None
@@ -87,9 +91,10 @@ class Plan:
     @property
     def wants_input(self) -> bool:
         """Whether there is room for one more image."""
-        room = self._payloads < (self._max_in_flight + 1) * self._request_size
+        requests = self._max_in_flight + 1
         return (
-            room
+            self._payloads < requests * self._request_size
+            and self._payload_bytes < requests * self._request_bytes
             and not self._ended
             and self._broken is None
             and len(self._held) < self._reorder_window
@@ -106,9 +111,11 @@ class Plan:
             self._give_up(Item(index, prepared), self._broken)
             return
         self._payloads += 1
+        self._payload_bytes += len(prepared.data)
         self._gathering.append(Item(index, prepared))
         self._gathered_bytes += len(prepared.data)
-        if len(self._gathering) >= self._request_size or self._gathered_bytes >= _MAX_REQUEST_BYTES:
+        full = len(self._gathering) >= self._request_size
+        if full or self._gathered_bytes >= self._request_bytes:
             self.flush()
 
     def add_failure(self, index: int, error: RequestError, source: str | None = None) -> None:
@@ -133,6 +140,8 @@ class Plan:
         """The request to send now, or None."""
         if len(self._in_flight) >= self._max_in_flight:
             return None
+        if self._eager and not (self._in_flight or self._ready or self._waiting):
+            self.flush()
         if self._waiting and self._waiting[0][0] <= now:
             attempt = heapq.heappop(self._waiting)[2]
         elif self._ready:
@@ -170,7 +179,8 @@ class Plan:
             return
         self._in_flight.discard(attempt)
         self._alive(now)
-        self._payloads -= len(attempt.items)
+        for item in attempt.items:
+            self._let_go(item)
         for score in scores:
             self._emit(score)
 
@@ -192,7 +202,7 @@ class Plan:
             if isinstance(error, errors.DeadlineExceeded) and attempt.last_error is not None:
                 error = attempt.late()
             for item in attempt.items:
-                self._payloads -= 1
+                self._let_go(item)
                 self._give_up(item, error)
             if self._is_fatal(attempt, error, now):
                 self._break(error)
@@ -210,7 +220,7 @@ class Plan:
         for attempt in late:
             error = attempt.late()
             for item in attempt.items:
-                self._payloads -= 1
+                self._let_go(item)
                 self._give_up(item, error)
         self._break(errors.DeadlineExceeded(OUT_OF_TIME))
         return True
@@ -280,7 +290,7 @@ class Plan:
             why = rejected(
                 bad[row].code.value, bad[row].detail, item.index, source, error.request_id
             )
-            self._payloads -= 1
+            self._let_go(item)
             self._emit(ImageFailure.from_error(item.index, why, source))
         if not good:
             return
@@ -291,7 +301,7 @@ class Plan:
                 retryable=False,
             )
             for item in good:
-                self._payloads -= 1
+                self._let_go(item)
                 self._give_up(item, confused)
         else:
             # To the front: their results may be holding others back.
@@ -305,6 +315,10 @@ class Plan:
             self._ready.appendleft(self._attempt((item,), resend=True))
         return True
 
+    def _let_go(self, item: Item) -> None:
+        self._payloads -= 1
+        self._payload_bytes -= len(item.prepared.data)
+
     def _give_up(self, item: Item, error: RequestError) -> None:
         self._emit(ImageFailure.from_error(item.index, error, item.prepared.source))
 
@@ -317,7 +331,7 @@ class Plan:
         self._waiting.clear()
         self._gathering = []
         for item in unsent:
-            self._payloads -= 1
+            self._let_go(item)
             self._give_up(item, error)
 
     def _emit(self, result: Result) -> None:

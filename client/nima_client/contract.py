@@ -143,6 +143,8 @@ class ServedModel:
         reference_quantiles: 101 mean ratings, the 0th to 100th percentile of that set, ascending.
         precision: ``fp32`` or ``int8``, how a CPU runs the network; empty where the server's engine
             decides (TensorRT: FP16).
+        request_size: images in a request that suit this server best. One where images are scored
+            one by one; a GPU is faster with many.
     """
 
     contract_version: int
@@ -152,10 +154,13 @@ class ServedModel:
     reference_set: str = ""
     reference_quantiles: tuple[float, ...] = field(default=(), repr=False)
     precision: str = ""
+    request_size: int = 1
 
     def to_parameters(self) -> dict[str, str]:
         """The facts as string parameters of a Triton model config."""
-        precision = {"precision": self.precision} if self.precision else {}
+        more = {"precision": self.precision} if self.precision else {}
+        if self.request_size != 1:
+            more["request_size"] = str(self.request_size)
         return {
             "contract_version": str(self.contract_version),
             "checkpoint_name": self.checkpoint_name,
@@ -163,7 +168,7 @@ class ServedModel:
             "preprocessing_id": self.preprocessing_id,
             "reference_set": self.reference_set,
             "reference_quantiles": json.dumps([round(q, 6) for q in self.reference_quantiles]),
-            **precision,
+            **more,
         }
 
     @classmethod
@@ -175,6 +180,9 @@ class ServedModel:
         """
         try:
             quantiles = json.loads(parameters.get("reference_quantiles") or "[]")
+            request_size = int(parameters.get("request_size") or 1)
+            if request_size < 1:
+                raise ValueError(f"request_size is {request_size}")
             return cls(
                 contract_version=int(parameters["contract_version"]),
                 checkpoint_name=parameters["checkpoint_name"],
@@ -183,6 +191,7 @@ class ServedModel:
                 reference_set=parameters.get("reference_set", ""),
                 reference_quantiles=tuple(float(q) for q in quantiles),
                 precision=parameters.get("precision", ""),
+                request_size=request_size,
             )
         except KeyError as error:
             raise ContractError(

@@ -88,6 +88,28 @@ def test_a_small_server_gets_small_requests(
     assert [len(batch) for batch in server.batches] == [2, 2, 2]
 
 
+def test_requests_are_as_large_as_the_server_advises(
+    caller: Make, server: KServeServer, photo: Make
+) -> None:
+    """Unless the caller says otherwise; photos that are large already share fewer requests."""
+    server.description = describe_model(dataclasses.replace(FAKE_MODEL, request_size=4))
+    images = [photo(i) for i in range(10)]
+    client = caller(server.url)
+    assert [score.index for score in client.score(images)] == list(range(10))
+    assert sorted(len(batch) for batch in server.batches) == [2, 4, 4]
+    server.batches.clear()
+    caller(server.url, request_size=1).score(images[:3])
+    assert [len(batch) for batch in server.batches] == [1, 1, 1]
+    server.batches.clear()
+    client.score([image + bytes(3 << 20) for image in images[:5]])
+    assert sorted(len(batch) for batch in server.batches) == [1, 2, 2]
+    server.batches.clear()
+    list(client.score_iter(iter(images[:6])))
+    assert sum(len(batch) for batch in server.batches) == 6
+    # Of a stream nobody knows when the next one comes: the first does not wait.
+    assert len(server.batches[0]) == 1
+
+
 def test_scores_name_the_weights_that_made_them(
     caller: Make, server: KServeServer, photo: Make
 ) -> None:

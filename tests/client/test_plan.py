@@ -354,3 +354,54 @@ def test_backoff_grows_within_its_limit_and_jitter() -> None:
 def test_a_policy_out_of_range_is_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must"):
         RetryPolicy(**options)  # type: ignore[arg-type]
+
+
+def test_an_eager_plan_waits_only_while_something_is_under_way() -> None:
+    plan = make_plan(size=3, eager=True)
+    plan.add(0, image(0))
+    first = plan.next_request(0.0)
+    assert first is not None
+    assert len(first.items) == 1
+    plan.add(1, image(1))
+    assert plan.next_request(0.0) is None
+    plan.add(2, image(2))
+    plan.add(3, image(3))
+    full = plan.next_request(0.0)
+    assert full is not None
+    assert [item.index for item in full.items] == [1, 2, 3]
+    plan.add(4, image(4))
+    for attempt in (first, full):
+        assert plan.next_request(0.0) is None
+        plan.succeeded(attempt, scores(attempt), 0.0)
+    last = plan.next_request(0.0)
+    assert last is not None
+    assert [item.index for item in last.items] == [4]
+    patient = make_plan(size=3)
+    patient.add(0, image(0))
+    assert patient.next_request(0.0) is None
+
+
+def test_what_is_under_way_is_bounded_in_bytes_too() -> None:
+    plan = make_plan(size=32, window=2, request_bytes=10)
+    sent = []
+    for index in range(100):
+        if not plan.wants_input:
+            break
+        plan.add(index, Prepared(b"123456"))
+        while (attempt := plan.next_request(0.0)) is not None:
+            sent.append(attempt)
+    # Two requests under way, of two photos each, and one photo: 30 bytes, at a limit of 30.
+    assert [len(attempt.items) for attempt in sent] == [2, 2]
+    assert index == 5
+    plan.succeeded(sent[0], scores(sent[0]), 0.0)
+    assert plan.wants_input
+    plan.add(5, Prepared(b"123456"))
+    bad = plan.next_request(0.0)
+    assert bad is not None
+    plan.failed(bad, refusal(0, 1), 0.0)
+    plan.succeeded(sent[1], scores(sent[1]), 0.0)
+    plan.end_of_input()
+    while (attempt := plan.next_request(0.0)) is not None:
+        plan.succeeded(attempt, scores(attempt), 0.0)
+    assert len(plan.take()) == 6
+    assert plan.finished

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from nima_client import contract
@@ -43,6 +45,16 @@ def test_other_texts_carry_no_rejections(text):
 def test_served_model_round_trip():
     model = ServedModel(1, "a name", "ab" * 32, "id", "set", tuple(i / 10 for i in range(101)))
     assert ServedModel.from_parameters(model.to_parameters()) == model
+    assert "request_size" not in model.to_parameters()
+    larger = dataclasses.replace(model, request_size=32, precision="int8")
+    assert ServedModel.from_parameters(larger.to_parameters()) == larger
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "many"])
+def test_a_request_size_that_is_none_is_refused(size):
+    parameters = ServedModel(1, "a", "b", "c").to_parameters()
+    with pytest.raises(ContractError, match="unreadable"):
+        ServedModel.from_parameters({**parameters, "request_size": size})
 
 
 def test_a_server_without_the_facts_is_told_apart():

@@ -81,6 +81,13 @@ def test_rendering_sets_instances_limits_and_facts(tmp_path):
     assert (tmp_path / "nima" / "1").is_dir()
 
 
+@pytest.mark.parametrize("profile", PROFILES)
+def test_clients_are_advised_of_large_requests_where_they_are_faster(tmp_path, profile):
+    render(SOURCE, tmp_path, RenderOptions(profile))
+    served = ServedModel.from_parameters(parameters(read_config(tmp_path / "nima/config.pbtxt")))
+    assert served.request_size == (32 if profile == "embedded-gpu" else 1)
+
+
 def copy_of_source(target: Path) -> Path:
     shutil.copytree(SOURCE, target, ignore=shutil.ignore_patterns("*.onnx", "__pycache__"))
     return target
