@@ -48,7 +48,7 @@ MIB = 2**20
 
 def throughput(url: str, photos: Sequence[bytes], seconds: float) -> float:
     """Images per second with :data:`IN_FLIGHT` requests in flight, through the SDK."""
-    with NimaClient(url, max_in_flight=IN_FLIGHT) as client:
+    with NimaClient(url, request_size=1, max_in_flight=IN_FLIGHT) as client:
         client.score(photos[:IN_FLIGHT])
         begin = time.perf_counter()
         stream = client.score_iter(itertools.cycle(photos), ordered=False)
@@ -183,7 +183,7 @@ def memory(
     interval = max(1.0, seconds / 200)
     with (
         EmbeddedServer(ServerOptions(model_repository=repository)) as server,
-        NimaClient(server.grpc_url, max_in_flight=IN_FLIGHT) as client,
+        NimaClient(server.grpc_url, request_size=1, max_in_flight=IN_FLIGHT) as client,
     ):
         begin = following = time.perf_counter()
         scored = 0

@@ -98,7 +98,7 @@ def bare_sync(url: str, window: int) -> Iterator[Run]:
 @contextlib.contextmanager
 def sdk_sync(url: str, window: int) -> Iterator[Run]:
     """NimaClient.score."""
-    with NimaClient(url, max_in_flight=window) as client:
+    with NimaClient(url, request_size=1, max_in_flight=window) as client:
         yield lambda photos: check(client.score(photos), photos)
 
 
@@ -128,7 +128,7 @@ def bare_asyncio(url: str, window: int) -> Iterator[Run]:
 def sdk_asyncio(url: str, window: int) -> Iterator[Run]:
     """AsyncNimaClient.score."""
     loop = asyncio.new_event_loop()
-    client = AsyncNimaClient(url, max_in_flight=window)
+    client = AsyncNimaClient(url, request_size=1, max_in_flight=window)
     yield lambda photos: check(loop.run_until_complete(client.score(photos)), photos)
     loop.run_until_complete(client.close())
     loop.close()
@@ -142,7 +142,7 @@ def check(scores: list[ImageScore], photos: list[bytes]) -> None:
 def latencies(url: str, photos: list[bytes], calls: int) -> tuple[list[float], list[float]]:
     """Seconds of single calls, bare and SDK, taking turns at going first."""
     taken: tuple[list[float], list[float]] = ([], [])
-    with bare.InferenceServerClient(url) as plain, NimaClient(url) as client:
+    with bare.InferenceServerClient(url) as plain, NimaClient(url, request_size=1) as client:
 
         def bare_call(photo: bytes) -> None:
             read_outputs(plain.infer(MODEL_NAME, infer_input(photo)))

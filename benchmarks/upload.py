@@ -40,7 +40,7 @@ def main() -> None:
             from nima_build.server import EmbeddedServer
 
             url = stack.enter_context(EmbeddedServer()).grpc_url
-        client = stack.enter_context(NimaClient(url))
+        client = stack.enter_context(NimaClient(url, request_size=1))
         before = np.array([score.mean for score in client.score(photos)])
         for side in SIDES:
             options = PrepareOptions(Limits(), side)

@@ -40,9 +40,9 @@ INT8_NAME = "model.int8.onnx"
 CPU_PROFILES = ("cpu", "embedded")
 GRAPHS = {"fp32": ONNX_NAME, "int8": INT8_NAME}
 """The graph that a CPU runs, by precision."""
-ADVISED_REQUEST_SIZES = {"embedded-gpu": MAX_BATCH_SIZE}
+ADVISED_REQUEST_SIZES = {"embedded": 4, "embedded-gpu": MAX_BATCH_SIZE}
 """Images in a request that clients are advised to send, where more than one has been measured to be
-faster."""
+faster (docs/client.md, docs/deploy-gpu.md)."""
 WAITING_AN_INSTANCE = 3
 """Decoded images that may wait for each instance of the network: with fewer, decoders wait in vain
 (benchmarks/NOTES.md, entry 17)."""
@@ -221,6 +221,14 @@ class RenderOptions:
             raise ValueError(f"no precision {self.precision!r}; there are {', '.join(GRAPHS)}")
 
 
+def _instances(source: Path, options: RenderOptions) -> int:
+    """Requests that the first step works on at once."""
+    if PREPROCESS_MODEL in options.instances:
+        return options.instances[PREPROCESS_MODEL]
+    config = read_config(config_path(source, PREPROCESS_MODEL, options.profile))
+    return int(config.instance_group[0].count)
+
+
 def render(source: Path, destination: Path, options: RenderOptions) -> ModelMetadata:
     """Write a repository for one profile: its configs as ``config.pbtxt``, files beside them.
 
@@ -258,6 +266,7 @@ def render(source: Path, destination: Path, options: RenderOptions) -> ModelMeta
         if model == MODEL_NAME and options.profile in ADVISED_REQUEST_SIZES:
             advised = str(ADVISED_REQUEST_SIZES[options.profile])
             config.parameters["request_size"].string_value = advised
+            config.parameters["instances"].string_value = str(_instances(source, options))
         if model in options.instances and len(config.instance_group) > 0:
             config.instance_group[0].count = options.instances[model]
         if options.gate is not None and model != MODEL_NAME:

@@ -193,7 +193,7 @@ class AsyncNimaClient(BaseClient):
         deadline = self._deadline(timeout)
         source = _Source(images)
         info = await self._current(deadline)
-        plan = self._plan(info, deadline, ordered=ordered, counted=source.counted)
+        plan = self._plan(info, deadline, ordered=ordered, count=source.total)
         trace = trace_headers()
         under_way: dict[asyncio.Task[InferReply], Attempt] = {}
         feeder: asyncio.Task[None] | None = None
@@ -293,7 +293,7 @@ class _Source:
 
     def __init__(self, images: Images) -> None:
         self._next = 0
-        self._total = len(images) if isinstance(images, Sized) else None
+        self.total = len(images) if isinstance(images, Sized) else None
         self._peeked: list[ImageInput] = []
         self._plain: Iterator[ImageInput] | None = None
         self._waiting: AsyncIterator[ImageInput] | None = None
@@ -303,14 +303,9 @@ class _Source:
             self._plain = iter(images)
 
     @property
-    def counted(self) -> bool:
-        """Whether it is known how many images there are."""
-        return self._total is not None
-
-    @property
     def exhausted(self) -> bool:
         """Whether the last image is known to have been read."""
-        return self._next == self._total
+        return self._next == self.total
 
     def add_instant(self, plan: Plan, options: PrepareOptions) -> bool:
         """Feed the plan without waiting, where that is possible; whether it was."""

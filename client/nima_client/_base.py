@@ -38,8 +38,8 @@ class BaseClient:
             ``dns:///name:port`` for several servers behind one name, used in turn. None takes
             ``$NIMA_URL``, else ``127.0.0.1:8001``.
         request_size: images in one request; at most what the server allows (32), which is taken
-            for more. None takes what the server advises (1 on a CPU, 32 on a GPU), in requests of
-            a few megabytes, and sends what has been read as soon as nothing is under way.
+            for more. None takes what the server advises (4 on a CPU, 32 on a GPU), as long as
+            there is enough for all of it, in requests of some 2 MB.
         max_in_flight: requests that one call keeps under way at most.
         timeout: seconds that a whole call may take unless it says otherwise; None for any.
         request_timeout: seconds that one request may take; half of them it may spend in the
@@ -167,17 +167,19 @@ class BaseClient:
     # -- shared pieces of a call ---------------------------------------------------------------
 
     def _plan(
-        self, info: ModelInfo, deadline: float | None, *, ordered: bool, counted: bool
+        self, info: ModelInfo, deadline: float | None, *, ordered: bool, count: int | None
     ) -> Plan:
-        """The plan of a call; ``counted`` says that its images have a known end."""
-        advised = self._options.request_size is None
-        size = min(self._options.request_size or info.served.request_size, info.max_batch_size)
+        """The plan of a call of so many images; None where nobody knows."""
+        chosen, served = self._options.request_size, info.served
+        size = chosen or served.request_size
+        if chosen is None and count is not None:
+            size = min(size, max(1, count // served.instances))
         return Plan(
             # Ragged rows cannot share a UINT8 tensor.
-            request_size=1 if info.input_type == "UINT8" else size,
-            request_bytes=_defaults.ADVISED_REQUEST_BYTES if advised else _defaults.MAX_BYTES,
+            request_size=1 if info.input_type == "UINT8" else min(size, info.max_batch_size),
+            request_bytes=_defaults.MAX_BYTES if chosen else _defaults.ADVISED_REQUEST_BYTES,
             # The next image of a stream may be a long time coming.
-            eager=advised and not counted,
+            eager=served.instances if chosen is None and count is None else 0,
             max_in_flight=self._options.max_in_flight,
             retry=self._options.retry,
             deadline=deadline,

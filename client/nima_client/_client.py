@@ -242,7 +242,7 @@ class NimaClient(BaseClient):
         source = enumerate(images)
         total = len(images) if isinstance(images, Sized) else None
         info = self._current(deadline)
-        plan = self._plan(info, deadline, ordered=ordered, counted=total is not None)
+        plan = self._plan(info, deadline, ordered=ordered, count=total)
         trace = trace_headers()
         answers: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
         under_way: dict[Attempt, PendingReply] = {}

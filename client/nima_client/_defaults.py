@@ -14,11 +14,11 @@ URL: Final = "127.0.0.1:8001"
 """Triton's usual gRPC address on this machine."""
 
 REQUEST_SIZE: Final[int | None] = None
-"""Images in a request. None takes what the server advises. That is one where images are scored one
-by one, so that a bad image costs no other image a second trip; on a GPU it is many: on an H200
-requests of 32 came to 2.6 times the photos of requests of one (docs/deploy-gpu.md)."""
+"""Images in a request. None takes what the server advises, as long as all of it stays busy: 4 on a
+CPU came to 1.18 times the photos of one (docs/client.md), 32 on an H200 to 2.6 times
+(docs/deploy-gpu.md). A bad image costs those that came with it a second trip."""
 
-ADVISED_REQUEST_BYTES: Final = 4 * 1024 * 1024
+ADVISED_REQUEST_BYTES: Final = 2 * 1024 * 1024
 """Requests of as many images as the server advises are closed when they grow beyond this. Camera
 originals gain little by sharing a request, and 17 requests of 32 would be gigabytes of them."""
 

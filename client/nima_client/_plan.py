@@ -43,7 +43,7 @@ class Plan:
         reorder_window: results held back at most while an earlier one is outstanding.
         request_bytes: a request is closed early when it grows beyond this, so that many huge photos
             stay far below gRPC's 2 GiB for one message, and what is under way fits in memory.
-        eager: send what has been gathered when nothing is under way, not only full requests.
+        eager: send what has been gathered, full or not, while fewer requests are under way.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Plan:
         rng: random.Random | None = None,
         reorder_window: int = _defaults.REORDER_WINDOW,
         request_bytes: int = _defaults.MAX_BYTES,
-        eager: bool = False,
+        eager: int = 0,
     ) -> None:
         self._request_size = request_size
         self._max_in_flight = max_in_flight
@@ -140,7 +140,7 @@ class Plan:
         """The request to send now, or None."""
         if len(self._in_flight) >= self._max_in_flight:
             return None
-        if self._eager and not (self._in_flight or self._ready or self._waiting):
+        if not (self._ready or self._waiting) and len(self._in_flight) < self._eager:
             self.flush()
         if self._waiting and self._waiting[0][0] <= now:
             attempt = heapq.heappop(self._waiting)[2]

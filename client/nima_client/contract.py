@@ -127,6 +127,9 @@ class ContractError(ValueError):
     """The model configuration does not describe a NIMA server of this contract."""
 
 
+_COUNTS = ("request_size", "instances")
+
+
 @dataclass(frozen=True)
 class ServedModel:
     """What a server says of the model it serves; read once at connect.
@@ -143,8 +146,8 @@ class ServedModel:
         reference_quantiles: 101 mean ratings, the 0th to 100th percentile of that set, ascending.
         precision: ``fp32`` or ``int8``, how a CPU runs the network; empty where the server's engine
             decides (TensorRT: FP16).
-        request_size: images in a request that suit this server best. One where images are scored
-            one by one; a GPU is faster with many.
+        request_size: images in a request that suit this server best, when it has many to score.
+        instances: requests that it works on at once; fewer would leave some of it idle.
     """
 
     contract_version: int
@@ -155,12 +158,14 @@ class ServedModel:
     reference_quantiles: tuple[float, ...] = field(default=(), repr=False)
     precision: str = ""
     request_size: int = 1
+    instances: int = 1
 
     def to_parameters(self) -> dict[str, str]:
         """The facts as string parameters of a Triton model config."""
         more = {"precision": self.precision} if self.precision else {}
-        if self.request_size != 1:
-            more["request_size"] = str(self.request_size)
+        for name in _COUNTS:
+            if (count := getattr(self, name)) != 1:
+                more[name] = str(count)
         return {
             "contract_version": str(self.contract_version),
             "checkpoint_name": self.checkpoint_name,
@@ -180,9 +185,9 @@ class ServedModel:
         """
         try:
             quantiles = json.loads(parameters.get("reference_quantiles") or "[]")
-            request_size = int(parameters.get("request_size") or 1)
-            if request_size < 1:
-                raise ValueError(f"request_size is {request_size}")
+            counts = {name: int(parameters.get(name) or 1) for name in _COUNTS}
+            if min(counts.values()) < 1:
+                raise ValueError(f"a count is below 1: {counts}")
             return cls(
                 contract_version=int(parameters["contract_version"]),
                 checkpoint_name=parameters["checkpoint_name"],
@@ -191,7 +196,7 @@ class ServedModel:
                 reference_set=parameters.get("reference_set", ""),
                 reference_quantiles=tuple(float(q) for q in quantiles),
                 precision=parameters.get("precision", ""),
-                request_size=request_size,
+                **counts,
             )
         except KeyError as error:
             raise ContractError(

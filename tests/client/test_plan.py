@@ -357,7 +357,7 @@ def test_a_policy_out_of_range_is_refused(options: dict[str, float]) -> None:
 
 
 def test_an_eager_plan_waits_only_while_something_is_under_way() -> None:
-    plan = make_plan(size=3, eager=True)
+    plan = make_plan(size=3, eager=1)
     plan.add(0, image(0))
     first = plan.next_request(0.0)
     assert first is not None

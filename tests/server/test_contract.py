@@ -46,15 +46,16 @@ def test_served_model_round_trip():
     model = ServedModel(1, "a name", "ab" * 32, "id", "set", tuple(i / 10 for i in range(101)))
     assert ServedModel.from_parameters(model.to_parameters()) == model
     assert "request_size" not in model.to_parameters()
-    larger = dataclasses.replace(model, request_size=32, precision="int8")
+    larger = dataclasses.replace(model, request_size=32, instances=2, precision="int8")
     assert ServedModel.from_parameters(larger.to_parameters()) == larger
 
 
-@pytest.mark.parametrize("size", ["0", "-1", "many"])
-def test_a_request_size_that_is_none_is_refused(size):
+@pytest.mark.parametrize("name", ["request_size", "instances"])
+@pytest.mark.parametrize("count", ["0", "-1", "many"])
+def test_a_count_that_is_none_is_refused(name, count):
     parameters = ServedModel(1, "a", "b", "c").to_parameters()
     with pytest.raises(ContractError, match="unreadable"):
-        ServedModel.from_parameters({**parameters, "request_size": size})
+        ServedModel.from_parameters({**parameters, name: count})
 
 
 def test_a_server_without_the_facts_is_told_apart():

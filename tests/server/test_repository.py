@@ -83,9 +83,11 @@ def test_rendering_sets_instances_limits_and_facts(tmp_path):
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_clients_are_advised_of_large_requests_where_they_are_faster(tmp_path, profile):
-    render(SOURCE, tmp_path, RenderOptions(profile))
+    instances = {} if profile == "embedded-gpu" else {"nima_preprocess": 3}
+    render(SOURCE, tmp_path, RenderOptions(profile, instances))
     served = ServedModel.from_parameters(parameters(read_config(tmp_path / "nima/config.pbtxt")))
-    assert served.request_size == (32 if profile == "embedded-gpu" else 1)
+    wanted = {"embedded": (4, 3), "embedded-gpu": (32, 4)}.get(profile, (1, 1))
+    assert (served.request_size, served.instances) == wanted
 
 
 def copy_of_source(target: Path) -> Path:
