@@ -76,6 +76,7 @@ def test_perf_inputs_command(folder, tmp_path):
 def test_a_load_is_closed_or_open():
     assert Load(concurrency=8).label == "8 in flight"
     assert Load(rate=12.5).label == "12.5 a second"
+    assert Load(concurrency=8, batch=4).label == "8 in flight, of 4 images"
     for wrong in ({}, {"concurrency": 1, "rate": 1.0}):
         with pytest.raises(ValueError, match="concurrency or a rate"):
             Load(**wrong)

@@ -141,7 +141,7 @@ def test_a_sweep_measures_everything_in_turn(triton, photos, perf_analyzer):
         triton.metadata.spec,
         default_repository() / NETWORK_MODEL / "1" / ONNX_NAME,
         perf_analyzer,
-        Sweep(concurrencies=(1, 4), rate_shares=(0.3,), seconds=0.9, repeats=1),
+        Sweep(concurrencies=(1, 4), rate_shares=(0.3,), seconds=0.9, repeats=1, request_size=2),
         "test",
         lines.append,
     )
@@ -153,6 +153,7 @@ def test_a_sweep_measures_everything_in_turn(triton, photos, perf_analyzer):
         ("sdk", True),
     ]
     assert all(s.limit > 0 and s.measured.throughput > 0 for s in result.samples)
+    assert [s.load.batch for s in result.samples] == [2, 2, 1, 1]
     assert len(lines) == 4
 
 

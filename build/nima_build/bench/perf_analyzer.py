@@ -48,8 +48,9 @@ class Load:
 
     @property
     def label(self) -> str:
-        """``"8 in flight"`` or ``"120 a second"``."""
-        return f"{self.concurrency} in flight" if self.concurrency else f"{self.rate:g} a second"
+        """``"8 in flight"`` or ``"120 a second"``; with ``"of 4 images"`` where requests share."""
+        text = f"{self.concurrency} in flight" if self.concurrency else f"{self.rate:g} a second"
+        return f"{text}, of {self.batch} images" if self.batch > 1 else text
 
 
 @dataclass(frozen=True)

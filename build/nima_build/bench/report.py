@@ -16,7 +16,8 @@ from nima_build.bench.session import Result, Sample
 from nima_client._files import write_atomic
 
 _COLUMNS = (
-    *("photos", "tool", "concurrency", "rate", "repeat", "images_per_second", "limit"),
+    *("photos", "tool", "concurrency", "rate", "request_size", "repeat"),
+    *("images_per_second", "limit"),
     *("share_of_limit", "p50_ms", "p95_ms", "p99_ms"),
     *("queue_ms", "decode_ms", "network_ms", "server_ms", "failed"),
     *("cpu_ms_in_process", "cpu_ms_server", "cpu_ms_generator", "cpu_share", "cpu_server_share"),
@@ -104,7 +105,8 @@ def to_csv(result: Result) -> str:
         figures = [m.throughput, s.limit, s.share, m.p50, m.p95, m.p99, *inside]
         shown = [f"{v:.4g}" if isinstance(v, float) else v for v in figures]
         writer.writerow(
-            [s.photos, s.tool, s.load.concurrency, s.load.rate, s.repeat, *shown, s.failed]
+            [s.photos, s.tool, s.load.concurrency, s.load.rate, s.load.batch, s.repeat]
+            + [*shown, s.failed]
             + ([f"{v:.4g}" for v in s.cpu.to_dict().values()] if s.cpu else [""] * 5)
         )
     return buffer.getvalue()

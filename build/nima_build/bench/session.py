@@ -29,12 +29,14 @@ class Sweep:
             the beginning.
         seconds: length of one measurement.
         repeats: rounds over everything.
+        request_size: images in a request of the closed loops.
     """
 
     concurrencies: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     rate_shares: tuple[float, ...] = (0.3, 0.6, 0.8)
     seconds: float = 3.0
     repeats: int = 3
+    request_size: int = 1
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ class _SetBench:
             self.result.limits[self.name].append(limit)
             # Fixed by the first round, so that all rounds run the same loads.
             rates = rates or [round(share * limit.combined, 1) for share in sweep.rate_shares]
-            loads = [Load(concurrency=c) for c in sweep.concurrencies]
+            loads = [Load(concurrency=c, batch=sweep.request_size) for c in sweep.concurrencies]
             for load in [*loads, *(Load(rate=r) for r in rates)]:
                 self._measure("perf_analyzer", load, repeat, sweep.seconds, limit_seconds)
             for rate in rates:
@@ -214,7 +216,7 @@ class _SetBench:
         self.before = after
         limit = (before.rate + after.rate) / 2
         if used is not None and tool == "perf_analyzer" and stages is not None:
-            server, generator = (1000 * s / stages.requests for s in used)
+            server, generator = (1000 * s / stages.requests / load.batch for s in used)
             cpu = CpuTime((before.cpu_ms + after.cpu_ms) / 2, server, generator)
         sample = Sample(self.name, tool, load, repeat, measured, limit, stages, failed, cpu)
         self.result.samples.append(sample)

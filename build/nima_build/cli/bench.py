@@ -10,6 +10,7 @@ from typing import Annotated, Optional
 import typer
 
 from nima_build.cli._precision import Precision
+from nima_client.contract import MAX_BATCH_SIZE
 
 app = typer.Typer(add_completion=False)
 
@@ -37,6 +38,9 @@ def bench(
     rate_shares: Annotated[
         str, typer.Option(help="Open loops, as shares of the machine's limit; empty for none.")
     ] = "0.3,0.6,0.8",
+    request_size: Annotated[
+        int, typer.Option(min=1, max=MAX_BATCH_SIZE, help="Closed loops: images in a request.")
+    ] = 1,
     seconds: Annotated[float, typer.Option(min=0.3, help="Length of one measurement.")] = 3.0,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are reported.")] = 3,
     instances: Annotated[
@@ -72,6 +76,7 @@ def bench(
         rate_shares=_numbers(rate_shares, float),
         seconds=seconds,
         repeats=repeats,
+        request_size=request_size,
     )
     if not (sweep.concurrencies or sweep.rate_shares):
         raise typer.BadParameter("nothing to measure: give --concurrency or --rate-shares")
