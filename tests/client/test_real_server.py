@@ -51,7 +51,9 @@ def own() -> Iterator[EmbeddedServer]:
 
 
 def test_a_full_queue(triton: EmbeddedServer, photo: Make) -> None:
-    impatient = NimaClient(triton.grpc_url, retry=NO_RETRIES, max_in_flight=600)
+    # The queue counts requests: one photo each.
+    alone = {"url": triton.grpc_url, "request_size": 1}
+    impatient = NimaClient(**alone, retry=NO_RETRIES, max_in_flight=600)
     with impatient:
         images = [photo(i, size=(320, 240)) for i in range(600)]
         results = impatient.score(images, on_error="return")
@@ -62,7 +64,7 @@ def test_a_full_queue(triton: EmbeddedServer, photo: Make) -> None:
     assert isinstance(failed.error, QueueFull)
     assert "Exceeds maximum queue size" in failed.message
     policy = RetryPolicy(attempts=100, budget_s=60.0)
-    with NimaClient(triton.grpc_url, max_in_flight=400, retry=policy) as patient:
+    with NimaClient(**alone, max_in_flight=400, retry=policy) as patient:
         assert len(patient.score(images[:400])) == 400
 
 

@@ -130,7 +130,7 @@ def test_refused_images_are_counted_as_the_rules_say(shared_server) -> None:
     models = ("nima", PREPROCESS_MODEL, NETWORK_MODEL)
     succeeded = {m: successes(shared_server, m) for m in models}
     failed = {m: sum(failures(shared_server, m).values()) for m in models}
-    with NimaClient(shared_server.grpc_url) as client:
+    with NimaClient(shared_server.grpc_url, request_size=1) as client:
         results = client.score([BAD_PHOTO] * 5, on_error="return")
     assert [r.code for r in results] == ["UNDECODABLE"] * 5
     assert {m: successes(shared_server, m) - n for m, n in succeeded.items()} == {
