@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +23,7 @@ from PIL import Image
 
 from nima_build.bench.photos import load_photos
 from nima_build.gpu import find_gpus
+from nima_build.gpu_check.context import rate
 from nima_client._files import write_atomic
 
 SECONDS = 0.7
@@ -84,16 +84,6 @@ def open_decoder(
     return decode
 
 
-def rate(run: Callable[[], object], images: int) -> float:
-    """Images per second."""
-    run()
-    runs, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < SECONDS:
-        run()
-        runs += 1
-    return round(images * runs / elapsed, 1)
-
-
 def pixels(files: list[bytes], backends: Sequence[str]) -> dict[str, float]:
     """Difference of decoded pixels from Pillow's, in 1/255."""
     largest, means = 0, []
@@ -139,7 +129,7 @@ def main() -> None:
                 for count in first:
                     decode(chosen[:count])
                 row["undecoded"] = sum(image is None for image in decode(chosen))
-                row["rate"] = rate(lambda: decode(chosen), batch)  # noqa: B023 - called here
+                row["rate"] = rate(lambda: decode(chosen), batch, SECONDS)  # noqa: B023 - called here
             except RuntimeError as error:  # a backend that this GPU has not
                 row["reason"] = str(error).splitlines()[0]
             print(row, flush=True)

@@ -44,11 +44,12 @@ class Context:
     scratch: Path
 
 
-def rate(work: Callable[[], object], images: int) -> float:
-    """Images per second of ``work``, after one run to warm up."""
+def rate(work: Callable[[], object], images: int, seconds: float | None = None) -> float:
+    """Images per second of ``work`` for so long (:data:`SECONDS`), after one run to warm up."""
     work()
+    seconds = SECONDS if seconds is None else seconds
     runs, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < SECONDS:
+    while (elapsed := time.perf_counter() - start) < seconds:
         work()
         runs += 1
     return round(images * runs / elapsed, 1)
