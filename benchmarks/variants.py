@@ -16,6 +16,7 @@ import shutil
 import statistics
 import sys
 import tempfile
+import unittest.mock
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,11 +33,12 @@ from nima_build.bench.photos import load_photos, split_by_size
 from nima_build.repository import (
     GRAPHS,
     config_path,
+    cpu_instances,
     default_repository,
     read_config,
     set_precision,
 )
-from nima_build.server import EmbeddedServer, ServerOptions
+from nima_build.server import EmbeddedServer, ServerOptions, _embedded
 from nima_build.server._install import wheel_root
 
 PREPROCESS, NETWORK = "nima_preprocess", "nima_network"
@@ -105,6 +107,12 @@ def _decoder(**parameters: object) -> Callable[[Path], None]:
 _no_gate = _decoder(gate_limit=10**6)
 
 
+def _one_step_unbounded(repository: Path) -> None:
+    """One step whose requests go to the instances without a batcher, and so without a limit."""
+    _one_step(repository)
+    _edit_config(repository, PREPROCESS, lambda config: config.ClearField("dynamic_batching"))
+
+
 def _rate_limiter(repository: Path) -> None:
     """As many executions at once as there are cores, the network's first (not by niceness)."""
     _no_gate(repository)
@@ -140,12 +148,15 @@ def _in_initialize(line: str) -> Callable[[Path], None]:
 _CORES = len(os.sched_getaffinity(0))
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "134217728", "MALLOC_TRIM_THRESHOLD_": "134217728"}
 
-# name -> (edit of the repository, arguments of tritonserver, environment, instances)
+# name -> (edit of the repository, arguments of tritonserver, environment, decoders and networks)
 VARIANTS: dict[str, tuple] = {
     "shipped": (None, (), {}, None),
     "int8": (None, (), {}, None),
-    "one-step": (_one_step, (), {}, None),
-    "one-step-more": (_one_step, (), {}, _CORES + 1),
+    "decoder-a-core": (None, (), {}, (_CORES, _CORES)),
+    "two-decoders-more": (None, (), {}, (_CORES + 2, _CORES)),
+    "one-step": (_one_step, (), {}, (_CORES, _CORES)),
+    "one-step-more": (_one_step, (), {}, (_CORES + 1, _CORES)),
+    "one-step-unbounded": (_one_step_unbounded, (), {}, (_CORES, _CORES)),
     "no-gate": (_no_gate, (), {}, None),
     "gate-once": (_decoder(gate_limit=_CORES), (), {}, None),
     "gate-six": (_decoder(gate_limit=6 * _CORES), (), {}, None),
@@ -174,7 +185,8 @@ VARIANTS: dict[str, tuple] = {
         None,
     ),
     "malloc": (None, (), _MALLOC, None),
-    "one-instance-more": (None, (), {}, _CORES + 1),
+    "huge-pages": (None, (), {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}, None),
+    "one-network-more": (None, (), {}, (_CORES + 2, _CORES + 1)),
     "response-cache": (
         _response_cache,
         ("--cache-config=local,size=67108864", f"--cache-directory={wheel_root() / 'caches'}"),
@@ -186,7 +198,8 @@ VARIANTS: dict[str, tuple] = {
 
 
 @contextlib.contextmanager
-def _server(name: str, repository: Path, folder: Path, precision: str) -> Iterator[EmbeddedServer]:
+def server(name: str, repository: Path, folder: Path, precision: str) -> Iterator[EmbeddedServer]:
+    """A server of one of :data:`VARIANTS`."""
     edit, arguments, environment, instances = VARIANTS[name]
     precision = "int8" if name == "int8" else precision
     copy = folder / name
@@ -197,21 +210,21 @@ def _server(name: str, repository: Path, folder: Path, precision: str) -> Iterat
     options = ServerOptions(
         model_repository=copy,
         extra_arguments=arguments,
-        instances=instances,
         precision=precision,
     )
-    before = dict(os.environ)
-    os.environ.update(environment)
+    counts = dict(zip((PREPROCESS, NETWORK), instances or ()))
+    with (
+        unittest.mock.patch.dict(os.environ, environment),
+        unittest.mock.patch.object(
+            _embedded, "cpu_instances", lambda images: counts or cpu_instances(images)
+        ),
+    ):
+        running = EmbeddedServer(options)
+        running.start()
     try:
-        server = EmbeddedServer(options)
-        server.start()
+        yield running
     finally:
-        os.environ.clear()
-        os.environ.update(before)
-    try:
-        yield server
-    finally:
-        server.stop()
+        running.stop()
 
 
 def main() -> None:
@@ -236,14 +249,14 @@ def main() -> None:
         contextlib.ExitStack() as up,
     ):
         servers = {
-            n: up.enter_context(_server(n, repository, Path(folder), options.precision))
+            n: up.enter_context(server(n, repository, Path(folder), options.precision))
             for n in names
         }
         targets = {}
-        for name, server in servers.items():
-            host, _, port = server.http_url.partition(":")
-            assert server.pid is not None
-            targets[name] = Target(name, (host, int(port)), requests, server.pid, "triton")
+        for name, running in servers.items():
+            host, _, port = running.http_url.partition(":")
+            assert running.pid is not None
+            targets[name] = Target(name, (host, int(port)), requests, running.pid, "triton")
         for number in range(options.rounds):
             shift = number % len(names)
             for name in names[shift:] + names[:shift]:

@@ -7,7 +7,7 @@
 #
 # NIMA_MODEL_REPOSITORY  folder of the models                           (/models)
 # NIMA_PROFILE           default, dali or cpu                           (default)
-# NIMA_INSTANCES         instances of each step in the profile cpu      (one a core)
+# NIMA_INSTANCES         images at once in the profile cpu              (one a core)
 # NIMA_PRECISION         fp32 or int8, the network in the profile cpu   (fp32)
 # NIMA_GRPC_PORT         where `health` asks                            (8001)
 # NIMA_ADMIN_TOKEN       opens Triton's repository, shared-memory, trace and logging APIs to whoever
@@ -50,7 +50,7 @@ case $command in
             *) fail "NIMA_PROFILE is default, dali or cpu, not '$profile'" ;;
         esac
         if [ "$profile" = cpu ]; then
-            # One instance a core is what a CPU serves best; the tree cannot know the cores.
+            # An image a core is what a CPU serves best; the tree cannot know the cores.
             python3 -m nima_build.cpu_profile "$repository" "${NIMA_INSTANCES:-$(nproc)}" \
                 "${NIMA_PRECISION:-fp32}"
         fi

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from nima_build.metadata import ArtefactError
-from nima_build.repository import MODELS, check_graph, read_config, set_precision
+from nima_build.repository import MODELS, check_graph, cpu_instances, read_config, set_precision
 from nima_client._files import write_together
 from nima_client.contract import MODEL_NAME
 
@@ -19,7 +19,7 @@ def set_cpu_profile(repository: Path, count: int, precision: str = "fp32") -> No
 
     Args:
         repository: folder of the models.
-        count: instances of each step.
+        count: images to work on at once; :func:`~nima_build.repository.cpu_instances` of them.
         precision: key of :data:`~nima_build.repository.GRAPHS`.
 
     Raises:
@@ -39,7 +39,7 @@ def set_cpu_profile(repository: Path, count: int, precision: str = "fp32") -> No
         config = read_config(path if model != MODEL_NAME else repository / model / "config.pbtxt")
         set_precision(config, precision)
         if model != MODEL_NAME:
-            config.instance_group[0].count = count
+            config.instance_group[0].count = cpu_instances(count)[model]
         contents[path] = text_format.MessageToString(config).encode()
     write_together({p: data for p, data in contents.items() if _differs(p, data)})
 

@@ -46,6 +46,10 @@ faster (docs/client.md, docs/deploy-gpu.md)."""
 WAITING_AN_INSTANCE = 3
 """Decoded images that may wait for each instance of the network: with fewer, decoders wait in vain
 (benchmarks/NOTES.md, entry 17)."""
+FEWEST_DECODERS = 3
+"""Triton hands the queue's next request on when an instance reports that it is done, and a report
+that comes too early for its own queue is lost until the next one or half a second has passed. With
+an instance to spare the next one comes soon (benchmarks/NOTES.md, entry 24)."""
 _PIXELS_DIMS = re.compile(r"\[ \d+, \d+, 3 \]")
 
 
@@ -221,11 +225,17 @@ class RenderOptions:
             raise ValueError(f"no precision {self.precision!r}; there are {', '.join(GRAPHS)}")
 
 
+def cpu_instances(images: int) -> dict[str, int]:
+    """Instances by model with which a CPU works on so many images at once, a core each."""
+    return {PREPROCESS_MODEL: max(FEWEST_DECODERS, images + 1), NETWORK_MODEL: images}
+
+
 def _instances(source: Path, options: RenderOptions) -> int:
-    """Requests that the first step works on at once."""
-    if PREPROCESS_MODEL in options.instances:
-        return options.instances[PREPROCESS_MODEL]
-    config = read_config(config_path(source, PREPROCESS_MODEL, options.profile))
+    """Requests that it works on at once: on a CPU the network's, on a GPU the decoder's."""
+    model = NETWORK_MODEL if options.profile in CPU_PROFILES else PREPROCESS_MODEL
+    if model in options.instances:
+        return options.instances[model]
+    config = read_config(config_path(source, model, options.profile))
     return int(config.instance_group[0].count)
 
 

@@ -83,7 +83,7 @@ def test_rendering_sets_instances_limits_and_facts(tmp_path):
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_clients_are_advised_of_large_requests_where_they_are_faster(tmp_path, profile):
-    instances = {} if profile == "embedded-gpu" else {"nima_preprocess": 3}
+    instances = {} if profile == "embedded-gpu" else {"nima_preprocess": 4, "nima_network": 3}
     render(SOURCE, tmp_path, RenderOptions(profile, instances))
     served = ServedModel.from_parameters(parameters(read_config(tmp_path / "nima/config.pbtxt")))
     wanted = {"embedded": (4, 3), "embedded-gpu": (32, 4)}.get(profile, (1, 1))

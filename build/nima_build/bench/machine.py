@@ -50,7 +50,9 @@ def describe_machine() -> dict[str, Any]:
 
 def one_line(machine: dict[str, Any]) -> str:
     """The machine in a line, for a table's caption."""
+    cores = machine["cores"]
     return (
-        f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_gib']:g} GiB, "
+        f"{cores} core{'' if cores == 1 else 's'} of {machine['cpu']}, "
+        f"{machine['memory_gib']:g} GiB, "
         f"Python {machine['python']}, load average {machine['load_average_before']:g} before"
     )

@@ -61,7 +61,7 @@ def serve(
     ] = Device.cpu,
     instances: Annotated[
         int,
-        typer.Option(min=0, help="Instances of each step; 0 takes one a core, on a GPU a few."),
+        typer.Option(min=0, help="Images worked on at once; 0 takes one a core, on a GPU a few."),
     ] = 0,
     precision: Annotated[
         Precision,

@@ -16,7 +16,12 @@ from pathlib import Path
 from types import TracebackType
 
 from nima_build.metadata import ModelMetadata
-from nima_build.repository import RenderOptions, default_repository, render
+from nima_build.repository import (
+    RenderOptions,
+    cpu_instances,
+    default_repository,
+    render,
+)
 from nima_build.server._arguments import command, environment
 from nima_build.server._gpu import check_gpu
 from nima_build.server._install import ServerCrashed, ServerError, check_numpy, lay_out_backends
@@ -163,13 +168,17 @@ class EmbeddedServer:
         self.cleared = clear_leftovers()
         self._private = PrivateFolder()
         try:
-            count = self.options.instances or (available_cores() if on_cpu else 0)
+            count = self.options.instances
+            if on_cpu:
+                instances = cpu_instances(count or available_cores())
+            else:
+                instances = {PREPROCESS_MODEL: count, NETWORK_MODEL: count} if count else {}
             self.metadata = render(
                 source,
                 self._folder / "models",
                 RenderOptions(
                     profile=self.options.profile,
-                    instances={PREPROCESS_MODEL: count, NETWORK_MODEL: count} if count else {},
+                    instances=instances,
                     limits=self.options.limits,
                     precision=self.options.precision,
                     gate=self._folder / "gate" if on_cpu else None,

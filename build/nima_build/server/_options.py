@@ -30,7 +30,9 @@ class ServerOptions:
         host: IPv4 address or name to listen on. Loopback unless told otherwise.
         device: ``cpu``, or ``cuda`` for one that decodes and scores on the NVIDIA GPU (profile
             ``embedded-gpu``; needs the extra serve-gpu, and ``nima build --target inductor``).
-        instances: instances of each step; None takes one a core, on a GPU what its configs say.
+        instances: images to work on at once; None takes one a core. So many networks, and decoders
+            to spare (:func:`~nima_build.repository.cpu_instances`). On a GPU instances of each
+            step; None takes what its configs say.
         limits: largest image in bytes and pixels.
         precision: ``fp32``, or ``int8`` for a network several times as fast whose mean ratings
             are within 0.05 (``model.int8.onnx``).
