@@ -7,13 +7,23 @@ checks it with ``sha256sum --check``, `nima serve` with :func:`check_checksums`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from nima_build.metadata import ArtefactError
 from nima_client._files import sha256_file, write_atomic, write_together
+from nima_client._package import PackageError
 
 CHECKSUMS_NAME = "SHA256SUMS"
+
+
+class _Manifest(Protocol):
+    @property
+    def key(self) -> str: ...
+
+
+_AnyManifest = TypeVar("_AnyManifest", bound=_Manifest)
 _BUILT = ("*/1/*.onnx", "*/1/*.json", "*/1/*.plan", "*/1/*.pt2")
 
 
@@ -55,6 +65,27 @@ def write_artefacts(files: Mapping[Path, bytes], repository: Path | None) -> Non
     if repository is not None:
         staged[repository / CHECKSUMS_NAME] = checksums(repository, files)
     write_together(staged)
+
+
+def built_before(
+    check: Callable[[], _AnyManifest], wanted: _AnyManifest, repository: Path | None
+) -> _AnyManifest | None:
+    """The manifest of an artefact that a rebuild would only make again; None if it has to be built.
+
+    Args:
+        check: reads the manifest of the one that is there, or refuses it.
+        wanted: what would be built.
+        repository: folder of the models, whose own manifest is renewed; None where it lies in none.
+    """
+    try:
+        found = check()
+    except (ArtefactError, PackageError):
+        return None
+    if found.key != wanted.key:
+        return None
+    if repository is not None:
+        write_checksums(repository)
+    return found
 
 
 def check_checksums(repository: Path) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 
-from nima_build.checksums import write_artefacts, write_checksums
+from nima_build.checksums import built_before, write_artefacts
 from nima_build.engine_manifest import (
     RUNTIME,
     EngineManifest,
@@ -87,16 +87,8 @@ def build_engine(
         gpu=gpu.name if gpu else "",
         driver=gpu.driver if gpu else "",
     )
-    if not force:
-        try:
-            found = check_engine(plan)
-        except ArtefactError:
-            pass
-        else:
-            if found.key == wanted.key:
-                if repository is not None:
-                    write_checksums(repository)
-                return found, False
+    if not force and (found := built_before(lambda: check_engine(plan), wanted, repository)):
+        return found, False
     try:
         model = onnx.load(onnx_path)
     except DecodeError as error:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nima_build.checksums import write_artefacts, write_checksums
+from nima_build.checksums import built_before, write_artefacts
 from nima_build.engine_manifest import EngineMismatch, Precision
 from nima_build.gpu import find_gpus
 from nima_build.metadata import METADATA_NAME, ModelMetadata
@@ -105,16 +105,8 @@ def build_package(
         gpu=str(torch.cuda.get_device_name(0)) if device == "cuda" else "",
         driver=gpu.driver if gpu else "",
     )
-    if not force:
-        try:
-            found = check_package(target)
-        except PackageError:
-            pass
-        else:
-            if found.key == wanted.key:
-                if repository is not None:
-                    write_checksums(repository)
-                return found, False
+    if not force and (found := built_before(lambda: check_package(target), wanted, repository)):
+        return found, False
     dtype = torch.float16 if options.precision == "fp16" else torch.float32
     graph = HalfScoringGraph(loaded.model, metadata.spec, dtype=dtype)
     with tempfile.TemporaryDirectory() as folder:

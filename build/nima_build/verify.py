@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from nima_build.parity import (
 from nima_build.repository import INT8_NAME, ONNX_NAME
 from nima_client._files import sha256_file
 from nima_client._package import PACKAGE_NAME, REBUILD
-from nima_client.contract import RATINGS
+from nima_client.contract import NUM_RATINGS, RATINGS
 from nima_client.errors import NimaError
 
 
@@ -176,24 +176,20 @@ def _tensorrt_stage(
     expected: npt.NDArray[Any],
 ) -> StageResult:
     from nima_build.engine import check_engine_here
-    from nima_build.tensorrt_api import EngineError
 
     plan = network / PLAN_NAME
-    if not plan.is_file():
-        return StageResult("tensorrt", "skip", note="no engine (`nima build --target tensorrt`)")
-    try:
+
+    def check() -> str:
         # Without a GPU this much can be said of it.
         check_engine(plan, onnx_sha256=metadata.onnx_sha256)
         check_engine_here(plan, network / ONNX_NAME)
-    except ArtefactError as error:
-        return StageResult("tensorrt", "fail", note=str(error))
-    except EngineError as error:
-        return StageResult("tensorrt", "skip", note=str(error))
-    try:
-        actual = _engine_scorer(plan)(pixels)
-    except EngineError as error:
-        return StageResult("tensorrt", "fail", note=str(error))
-    return compare("tensorrt", names, expected, actual)
+        return ""
+
+    if not plan.is_file():
+        return StageResult("tensorrt", "skip", note="no engine (`nima build --target tensorrt`)")
+    return _built_stage(
+        "tensorrt", check, lambda _note: _engine_scorer(plan), names, pixels, expected
+    )
 
 
 def _engine_scorer(plan: Path) -> Scorer:
@@ -217,24 +213,50 @@ def _inductor_stage(
     expected: npt.NDArray[Any],
 ) -> StageResult:
     from nima_build.inductor import check_package_here, check_package_of, open_package
-    from nima_build.tensorrt_api import EngineError
 
     package = network / PACKAGE_NAME
-    if not package.is_file():
-        return StageResult("inductor", "skip", note=f"no package (`{REBUILD}`)")
-    try:
+
+    def check() -> str:
         # Without torch or a GPU this much can be said of it.
         device = check_package_of(package, metadata).device
         check_package_here(package, metadata, device=device)
-    except ArtefactError as error:
-        return StageResult("inductor", "fail", note=str(error))
-    except EngineError as error:
-        return StageResult("inductor", "skip", note=str(error))
-    try:
+        return device
+
+    def scorer(device: str) -> Scorer:
         compiled = open_package(package, device)
+        return lambda images: compiled.score(images)[:, :NUM_RATINGS]
+
+    if not package.is_file():
+        return StageResult("inductor", "skip", note=f"no package (`{REBUILD}`)")
+    return _built_stage("inductor", check, scorer, names, pixels, expected)
+
+
+def _built_stage(
+    stage: str,
+    check: Callable[[], str],
+    scorer: Callable[[str], Scorer],
+    names: list[str],
+    pixels: npt.NDArray[Any],
+    expected: npt.NDArray[Any],
+) -> StageResult:
+    """What was built for one machine: it fails where it does not fit, and is skipped on another.
+
+    ``check`` refuses what does not fit (ArtefactError) or cannot be run here (EngineError), or
+    returns a note; ``scorer`` is given the note and opens it.
+    """
+    from nima_build.tensorrt_api import EngineError
+
+    try:
+        note = check()
+    except ArtefactError as error:
+        return StageResult(stage, "fail", note=str(error))
+    except EngineError as error:
+        return StageResult(stage, "skip", note=str(error))
+    try:
+        actual = scorer(note)(pixels)
     except (ArtefactError, EngineError) as error:
-        return StageResult("inductor", "fail", note=str(error))
-    return compare("inductor", names, expected, compiled.score(pixels)[:, :10], device)
+        return StageResult(stage, "fail", note=str(error))
+    return compare(stage, names, expected, actual, note)
 
 
 def _triton_stage(

@@ -58,8 +58,3 @@ def rate(work: Callable[[], object], images: int, seconds: float | None = None) 
 def batch_of(pixels: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
     """So many images, the first ones again where there are fewer."""
     return np.resize(pixels, (size, *pixels.shape[1:]))
-
-
-def discard(_value: object) -> None:
-    """For work whose result is not asked for."""
-    return None

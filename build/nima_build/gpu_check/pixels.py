@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from nima_build.gpu import find_gpus, is_installed
-from nima_build.gpu_check.context import Context, Skip, discard, rate
+from nima_build.gpu_check.context import Context, Skip, rate
 from nima_build.gpu_check.formats import compare_formats
 from nima_build.parity import compare, onnx_scorer
 from nima_build.repository import ONNX_NAME, default_repository, load_module
@@ -52,8 +52,8 @@ def measure_gpu_pixels(context: Context, device_id: int | None) -> dict[str, Any
     report = judge_pixels(context, found, MAX_DIFFERENCE)
     return {
         **report,
-        "decode_images_per_second": rate(lambda: discard(decoder.decode(context.jpegs)), count),
-        "preprocess_images_per_second": rate(lambda: discard(pixels([context.jpegs])), count),
+        "decode_images_per_second": rate(lambda: decoder.decode(context.jpegs), count),
+        "preprocess_images_per_second": rate(lambda: pixels([context.jpegs]), count),
     }
 
 
@@ -109,7 +109,7 @@ def measure_dali(context: Context, **device: Any) -> dict[str, Any]:
         return np.stack([np.asarray(image) for image in batch.as_cpu()])
 
     report = judge_pixels(context, run(), MAX_DIFFERENCE_DALI)
-    return {**report, "preprocess_images_per_second": rate(lambda: discard(run()), count)}
+    return {**report, "preprocess_images_per_second": rate(run, count)}
 
 
 def judge_pixels(context: Context, actual: npt.NDArray[Any], largest: int) -> dict[str, Any]:
