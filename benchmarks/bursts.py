@@ -24,7 +24,7 @@ from nima_build.repository import GRAPHS, default_repository
 
 # ``variants`` has put the folder of these on the path.
 from http_load import ask  # isort: skip
-from servers import triton_request  # isort: skip
+from servers import triton_target  # isort: skip
 
 LONG = 3
 PAUSE = 0.03
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32", choices=list(GRAPHS))
     options = parser.parse_args()
     sets = {found.name: found for found in split_by_size(load_photos([options.photos]))}
-    photos = [triton_request(photo.data) for photo in sets["small"].photos]
+    photos = [photo.data for photo in sets["small"].photos]
     names = options.variants.split(",")
     seconds: dict[str, list[float]] = {name: [] for name in names}
     with (
@@ -48,21 +48,18 @@ def main() -> None:
         ThreadPoolExecutor(options.together) as pool,
         contextlib.ExitStack() as up,
     ):
-        addresses = {}
+        targets = []
         for name in names:
-            running = up.enter_context(
-                server(name, default_repository(), Path(folder), options.precision)
-            )
-            host, _, port = running.http_url.partition(":")
-            addresses[name] = (host, int(port))
+            running = server(name, default_repository(), Path(folder), options.precision)
+            targets.append(triton_target(name, up.enter_context(running), photos))
         for number in range(options.bursts):
-            burst = [photos[(number + n) % len(photos)] for n in range(options.together)]
-            for name in names:
+            burst = [(number + n) % len(photos) for n in range(options.together)]
+            for target in targets:
                 begin = time.perf_counter()
-                answers = [pool.submit(ask, addresses[name], request) for request in burst]
+                answers = [pool.submit(ask, target.address, target.requests[n]) for n in burst]
                 for answer in answers:
                     answer.result()
-                seconds[name].append(time.perf_counter() - begin)
+                seconds[target.name].append(time.perf_counter() - begin)
                 time.sleep(PAUSE)
     print(f"{one_line(describe_machine())}; {options.bursts} bursts of {options.together}")
     print(

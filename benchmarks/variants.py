@@ -25,7 +25,7 @@ from google.protobuf import text_format
 sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
 
 from http_load import closed_loop
-from servers import Target, triton_request
+from servers import triton_target
 
 from nima_build.bench.machine import describe_machine, one_line
 from nima_build.bench.open_loop import percentiles
@@ -240,7 +240,7 @@ def main() -> None:
     options = parser.parse_args()
     repository = (options.model_repository or default_repository()).resolve()
     sets = {s.name: s for s in split_by_size(load_photos([options.photos]))}
-    requests = [triton_request(photo.data) for photo in sets[options.set].photos]
+    photos = [photo.data for photo in sets[options.set].photos]
     names = options.variants.split(",")
     print(one_line(describe_machine()))
     found: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in names}
@@ -252,18 +252,14 @@ def main() -> None:
             n: up.enter_context(server(n, repository, Path(folder), options.precision))
             for n in names
         }
-        targets = {}
-        for name, running in servers.items():
-            host, _, port = running.http_url.partition(":")
-            assert running.pid is not None
-            targets[name] = Target(name, (host, int(port)), requests, running.pid, "triton")
+        targets = {n: triton_target(n, running, photos) for n, running in servers.items()}
         for number in range(options.rounds):
             shift = number % len(names)
             for name in names[shift:] + names[:shift]:
                 target = targets[name]
                 before = target.cpu_seconds()
                 rate, latencies, answered = closed_loop(
-                    target.address, requests, options.concurrency, options.seconds
+                    target.address, target.requests, options.concurrency, options.seconds
                 )
                 cpu_ms = (target.cpu_seconds() - before) / answered * 1000
                 p50, _, p99 = percentiles(latencies)

@@ -194,13 +194,14 @@ def product(setting: Setting) -> Iterator[Target]:
     """The server of this project."""
     options = ServerOptions(model_repository=setting.repository, precision=setting.precision)
     with EmbeddedServer(options) as server:
-        yield _of_triton("NIMA on Triton", server, setting)
+        yield triton_target("NIMA on Triton", server, setting.photos)
 
 
-def _of_triton(name: str, server: EmbeddedServer, setting: Setting) -> Target:
+def triton_target(name: str, server: EmbeddedServer, photos: list[bytes]) -> Target:
+    """An embedded server that runs, asked over HTTP, a photo a request."""
     host, _, port = server.http_url.partition(":")
     assert server.pid is not None
-    requests = [triton_request(photo) for photo in setting.photos]
+    requests = [triton_request(photo) for photo in photos]
     return Target(name, (host, int(port)), requests, server.pid, "triton")
 
 
@@ -249,7 +250,7 @@ def triton_tutorial(setting: Setting) -> Iterator[Target]:
     repository = setting.folder / "tutorial"
     _write_tutorial(setting, repository)
     with EmbeddedServer(ServerOptions(model_repository=repository)) as server:
-        yield _of_triton("Triton, tutorial-style", server, setting)
+        yield triton_target("Triton, tutorial-style", server, setting.photos)
 
 
 def _write_tutorial(setting: Setting, repository: Path) -> None:
