@@ -14,8 +14,7 @@ import statistics
 import time
 from pathlib import Path
 
-import psutil
-
+from nima_build.bench.cpu import cpu_seconds
 from nima_build.bench.machine import describe_machine, one_line
 from nima_build.bench.photos import load_photos, split_by_size
 from nima_build.repository import GRAPHS
@@ -23,12 +22,6 @@ from nima_build.server import EmbeddedServer, ServerOptions
 from nima_client import NimaClient
 
 ADVISED = "advised"
-
-
-def cpu_seconds(processes: list[psutil.Process]) -> float:
-    """Of these processes and this one, user and system."""
-    times = [*(process.cpu_times()[:2] for process in processes), os.times()[:2]]
-    return sum(map(sum, times))
 
 
 def main() -> None:
@@ -47,8 +40,7 @@ def main() -> None:
     server = EmbeddedServer(ServerOptions(precision=options.precision))
     with server, NimaClient(server.grpc_url) as client:
         assert server.pid is not None
-        root = psutil.Process(server.pid)
-        processes = [root, *root.children(recursive=True)]
+        processes = [os.getpid(), server.pid, *server.stub_pids()]
         clients = {str(size): client.with_options(request_size=size) for size in options.sizes}
         clients[ADVISED] = client
         rows: dict[str, list[tuple[float, float]]] = {name: [] for name in clients}

@@ -9,7 +9,6 @@ machine. Ratios to the shipped choice are what counts.
 from __future__ import annotations
 
 import argparse
-import shutil
 import statistics
 import tempfile
 import threading
@@ -20,10 +19,11 @@ from pathlib import Path
 import numpy as np
 import skimage
 import tritonclient.grpc as triton_grpc
-from google.protobuf import text_format
 
-from nima_build.repository import config_path, default_repository, read_config
+from nima_build.bench.variant import copy_repository, edit_config
+from nima_build.repository import default_repository
 from nima_build.server import EmbeddedServer, ServerOptions
+from nima_client.contract import PREPROCESS_MODEL
 
 # preferred batch sizes, queue delay in microseconds
 CHOICES = {
@@ -35,14 +35,11 @@ CHOICES = {
 
 def repository_with(choice: tuple[list[int], int], folder: Path) -> Path:
     """A copy of the project's repository whose embedded profile schedules as told."""
-    target = folder / "models"
-    shutil.copytree(default_repository(), target, ignore=shutil.ignore_patterns("__pycache__"))
-    path = config_path(target, "nima_preprocess", "embedded")
-    config = read_config(path)
-    del config.dynamic_batching.preferred_batch_size[:]
-    config.dynamic_batching.preferred_batch_size.extend(choice[0])
-    config.dynamic_batching.max_queue_delay_microseconds = choice[1]
-    path.write_text(text_format.MessageToString(config))
+    sizes, delay = choice
+    target = copy_repository(default_repository(), folder / "models")
+    with edit_config(target, PREPROCESS_MODEL, "embedded") as config:
+        config.dynamic_batching.preferred_batch_size[:] = sizes
+        config.dynamic_batching.max_queue_delay_microseconds = delay
     return target
 
 

@@ -12,15 +12,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import shutil
 import statistics
 import sys
 import tempfile
 import unittest.mock
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-from google.protobuf import text_format
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
 
@@ -30,6 +27,7 @@ from servers import triton_target
 from nima_build.bench.machine import describe_machine, one_line
 from nima_build.bench.open_loop import percentiles
 from nima_build.bench.photos import load_photos, split_by_size
+from nima_build.bench.variant import copy_repository, edit_config
 from nima_build.repository import (
     GRAPHS,
     config_path,
@@ -40,15 +38,13 @@ from nima_build.repository import (
 )
 from nima_build.server import EmbeddedServer, ServerOptions, _embedded
 from nima_build.server._install import wheel_root
-
-PREPROCESS, NETWORK = "nima_preprocess", "nima_network"
+from nima_client.contract import NETWORK_MODEL as NETWORK
+from nima_client.contract import PREPROCESS_MODEL as PREPROCESS
 
 
 def _edit_config(repository: Path, model: str, edit: Callable[..., None]) -> None:
-    path = config_path(repository, model, "embedded")
-    config = read_config(path)
-    edit(config)
-    path.write_text(text_format.MessageToString(config))
+    with edit_config(repository, model, "embedded") as config:
+        edit(config)
 
 
 def _one_step(repository: Path) -> None:
@@ -202,8 +198,7 @@ def server(name: str, repository: Path, folder: Path, precision: str) -> Iterato
     """A server of one of :data:`VARIANTS`."""
     edit, arguments, environment, instances = VARIANTS[name]
     precision = "int8" if name == "int8" else precision
-    copy = folder / name
-    shutil.copytree(repository, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    copy = copy_repository(repository, folder / name)
     _edit_config(copy, NETWORK, lambda config: set_precision(config, precision))
     if edit is not None:
         edit(copy)

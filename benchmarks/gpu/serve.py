@@ -171,7 +171,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--loads", nargs="+", default=["32x4", "32x8", "32x16", "8x32", "1x1", "1x64"],
+        "--loads", nargs="+", type=Load.parse,
+        default=[*map(Load.parse, ("32x4", "32x8", "32x16", "8x32", "1x1", "1x64"))],
         help="images a request x requests in flight",
     )  # fmt: skip
     parser.add_argument("--stop-timeout", type=float, default=10.0, help="of the server, seconds")
@@ -190,9 +191,9 @@ def main() -> None:
         "limits": {f"{stage} {n}": [] for stage in STAGES for n in PROCESSES},
         "loads": [],
     }
-    for text in options.loads:
-        batch, _, concurrency = text.partition("x")
-        report["loads"].append({"batch": int(batch), "concurrency": int(concurrency), "rounds": []})
+    for load in options.loads:
+        row = {"batch": load.batch, "concurrency": load.concurrency, "rounds": []}
+        report["loads"].append(row)
     options.out.mkdir(parents=True, exist_ok=True)
 
     def save() -> None:

@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import json
 import os
-import shutil
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping
@@ -25,14 +24,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import text_format
-
 from nima_build.bench.machine import describe_machine
 from nima_build.bench.perf_analyzer import Load, find_perf_analyzer, run_perf_analyzer
 from nima_build.bench.photos import load_photos, write_perf_inputs
 from nima_build.bench.stages import StageMeter
+from nima_build.bench.variant import copy_repository, edit_config
 from nima_build.gpu import find_gpus
-from nima_build.repository import config_path, default_repository, read_config
+from nima_build.repository import default_repository
 from nima_build.server import EmbeddedServer, ServerOptions
 from nima_client._files import write_atomic
 from nima_client.contract import NETWORK_MODEL, PREPROCESS_MODEL
@@ -47,7 +45,7 @@ VARIANTS = (
 
 def _instances(model: str) -> Callable[[Path, int], None]:
     def change(repository: Path, count: int) -> None:
-        with _config(repository, model) as config:
+        with edit_config(repository, model, PROFILE) as config:
             config.instance_group[0].count = count
 
     return change
@@ -55,14 +53,14 @@ def _instances(model: str) -> Callable[[Path, int], None]:
 
 def _batch(repository: Path, size: int) -> None:
     for model in (PREPROCESS_MODEL, NETWORK_MODEL):
-        with _config(repository, model) as config:
+        with edit_config(repository, model, PROFILE) as config:
             config.max_batch_size = size
             sizes = {*config.dynamic_batching.preferred_batch_size, size}
             config.dynamic_batching.preferred_batch_size[:] = sorted(n for n in sizes if n <= size)
 
 
 def _host_below(repository: Path, count: int) -> None:
-    with _config(repository, PREPROCESS_MODEL) as config:
+    with edit_config(repository, PREPROCESS_MODEL, PROFILE) as config:
         config.parameters["host_below"].string_value = str(count)
 
 
@@ -72,14 +70,6 @@ CHANGES: Mapping[str, Callable[[Path, int], None]] = {
     "batch": _batch,
     "host_below": _host_below,
 }
-
-
-@contextlib.contextmanager
-def _config(repository: Path, model: str) -> Any:
-    path = config_path(repository, model, PROFILE)
-    config = read_config(path)
-    yield config
-    path.write_text(text_format.MessageToString(config))
 
 
 def parse(variant: str) -> dict[str, int]:
@@ -145,8 +135,7 @@ def measure(
         }
         for _ in range(rounds):
             for text in loads:
-                batch, _, concurrency = text.partition("x")
-                load = Load(concurrency=int(concurrency), batch=int(batch))
+                load = Load.parse(text)
                 for name, url in urls.items():
                     meters[name].lap()
                     found = run_perf_analyzer(perf_analyzer, url, inputs, load, seconds)
@@ -172,7 +161,9 @@ def main() -> None:
     try:
         for variant in options.variants:
             parse(variant)
-    except argparse.ArgumentTypeError as error:
+        for load in options.loads:
+            Load.parse(load)
+    except (argparse.ArgumentTypeError, ValueError) as error:
         parser.error(str(error))
     gpus = find_gpus()
     if not gpus:
@@ -199,10 +190,7 @@ def main() -> None:
         write_perf_inputs([ava_sized(photo) for photo in load_photos(options.photos)], inputs)
 
         def start(variant: str) -> EmbeddedServer:
-            copy = folder / variant
-            shutil.copytree(
-                default_repository(), copy, ignore=shutil.ignore_patterns("__pycache__")
-            )
+            copy = copy_repository(default_repository(), folder / variant)
             apply(copy, variant)
             server = EmbeddedServer(
                 ServerOptions(

@@ -21,6 +21,7 @@ import psutil
 import tritonclient.http as triton_http
 from http_load import LoadError, ask, post
 
+from nima_build.bench.cpu import cpu_seconds
 from nima_build.metadata import ModelMetadata
 from nima_build.repository import check_graph
 from nima_build.server import EmbeddedServer, ServerOptions
@@ -52,13 +53,8 @@ class Target:
 
     def cpu_seconds(self) -> float:
         """CPU time of all its processes so far."""
-        total = 0.0
-        root = psutil.Process(self.pid)
-        for process in (root, *root.children(recursive=True)):
-            with contextlib.suppress(psutil.Error):
-                times = process.cpu_times()
-                total += times.user + times.system
-        return total
+        descendants = psutil.Process(self.pid).children(recursive=True)
+        return cpu_seconds([self.pid, *(process.pid for process in descendants)])
 
     def mean(self, index: int) -> float:
         """Mean rating of one photo, to check that every server does the same work."""

@@ -7,7 +7,7 @@ checks it with ``sha256sum --check``, `nima serve` with :func:`check_checksums`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -27,14 +27,20 @@ _AnyManifest = TypeVar("_AnyManifest", bound=_Manifest)
 _BUILT = ("*/1/*.onnx", "*/1/*.json", "*/1/*.plan", "*/1/*.pt2")
 
 
-def checksums(repository: Path, staged: Mapping[Path, bytes] | None = None) -> bytes:
+def checksums(
+    repository: Path,
+    staged: Mapping[Path, bytes] | None = None,
+    without: Collection[Path] = (),
+) -> bytes:
     """Content of the manifest: every artefact of a repository with its SHA-256.
 
     Args:
         repository: folder of the models.
         staged: files about to be written there, which count instead of what lies there now.
+        without: files about to be removed.
     """
-    digests = {path: "" for pattern in _BUILT for path in repository.glob(pattern)}
+    found = {path for pattern in _BUILT for path in repository.glob(pattern)}
+    digests = dict.fromkeys(found.difference(without), "")
     for path, data in (staged or {}).items():
         if any(path.relative_to(repository).match(pattern) for pattern in _BUILT):
             digests[path] = hashlib.sha256(data).hexdigest()
@@ -51,20 +57,25 @@ def write_checksums(repository: Path) -> Path:
     return target
 
 
-def write_artefacts(files: Mapping[Path, bytes], repository: Path | None) -> None:
+def write_artefacts(
+    files: Mapping[Path, bytes], repository: Path | None, outdated: Collection[Path] = ()
+) -> None:
     """Write artefacts, all or none of them, with the manifest of the repository they lie in.
 
     Args:
         files: contents by path.
         repository: folder of the models; None where the files lie in none.
+        outdated: files that must not stand beside them; removed once they are there.
 
     Raises:
         OSError: a file could not be written; none has been replaced.
     """
     staged = dict(files)
     if repository is not None:
-        staged[repository / CHECKSUMS_NAME] = checksums(repository, files)
+        staged[repository / CHECKSUMS_NAME] = checksums(repository, files, outdated)
     write_together(staged)
+    for path in outdated:
+        path.unlink(missing_ok=True)
 
 
 def built_before(

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError
 
 from nima_build.checksums import write_artefacts
 from nima_build.half import FP16_NAME, to_fp16
 from nima_build.metadata import METADATA_NAME, ExportError, ModelMetadata
+from nima_build.onnx_properties import graph_checkpoint, set_properties
 from nima_build.onnx_session import cpu_session
 from nima_build.repository import INT8_NAME, ONNX_NAME, config_contents
-from nima_client._files import write_together
 from nima_client.contract import (
     NETWORK_MODEL,
     NUM_RATINGS,
@@ -54,12 +55,14 @@ class Exported:
         metadata: content of the ``model.json`` beside it.
         max_mean_difference: largest difference of a mean rating from PyTorch in the check.
         others: the FP16 and int8 graphs, where they were asked for.
+        outdated: FP16 and int8 graphs of another checkpoint that lay there, and are gone.
     """
 
     onnx_path: Path
     metadata: ModelMetadata
     max_mean_difference: float
     others: tuple[Path, ...] = ()
+    outdated: tuple[Path, ...] = ()
 
 
 def export_checkpoint(
@@ -68,7 +71,8 @@ def export_checkpoint(
     """Export a checkpoint as ``model.onnx`` and ``model.json`` in ``directory``.
 
     All files are replaced together, and only after the new graph passed onnx.checker and agreed
-    with PyTorch.
+    with PyTorch. FP16 and int8 graphs of another checkpoint, which would be served under this one's
+    name, are removed.
 
     Args:
         checkpoint: folder with ``model.safetensors`` and ``checkpoint.json``.
@@ -82,7 +86,7 @@ def export_checkpoint(
         OSError: the files could not be written.
     """
     files, done = _convert(checkpoint, directory, fp16, calibration)
-    write_together(files)
+    write_artefacts(files, None, done.outdated)
     return done
 
 
@@ -98,7 +102,7 @@ def export_to_repository(
     specification = json.dumps(done.metadata.preprocessing, indent=2) + "\n"
     files[repository / PREPROCESS_MODEL / "1" / SPECIFICATION_NAME] = specification.encode()
     files |= config_contents(repository, done.metadata)
-    write_artefacts(files, repository)
+    write_artefacts(files, repository, done.outdated)
     return done
 
 
@@ -148,7 +152,19 @@ def _convert(
     )
     path = directory / ONNX_NAME
     files = {path: content, **others, directory / METADATA_NAME: metadata.to_json()}
-    return files, Exported(path, metadata, difference, tuple(others))
+    outdated = tuple(
+        graph
+        for graph in (directory / FP16_NAME, directory / INT8_NAME)
+        if graph not in files and graph.is_file() and _is_of_another(graph, metadata)
+    )
+    return files, Exported(path, metadata, difference, tuple(others), outdated)
+
+
+def _is_of_another(graph: Path, metadata: ModelMetadata) -> bool:
+    try:
+        return graph_checkpoint(graph) != metadata.checkpoint_sha256
+    except DecodeError:
+        return True
 
 
 def to_onnx(
@@ -244,22 +260,6 @@ def simplify_constants(model: onnx.ModelProto) -> None:
             kept.append(node)
     del model.graph.node[:]
     model.graph.node.extend(kept)
-
-
-def set_properties(model: onnx.ModelProto, properties: dict[str, str]) -> None:
-    """Add string metadata to a graph under the prefix ``nima.``."""
-    for key, value in properties.items():
-        entry = model.metadata_props.add()
-        entry.key, entry.value = f"nima.{key}", value
-
-
-def read_properties(model: onnx.ModelProto) -> dict[str, str]:
-    """The metadata :func:`set_properties` wrote, without the prefix."""
-    return {
-        entry.key.removeprefix("nima."): entry.value
-        for entry in model.metadata_props
-        if entry.key.startswith("nima.")
-    }
 
 
 def check_against_pytorch(content: bytes, network: nn.Module, spec: PreprocessSpec) -> float:

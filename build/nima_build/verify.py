@@ -155,15 +155,12 @@ def _int8_stage(
     pixels: npt.NDArray[Any],
     expected: npt.NDArray[Any],
 ) -> StageResult:
-    import onnx
-
-    from nima_build.export import read_properties
+    from nima_build.onnx_properties import graph_checkpoint
 
     path = network / INT8_NAME
     if not path.is_file():
         return StageResult("onnx-int8", "skip", note="not built (`nima export --int8`)")
-    checkpoint = read_properties(onnx.load(path)).get("checkpoint_sha256")
-    if checkpoint != metadata.checkpoint_sha256:
+    if graph_checkpoint(path) != metadata.checkpoint_sha256:
         return StageResult("onnx-int8", "fail", note=f"{INT8_NAME} is of another checkpoint")
     return compare("onnx-int8", names, expected, onnx_scorer(path)(pixels))
 

@@ -77,9 +77,13 @@ def test_a_load_is_closed_or_open():
     assert Load(concurrency=8).label == "8 in flight"
     assert Load(rate=12.5).label == "12.5 a second"
     assert Load(concurrency=8, batch=4).label == "8 in flight, of 4 images"
+    assert Load.parse("32x4") == Load(concurrency=4, batch=32)
     for wrong in ({}, {"concurrency": 1, "rate": 1.0}):
         with pytest.raises(ValueError, match="concurrency or a rate"):
             Load(**wrong)
+    for wrong in ("32", "x4", "0x4", "32x", "a x4", "32x4x4"):
+        with pytest.raises(ValueError, match="no load such as 32x4"):
+            Load.parse(wrong)
 
 
 def test_report_of_perf_analyzer_is_read():

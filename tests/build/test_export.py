@@ -13,10 +13,12 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from nima_build.checksums import check_checksums
 from nima_build.cli.export import app
-from nima_build.export import ExportError, export_checkpoint, read_properties, to_onnx
+from nima_build.export import ExportError, export_checkpoint, export_to_repository, to_onnx
 from nima_build.half import STEM_CONVOLUTIONS, stem_length, to_fp16
 from nima_build.metadata import ModelMetadata
+from nima_build.onnx_properties import graph_checkpoint, read_properties, set_properties
 from nima_build.onnx_session import cpu_session
 from nima_client._files import sha256_file
 from nima_client.preprocess import PreprocessSpec, normalize, preprocess
@@ -228,6 +230,38 @@ def test_int8_graph_is_quantised_and_close(
     small = cpu_session(path).run(OUTPUTS, {"PIXELS": batch})
     # Random weights amplify rounding; `nima verify` holds the trained model to 0.05.
     assert 0 < np.abs(full[1] - small[1]).max() < 1.0
+
+
+def test_graphs_of_another_checkpoint_do_not_outlive_it(
+    checkpoint: Path, exported: Path, tmp_path: Path
+) -> None:
+    """Left there, `nima serve --precision int8` would serve the old network by the new name."""
+    other = onnx.load(exported / "model.onnx")
+    del other.metadata_props[:]
+    set_properties(other, {"checkpoint_sha256": "0" * 64})
+    network = tmp_path / "models" / "nima_network" / "1"
+    network.mkdir(parents=True)
+    stale = [network / "model.fp16.onnx", network / "model.int8.onnx"]
+    for path in stale:
+        path.write_bytes(other.SerializeToString())
+    done = export_to_repository(checkpoint, tmp_path / "models")
+    assert list(done.outdated) == stale
+    assert not any(path.exists() for path in stale)
+    assert check_checksums(tmp_path / "models") > 0
+
+    # The same checkpoint once more: what was made from it stays.
+    stale[1].write_bytes((exported / "model.onnx").read_bytes())
+    assert graph_checkpoint(stale[1]) == done.metadata.checkpoint_sha256
+    done = export_to_repository(checkpoint, tmp_path / "models")
+    assert done.outdated == ()
+    assert stale[1].exists()
+    assert "model.int8.onnx" in (tmp_path / "models" / "SHA256SUMS").read_text()
+
+    stale[1].write_bytes(b"not a graph at all")
+    result = CliRunner().invoke(app, [str(checkpoint), "-o", str(network)])
+    assert result.exit_code == 0, result.output
+    assert "removed, it was of another checkpoint (--int8 PHOTOS makes it anew)" in result.output
+    assert not stale[1].exists()
 
 
 def test_int8_without_photos_leaves_the_previous_export(

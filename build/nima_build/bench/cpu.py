@@ -6,6 +6,7 @@ cores are busy with nothing else, cores / (CPU time an image) is the throughput.
 
 from __future__ import annotations
 
+import contextlib
 import resource
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -40,6 +41,18 @@ class CpuTime:
         return {**asdict(self), "share": self.share, "server_share": self.server_share}
 
 
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """User and system CPU time so far of the processes that (still) run."""
+    import psutil
+
+    total = 0.0
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            times = psutil.Process(pid).cpu_times()
+            total += times.user + times.system
+    return total
+
+
 class CpuMeter:
     """CPU seconds used since the last look.
 
@@ -52,17 +65,8 @@ class CpuMeter:
         self._last = self._read()
 
     def _read(self) -> tuple[float, float]:
-        import psutil
-
-        server = 0.0
-        for pid in self._pids():
-            try:
-                times = psutil.Process(pid).cpu_times()
-            except psutil.Error:
-                continue
-            server += times.user + times.system
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return server, children.ru_utime + children.ru_stime
+        return cpu_seconds(self._pids()), children.ru_utime + children.ru_stime
 
     def lap(self) -> tuple[float, float]:
         """Seconds of the server, and of child processes that ended in between."""

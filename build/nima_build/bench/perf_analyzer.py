@@ -46,6 +46,18 @@ class Load:
         if (self.concurrency > 0) == (self.rate > 0):
             raise ValueError("a load has a concurrency or a rate")
 
+    @classmethod
+    def parse(cls, text: str) -> Load:
+        """A closed loop by its short name, images a request x requests in flight: ``"32x4"``.
+
+        Raises:
+            ValueError: ``text`` is none.
+        """
+        batch, _, concurrency = text.partition("x")
+        if not (batch.isdecimal() and concurrency.isdecimal() and int(batch) > 0):
+            raise ValueError(f"{text!r} is no load such as 32x4 (images a request x in flight)")
+        return cls(concurrency=int(concurrency), batch=int(batch))
+
     @property
     def label(self) -> str:
         """``"8 in flight"`` or ``"120 a second"``; with ``"of 4 images"`` where requests share."""

@@ -31,7 +31,9 @@ def bench(
     url: Annotated[
         str, typer.Option(help="gRPC host:port of a running server; none starts one.")
     ] = "",
-    out: Annotated[Path, typer.Option(help="Folder for tables and plots.")] = Path("out/bench"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for tables and plots.")] = Path(
+        "out/bench"
+    ),
     concurrency: Annotated[
         str, typer.Option(help="Closed loops: requests in flight.")
     ] = "1,2,4,8,16,32",
@@ -44,7 +46,7 @@ def bench(
     seconds: Annotated[float, typer.Option(min=0.3, help="Length of one measurement.")] = 3.0,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are reported.")] = 3,
     instances: Annotated[
-        int, typer.Option(min=0, help="Instances of each step; 0 takes the default.")
+        int, typer.Option(min=0, help="Images worked on at once; 0 takes the default.")
     ] = 0,
     precision: Annotated[
         Precision, typer.Option(help="What the started server and the limit run.")

@@ -43,12 +43,12 @@ def export(
     """Export a checkpoint to ONNX and check the graph against PyTorch.
 
     Writes model.onnx (PIXELS uint8 [B,S,S,3] to DISTRIBUTION, MEAN, STD) and model.json. Nothing
-    is replaced unless every check passed.
+    is replaced unless every check passed. An FP16 or int8 graph of another checkpoint is removed.
     """
     from nima_build.export import ExportError, export_checkpoint, export_to_repository
     from nima_build.metadata import ArtefactError
     from nima_build.paths import BUNDLED_CHECKPOINT
-    from nima_build.repository import default_repository
+    from nima_build.repository import INT8_NAME, default_repository
 
     if bundled == (checkpoint is not None):
         raise typer.BadParameter("give a checkpoint folder, or --bundled, and not both")
@@ -68,3 +68,6 @@ def export(
     )
     for path in done.others:
         typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    for path in done.outdated:
+        again = " (--int8 PHOTOS makes it anew)" if path.name == INT8_NAME else ""
+        typer.echo(f"{path}: removed, it was of another checkpoint{again}")

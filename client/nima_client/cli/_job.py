@@ -65,6 +65,8 @@ class Job:
     def __post_init__(self) -> None:
         if self.resume and self.output is None:
             raise ValueError("--resume needs --output: there is no file to go on with")
+        if self.form is Format.parquet:
+            import pyarrow  # noqa: F401  (missing, it names the extra now, not after the scores)
 
     @property
     def finished(self) -> bool:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.metadata
 import importlib.util
+import re
 import sys
 from dataclasses import dataclass
 
 PROJECT = "nima-triton"
+_OPTIONAL = re.compile(r"(?P<name>[\w.-]+).*\bextra == ['\"](?P<extra>[\w.-]+)['\"].*")
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,23 @@ COMMANDS: dict[str, Command] = {
 }
 
 
+def _extra_with(module: str, default: str) -> str:
+    """The extra that brings a module; ``default``, the command's own, where it is among them."""
+    try:
+        requirements = importlib.metadata.requires(PROJECT) or []
+    except importlib.metadata.PackageNotFoundError:
+        return default
+    package = module.partition(".")[0].replace("_", "-")
+    found = [
+        match["extra"]
+        for requirement in requirements
+        if (match := _OPTIONAL.fullmatch(requirement)) and match["name"].lower() == package
+    ]
+    return default if default in found or not found else found[0]
+
+
 def _missing(name: str, extra: str, module: str) -> str:
+    extra = _extra_with(module, extra)
     return (
         f"nima {name} needs the package {module!r}, which the extra {extra!r} brings: "
         f"pip install '{PROJECT}[{extra}]'"
