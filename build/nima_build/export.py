@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 
 from nima_build.checksums import write_artefacts
 from nima_build.half import FP16_NAME, to_fp16
 from nima_build.metadata import METADATA_NAME, ExportError, ModelMetadata
-from nima_build.onnx_properties import graph_checkpoint, set_properties
-from nima_build.onnx_session import cpu_session
+from nima_build.onnx_properties import set_properties
+from nima_build.onnx_session import cpu_session, graph_checkpoint
 from nima_build.repository import INT8_NAME, ONNX_NAME, config_contents
 from nima_client.contract import (
     NETWORK_MODEL,
@@ -155,16 +154,11 @@ def _convert(
     outdated = tuple(
         graph
         for graph in (directory / FP16_NAME, directory / INT8_NAME)
-        if graph not in files and graph.is_file() and _is_of_another(graph, metadata)
+        if graph not in files
+        and graph.is_file()
+        and graph_checkpoint(graph) != metadata.checkpoint_sha256
     )
     return files, Exported(path, metadata, difference, tuple(others), outdated)
-
-
-def _is_of_another(graph: Path, metadata: ModelMetadata) -> bool:
-    try:
-        return graph_checkpoint(graph) != metadata.checkpoint_sha256
-    except DecodeError:
-        return True
 
 
 def to_onnx(

@@ -17,6 +17,10 @@ import sys
 from collections.abc import Mapping
 
 import nima_client
+from nima_build.triton_client import still_works, triton_client
+
+_LOOK_SECONDS = 4.0
+"""The photo may wait in the queue for half of its timeout before; Kubernetes allows 10 s in all."""
 
 
 def tls_from(environment: Mapping[str, str]) -> nima_client.TLS | None:
@@ -48,9 +52,11 @@ def check(url: str, timeout: float = 8.0, tls: nima_client.TLS | None = None) ->
     try:
         with nima_client.NimaClient(url, tls=tls, retry=nima_client.NO_RETRIES) as client:
             client.score_one(photo.getvalue(), timeout=timeout)
-    except nima_client.OverloadError:
-        # It answers; to restart it, or to take it out of service, would only move the load.
-        return ""
+    except nima_client.OverloadError as error:
+        # To restart a busy server, or to take it out of service, would only move the load.
+        with triton_client(url, tls) as triton:
+            busy = still_works(triton, _LOOK_SECONDS)
+        return "" if busy else f"no photo gets through, and the queue says: {error}"
     except (nima_client.NimaError, OSError) as error:
         return " ".join(str(error).split())
     return ""

@@ -15,6 +15,8 @@ from nima_client.contract import CONTRACT_VERSION, ServedModel
 from nima_client.preprocess import PreprocessSpec
 
 METADATA_NAME = "model.json"
+PROPERTY_PREFIX = "nima."
+"""Of what an ONNX graph says of itself, its string metadata."""
 
 
 class ArtefactError(RuntimeError):

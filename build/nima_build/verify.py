@@ -155,7 +155,7 @@ def _int8_stage(
     pixels: npt.NDArray[Any],
     expected: npt.NDArray[Any],
 ) -> StageResult:
-    from nima_build.onnx_properties import graph_checkpoint
+    from nima_build.onnx_session import graph_checkpoint
 
     path = network / INT8_NAME
     if not path.is_file():

@@ -18,8 +18,8 @@ from nima_build.cli.export import app
 from nima_build.export import ExportError, export_checkpoint, export_to_repository, to_onnx
 from nima_build.half import STEM_CONVOLUTIONS, stem_length, to_fp16
 from nima_build.metadata import ModelMetadata
-from nima_build.onnx_properties import graph_checkpoint, read_properties, set_properties
-from nima_build.onnx_session import cpu_session
+from nima_build.onnx_properties import read_properties, set_properties
+from nima_build.onnx_session import cpu_session, graph_checkpoint
 from nima_client._files import sha256_file
 from nima_client.preprocess import PreprocessSpec, normalize, preprocess
 from nima_training import distribution as moments

@@ -5,24 +5,31 @@ Goodput at twice the capacity is a measurement, not a test: ``benchmarks/overloa
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import _bombs
 import grpc
+import psutil
 import pytest
 from _corpus import seeds
 from _load import drive, expected_scores
 from _metrics import failures, worked_on
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from nima_build import health
 from nima_build.repository import cpu_instances
+from nima_build.server import EmbeddedServer
+from nima_build.server._probe import ProbeResult
 from nima_client import NO_RETRIES, NimaClient, QueueFull, Stage
 from nima_client._transport import InferRequest
 from nima_client._wire import encode_request
-from nima_client.contract import PREPROCESS_MODEL
+from nima_client.contract import NETWORK_MODEL, PREPROCESS_MODEL
 
 QUEUE = 4
 DECODERS = cpu_instances(1)[PREPROCESS_MODEL]
@@ -65,6 +72,54 @@ def outcomes(calls: list[grpc.Future]) -> list[tuple[str, str]]:
         error = call.exception()
         said.append(("OK", "") if error is None else (error.code().name, error.details()))
     return said
+
+
+@pytest.fixture
+def flooded(start_server: Callable[..., object], small_queue: Path) -> Iterator[EmbeddedServer]:
+    """A server whose queue is always full."""
+    server = start_server(model_repository=small_queue, instances=1)
+    over = threading.Event()
+
+    def keep_full() -> None:
+        while not over.is_set():
+            for call in flood(server.grpc_url, 3 * QUEUE, 5.0):
+                call.exception()
+
+    callers = [threading.Thread(target=keep_full) for _ in range(2)]
+    for caller in callers:
+        caller.start()
+    yield server
+    over.set()
+    for pid in server.stub_pids():
+        os.kill(pid, signal.SIGCONT)
+    for caller in callers:
+        caller.join(60)
+
+
+def turned_away(server: EmbeddedServer) -> ProbeResult:
+    """The first probe that the queue does not let in, or that finds no answer."""
+    probe = server.probe(3.0)
+    for _ in range(200):
+        if (result := probe()).reason:
+            return result
+    raise AssertionError("the queue let every probe in")
+
+
+@pytest.mark.parametrize("hung", ["", PREPROCESS_MODEL, NETWORK_MODEL])
+def test_a_full_queue_is_alive_while_photos_get_through(flooded: EmbeddedServer, hung: str) -> None:
+    """Triton's words are the same whether there is much to do or nobody to do it."""
+    if not hung:
+        assert turned_away(flooded).alive
+        assert health.check(flooded.grpc_url) == ""
+        return
+    for pid in flooded.stub_pids():
+        if hung in " ".join(psutil.Process(pid).cmdline()):
+            os.kill(pid, signal.SIGSTOP)
+    time.sleep(1.0)  # what the decoders had begun goes as far as it can
+    result = turned_away(flooded)
+    assert not result.alive
+    assert result.seconds < 10
+    assert health.check(flooded.grpc_url) != ""
 
 
 def test_a_full_queue_refuses_at_once_and_says_why(

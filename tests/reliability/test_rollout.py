@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -120,6 +121,26 @@ def test_new_version_and_back_without_a_failed_request(repository: Path, tmp_pat
     assert min(seen["1"], seen["2"]) >= 30
 
 
+def test_a_withdrawn_version_does_not_come_back(
+    start_server: Callable[..., EmbeddedServer], repository: Path, tmp_path: Path
+) -> None:
+    server = start_server(model_repository=repository)
+    bad, fix = variant(repository, tmp_path, "bad", 0.5), variant(repository, tmp_path, "fix", 0.7)
+    versions = [server.roll_out(bad).version, server.roll_back().version]
+    assert versions == [2, 1]
+    with pytest.raises(RolloutError, match="nothing older than version 1"):
+        server.roll_back()
+    out = server.roll_out(fix)
+    assert (out.version, out.previous) == (3, 1)
+    assert server.roll_back().version == 1
+    assert {s.checkpoint_name for s in scores_of(server.grpc_url)} == {
+        ModelMetadata.load(repository / NETWORK_MODEL / "1" / METADATA_NAME).name
+    }
+    # The two that can serve are kept, not every one there ever was.
+    kept = {f.name for f in (server.log_path.parent / "models" / NETWORK_MODEL).iterdir()}
+    assert kept == {"1", "3", "config.pbtxt"}
+
+
 def test_by_signals_and_across_a_restart(repository: Path, tmp_path: Path) -> None:
     """SIGHUP to `nima serve` rolls out what lies in its repository, SIGUSR1 goes back; a
     tritonserver killed in between comes back with the version rolled out.
@@ -166,7 +187,7 @@ def test_by_signals_and_across_a_restart(repository: Path, tmp_path: Path) -> No
         wait_for("in place of 2")
         assert [s.distribution for s in scores_of(url)] == [s.distribution for s in first]
         process.send_signal(signal.SIGUSR1)
-        assert "there is none to go back to" in wait_for("version 1")
+        assert "kept to go back to" in wait_for("version 1")
     finally:
         process.terminate()
         process.communicate(timeout=60)
@@ -190,7 +211,7 @@ def test_a_bad_version_leaves_the_old_one_in_place(repository: Path, tmp_path: P
     with EmbeddedServer(ServerOptions(model_repository=repository, instances=1)) as server:
         first = scores_of(server.grpc_url)
         with Load(server.grpc_url) as load:
-            with pytest.raises(RolloutError, match="first: there is none"):
+            with pytest.raises(RolloutError, match="nothing older than version 1"):
                 server.roll_back()
             with pytest.raises(RolloutError, match="not the file that"):
                 server.roll_out(damaged)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nima_build.metadata import ArtefactError
+from nima_build.metadata import METADATA_NAME, ArtefactError
 from nima_build.onnx_session import cpu_session
 from nima_build.parity import TOLERANCES, triton_scores
 from nima_build.repository import (
@@ -68,6 +69,22 @@ def test_a_rollout_without_the_int8_graph_is_refused(int8_server, tmp_path: Path
         assert client.model_info().served.precision == "int8"
         assert rollout.version == 2
     int8_server.roll_back()
+
+
+def test_a_graph_of_another_checkpoint_is_refused(tmp_path: Path) -> None:
+    """As the export of a new network left it before it took the old graph away."""
+    other = Path(shutil.copytree(default_repository(), tmp_path / "models"))
+    network = other / "nima_network" / "1"
+    metadata = load_metadata(other)
+    dataclasses.replace(metadata, checkpoint_sha256="0" * 64).save(network / METADATA_NAME)
+    with pytest.raises(ArtefactError, match="of another checkpoint than"):
+        check_graph(other, "int8")
+    check_graph(other, "fp32")
+    metadata.save(network / METADATA_NAME)
+    check_graph(other, "int8")
+    (network / INT8_NAME).write_bytes(b"no graph")
+    with pytest.raises(ArtefactError, match="or damaged"):
+        check_graph(other, "int8")
 
 
 def test_missing_graph_and_unknown_precision_are_told_before_a_start(tmp_path: Path) -> None:

@@ -89,6 +89,13 @@ def serve(
         Optional[Path],  # noqa: UP045
         typer.Option(help="PEM authority of the certificate, and of clients with --mutual-tls."),
     ] = None,
+    tls_server_name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Name in the certificate, where it does not name HOST: the server's own probe "
+            "connects to HOST and expects it."
+        ),
+    ] = None,
     mutual_tls: Annotated[bool, typer.Option(help="Ask clients for a certificate.")] = False,
     admin_token: Annotated[
         Optional[str],  # noqa: UP045
@@ -124,8 +131,10 @@ def serve(
     tls_files = (tls_cert, tls_key, tls_ca)
     if any(tls_files) and not all(tls_files):
         raise typer.BadParameter("--tls-cert, --tls-key and --tls-ca go together")
-    if mutual_tls and not tls_cert:
-        raise typer.BadParameter("--mutual-tls needs --tls-cert, --tls-key and --tls-ca")
+    if (mutual_tls or tls_server_name) and not tls_cert:
+        raise typer.BadParameter(
+            "--mutual-tls and --tls-server-name need --tls-cert, --tls-key and --tls-ca"
+        )
     try:
         options = ServerOptions(
             model_repository=model_repository,
@@ -139,7 +148,7 @@ def serve(
             limits=Limits(max_bytes, max_pixels),
             precision=precision.value,
             log_file=log_file,
-            tls=ServerTLS(tls_cert, tls_key, tls_ca, mutual_tls)
+            tls=ServerTLS(tls_cert, tls_key, tls_ca, mutual_tls, tls_server_name)
             if tls_cert and tls_key and tls_ca
             else None,
             admin_token=admin_token,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import nima_client
+from nima_build.triton_client import triton_client
 from nima_client._connection import normalise_url
 
 _LISTS = ("ipv4:", "ipv6:")  # gRPC's schemes for addresses that need no name server
@@ -69,20 +70,8 @@ class Target:
         )
 
     def triton(self) -> Any:
-        """A ``tritonclient.grpc.InferenceServerClient``, for what the SDK does not ask."""
-        import grpc
-        import tritonclient.grpc as triton
-
-        address, tls = self._address()
-        if tls is None:
-            return triton.InferenceServerClient(address)
-        authority, key, chain = tls.read()
-        options = [("grpc.ssl_target_name_override", tls.server_name)] if tls.server_name else None
-        return triton.InferenceServerClient(
-            address,
-            creds=grpc.ssl_channel_credentials(authority, key, chain),
-            channel_args=options,
-        )
+        """Triton's own client, for what the SDK does not ask."""
+        return triton_client(*self._address())
 
     def servers(self) -> list[Target]:
         """One target for each server behind the address.

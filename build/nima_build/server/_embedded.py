@@ -283,7 +283,7 @@ class EmbeddedServer:
     def _wait_ready(self) -> None:
         assert self._process is not None
         deadline = time.monotonic() + self.options.patience
-        probe = self.probe(self.options.patience)
+        probe, reason = self.probe(self.options.patience), "it does not listen yet"
         try:
             while time.monotonic() < deadline:
                 if self._process.poll() is not None:
@@ -293,13 +293,17 @@ class EmbeddedServer:
                         f"tritonserver ended with status {status} while starting"
                         f"\n{self.log_errors()}"
                     )
-                if self._listens() and probe().alive:
-                    return
+                if self._listens():
+                    result = probe()
+                    if result.alive:
+                        return
+                    reason = result.reason
                 time.sleep(_POLL_SECONDS)
         finally:
             probe.close()
         raise ServerError(
-            f"no inference answered within {self.options.patience:g} s\n{self.log_errors()}"
+            f"no inference answered within {self.options.patience:g} s, the last attempt with: "
+            f"{reason}\n{self.log_errors()}"
         )
 
     def _listens(self) -> bool:

@@ -41,11 +41,18 @@ class PrivateFolder:
         self._lock.write(self.shm_prefix)
         self._lock.flush()
         hidden.rename(self.path / _LOCK)
+        # systemd's cleaner of /tmp passes over a folder that is locked, with all that lies in it;
+        # nobody reads the files of a server that runs, so that they look forgotten after ten days.
+        self._folder: int | None = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(self._folder, fcntl.LOCK_SH)
 
     def remove(self) -> None:
         """Delete the folder with what is in it; idempotent."""
         shutil.rmtree(self.path, ignore_errors=True)
         self._lock.close()
+        if self._folder is not None:
+            os.close(self._folder)
+            self._folder = None
 
 
 def remove_shared_memory(prefix: str) -> None:

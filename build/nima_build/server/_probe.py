@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nima_build.server._security import ServerTLS
+from nima_build.triton_client import still_works, triton_client
 from nima_client.contract import INPUT_IMAGE, MODEL_NAME, OUTPUT_MEAN
 
 # A 16x16 grey JPEG: decoding it costs next to nothing and walks the whole path.
@@ -19,7 +20,8 @@ _PROBE_JPEG = base64.b64decode(
     "t7i5usLDxMXGx8jJytLT1NXW19jZ2uHi4+Tl5ufo6erx8vP09fb3+Pn6/9oACAEBAAA/ACiiiv/Z"
 )
 
-_QUEUE_FULL = "Exceeds maximum queue size"
+_AT_THE_QUEUE = ("Exceeds maximum queue size", "Request timeout expired")
+"""Triton's words to a request that its queue did not let in, or kept too long."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class ProbeResult:
     """Outcome of one probe.
 
     Attributes:
-        alive: whether a finite mean rating came back in time.
+        alive: whether a finite mean rating came back in time, or the server is too busy for the
+            probe and gets through other photos.
         seconds: how long it took.
         reason: why it is not alive; empty when it is.
     """
@@ -53,7 +56,6 @@ class Probe:
         self._url = url
         self._timeout = timeout
         self._tls = tls
-        self._triton = triton
         image = triton.InferInput(INPUT_IMAGE, [1, 1], "BYTES")
         image.set_data_from_numpy(np.array([[_PROBE_JPEG]], dtype=np.object_))
         self._inputs = [image]
@@ -61,7 +63,7 @@ class Probe:
         self._client: Any = None
 
     def __call__(self) -> ProbeResult:
-        """Send the probe; never raises. A server too busy to queue it counts as alive."""
+        """Send the probe; never raises."""
         start = time.monotonic()
         try:
             if self._client is None:
@@ -71,29 +73,21 @@ class Probe:
             )
             mean = float(answer.as_numpy(OUTPUT_MEAN)[0, 0])
         except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            turned_away = any(words in reason for words in _AT_THE_QUEUE)
+            busy = turned_away and still_works(self._client, self._timeout)
+            if turned_away and not busy:
+                reason = f"no photo gets through, and the queue says: {reason}"
             # A new connection next time: gRPC's own reconnect backs off for up to 20 seconds.
             self.close()
-            reason = " ".join(str(error).split())[:300]
-            return ProbeResult(_QUEUE_FULL in reason, time.monotonic() - start, reason)
+            return ProbeResult(busy, time.monotonic() - start, reason)
         if not 1.0 <= mean <= 10.0:
             return ProbeResult(False, time.monotonic() - start, f"mean rating {mean}")
         return ProbeResult(True, time.monotonic() - start)
 
     def connect(self) -> Any:
         """A new ``InferenceServerClient``, encrypted as the server is."""
-        tls = self._tls
-        if tls is None:
-            return self._triton.InferenceServerClient(self._url)
-        import grpc
-
-        key, chain = (
-            (tls.key_file.read_bytes(), tls.cert_file.read_bytes()) if tls.mutual else (None, None)
-        )
-        credentials = grpc.ssl_channel_credentials(tls.ca_file.read_bytes(), key, chain)
-        options = [("grpc.ssl_target_name_override", tls.server_name)] if tls.server_name else None
-        return self._triton.InferenceServerClient(
-            self._url, creds=credentials, channel_args=options
-        )
+        return triton_client(self._url, self._tls.of_client() if self._tls else None)
 
     def close(self) -> None:
         """Close the connection."""

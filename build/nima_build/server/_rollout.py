@@ -1,15 +1,16 @@
 """A new network without a failed request: load before unload, by explicit model control.
 
-The rendered repository holds every version of the network that was ever rolled out. The ensemble
-names the one it uses, and its own version is the same number, so that each answer says which
-network it comes from::
+The rendered repository holds the version of the network that serves and the one before it. The
+ensemble names the one it uses, and its own version is the same number, so that each answer says
+which network it comes from::
 
     nima/2  ->  nima_preprocess/1  ->  nima_network/2
 
 1. Copy the network beside the old one, load both, and run the new one once.
 2. Point the ensemble at it and load that: Triton puts the new one in place, and lets go of the old
    one when its requests in flight are done.
-3. Unload the old network. Its files stay, for :func:`roll_back`.
+3. Unload the old network. Its files stay, for :func:`roll_back`; those of any other go, a version
+   that was withdrawn among them.
 
 Every step leaves a repository that a restarted server can load.
 """
@@ -116,7 +117,7 @@ class Repository:
             raise
 
     def roll_back(self) -> Rollout:
-        """Serve the version before the present one again.
+        """Serve again what was served before the present version, which is thereby withdrawn.
 
         Raises:
             RolloutError: there is none, or it did not load.
@@ -124,7 +125,7 @@ class Repository:
         current = self.current()
         earlier = [v for v in self.versions() if v < current]
         if not earlier:
-            raise RolloutError(f"version {current} is the first: there is none to go back to")
+            raise RolloutError(f"nothing older than version {current} is kept to go back to")
         path = self._folder / NETWORK_MODEL / str(earlier[-1]) / METADATA_NAME
         return self._switch(earlier[-1], ModelMetadata.load(path))
 
@@ -171,7 +172,14 @@ class Repository:
         self._wait_unloaded(previous)
         self._edit(NETWORK_MODEL, lambda config: _serve_only(config, version))
         self._client.load_model(NETWORK_MODEL, headers=self._headers)
+        self._keep_only(version, previous)
         return Rollout(version, previous, metadata, time.monotonic() - begin)
+
+    def _keep_only(self, *versions: int) -> None:
+        for model in (MODEL_NAME, NETWORK_MODEL):
+            for folder in (self._folder / model).iterdir():
+                if folder.is_dir() and folder.name.isdigit() and int(folder.name) not in versions:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def _edit(self, model: str, change: Callable[[Any], None]) -> None:
         from google.protobuf import text_format

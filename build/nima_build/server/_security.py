@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nima_build.server._install import ServerError
+from nima_client import TLS
 
 ADMIN_HEADER = "nima-admin"
 GRPC_ADMIN_HEADER = f"triton-grpc-protocol-{ADMIN_HEADER}"
@@ -40,6 +41,11 @@ class ServerTLS:
         for path in (self.cert_file, self.key_file, self.ca_file):
             if not path.is_file():
                 raise ServerError(f"no PEM file at {path}")
+
+    def of_client(self) -> TLS:
+        """What the server's own probe connects with."""
+        own = (self.cert_file, self.key_file) if self.mutual else (None, None)
+        return TLS(self.ca_file, *own, self.server_name)
 
     def arguments(self) -> list[str]:
         """Arguments for tritonserver."""
