@@ -9,6 +9,7 @@
 # NIMA_PROFILE           default, dali or cpu                           (default)
 # NIMA_INSTANCES         images at once in the profile cpu              (one a core)
 # NIMA_PRECISION         fp32 or int8, the network in the profile cpu   (fp32)
+# NIMA_MAX_BYTES, NIMA_MAX_PIXELS   largest image in the profile cpu   (64 MiB, 100 megapixels)
 # NIMA_GRPC_PORT         where `health` asks                            (8001)
 # NIMA_ADMIN_TOKEN       opens Triton's repository, shared-memory, trace and logging APIs to whoever
 #                        sends it in the header nima-admin    (a random one nobody knows)
@@ -52,7 +53,7 @@ case $command in
         if [ "$profile" = cpu ]; then
             # An image a core is what a CPU serves best; the tree cannot know the cores.
             python3 -m nima_build.cpu_profile "$repository" "${NIMA_INSTANCES:-$(nproc)}" \
-                "${NIMA_PRECISION:-fp32}"
+                "${NIMA_PRECISION:-fp32}" "${NIMA_MAX_BYTES:-}" "${NIMA_MAX_PIXELS:-}"
         fi
         flags=(--model-repository="$repository")
         [ "$profile" = default ] || flags+=(--model-config-name="$profile")

@@ -1,30 +1,22 @@
 """The manifest of a model repository: ``SHA256SUMS``, in the format of sha256sum.
 
-It names what was built rather than written: graphs, engines and the facts beside them. A shell
-checks it with ``sha256sum --check``, `nima serve` with :func:`check_checksums`.
+It names what was exported rather than written: graphs and the facts beside them. A shell checks it
+with ``sha256sum --check``, `nima serve` with :func:`check_checksums`. Engines are not in it: each
+belongs to one machine and is copied into no image, and its own manifest has its hash.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 from nima_build.metadata import ArtefactError
 from nima_client._files import sha256_file, write_atomic, write_together
-from nima_client._package import PackageError
 
 CHECKSUMS_NAME = "SHA256SUMS"
-
-
-class _Manifest(Protocol):
-    @property
-    def key(self) -> str: ...
-
-
-_AnyManifest = TypeVar("_AnyManifest", bound=_Manifest)
-_BUILT = ("*/1/*.onnx", "*/1/*.json", "*/1/*.plan", "*/1/*.pt2")
+_EXPORTED = ("*/1/*.onnx", "*/1/*.json")
+_OF_AN_ENGINE = (".plan.json", ".pt2.json")
 
 
 def checksums(
@@ -39,10 +31,11 @@ def checksums(
         staged: files about to be written there, which count instead of what lies there now.
         without: files about to be removed.
     """
-    found = {path for pattern in _BUILT for path in repository.glob(pattern)}
-    digests = dict.fromkeys(found.difference(without), "")
+    found = {path for pattern in _EXPORTED for path in repository.glob(pattern)}
+    kept = (path for path in found.difference(without) if not path.name.endswith(_OF_AN_ENGINE))
+    digests = dict.fromkeys(kept, "")
     for path, data in (staged or {}).items():
-        if any(path.relative_to(repository).match(pattern) for pattern in _BUILT):
+        if any(path.relative_to(repository).match(pattern) for pattern in _EXPORTED):
             digests[path] = hashlib.sha256(data).hexdigest()
     return "".join(
         f"{digest or sha256_file(path)}  {path.relative_to(repository).as_posix()}\n"
@@ -78,27 +71,6 @@ def write_artefacts(
         path.unlink(missing_ok=True)
 
 
-def built_before(
-    check: Callable[[], _AnyManifest], wanted: _AnyManifest, repository: Path | None
-) -> _AnyManifest | None:
-    """The manifest of an artefact that a rebuild would only make again; None if it has to be built.
-
-    Args:
-        check: reads the manifest of the one that is there, or refuses it.
-        wanted: what would be built.
-        repository: folder of the models, whose own manifest is renewed; None where it lies in none.
-    """
-    try:
-        found = check()
-    except (ArtefactError, PackageError):
-        return None
-    if found.key != wanted.key:
-        return None
-    if repository is not None:
-        write_checksums(repository)
-    return found
-
-
 def check_checksums(repository: Path) -> int:
     """Compare every artefact the manifest names with its SHA-256.
 
@@ -119,10 +91,10 @@ def check_checksums(repository: Path) -> int:
         digest, name = entry
         artefact = repository / name
         if not artefact.is_file():
-            raise ArtefactError(f"{artefact} is missing: run `nima export` (or `nima build`) again")
+            raise ArtefactError(f"{artefact} is missing: run `nima export` again")
         if sha256_file(artefact) != digest:
             raise ArtefactError(
                 f"{artefact} is not what {CHECKSUMS_NAME} names: it is damaged or half replaced. "
-                "Run `nima export` (or `nima build`) again"
+                "Run `nima export` again"
             )
     return len(named)

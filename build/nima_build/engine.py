@@ -15,11 +15,11 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 
-from nima_build.checksums import built_before, write_artefacts
 from nima_build.engine_manifest import (
     RUNTIME,
     EngineManifest,
     EngineOptions,
+    built_before,
     check_engine,
     manifest_path,
 )
@@ -34,7 +34,7 @@ from nima_build.tensorrt_api import (
     make_logger,
     make_monitor,
 )
-from nima_client._files import sha256_file, write_atomic
+from nima_client._files import sha256_file, write_atomic, write_together
 from nima_client.contract import MAX_BATCH_SIZE, PIXELS
 
 
@@ -48,7 +48,6 @@ def build_engine(
     timing_cache: Path | None = None,
     progress: Progress | None = None,
     force: bool = False,
-    repository: Path | None = None,
 ) -> tuple[EngineManifest, bool]:
     """Build an engine and its manifest, unless the very same one is already there.
 
@@ -63,7 +62,6 @@ def build_engine(
             quick.
         progress: told of every finished step.
         force: rebuild even when nothing changed.
-        repository: the model repository the plan lies in; its ``SHA256SUMS`` is renewed with it.
 
     Returns:
         The manifest, and whether the engine was built now.
@@ -87,7 +85,7 @@ def build_engine(
         gpu=gpu.name if gpu else "",
         driver=gpu.driver if gpu else "",
     )
-    if not force and (found := built_before(lambda: check_engine(plan), wanted, repository)):
+    if not force and (found := built_before(lambda: check_engine(plan), wanted)):
         return found, False
     try:
         model = onnx.load(onnx_path)
@@ -113,7 +111,7 @@ def build_engine(
     )
     manifest = replace(wanted, engine_sha256=hashlib.sha256(content).hexdigest())
     files = {plan: content, manifest_path(plan): manifest.to_json()}
-    write_artefacts(files, repository)
+    write_together(files)
     return manifest, True
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 from nima_build.metadata import ArtefactError
 from nima_client._files import sha256_file
+from nima_client._package import PackageError
 from nima_client.contract import MAX_BATCH_SIZE
 
 PLAN_NAME = "model.plan"
@@ -22,9 +23,16 @@ REBUILD = "nima build --target tensorrt"
 
 Precision = Literal["fp16", "fp32"]
 
-
 RUNTIME = "tensorrt"
 """What Triton serves with; the other runtime, TensorRT for RTX, only proves the build."""
+
+
+class _Manifest(Protocol):
+    @property
+    def key(self) -> str: ...
+
+
+_AnyManifest = TypeVar("_AnyManifest", bound=_Manifest)
 
 
 class EngineMismatch(ArtefactError):
@@ -204,3 +212,17 @@ def _runs_on(manifest: EngineManifest, capability: str) -> bool:
     if manifest.options.hardware_compatible:
         return _version(capability) >= (8, 0)
     return capability == manifest.compute_capability
+
+
+def built_before(check: Callable[[], _AnyManifest], wanted: _AnyManifest) -> _AnyManifest | None:
+    """The manifest of an artefact that a rebuild would only make again; None if it has to be built.
+
+    Args:
+        check: reads the manifest of the one that is there, or refuses it.
+        wanted: what would be built.
+    """
+    try:
+        found = check()
+    except (ArtefactError, PackageError):
+        return None
+    return found if found.key == wanted.key else None

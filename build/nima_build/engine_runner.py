@@ -89,7 +89,15 @@ class EngineRunner:
         self._call(self._cuda.cudaStreamSynchronize(self._stream))
 
     def run(self, pixels: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
-        """Distribution ``[B, 10]``, mean ``[B, 1]`` and std ``[B, 1]`` of uint8 pixels."""
+        """Distribution ``[B, 10]``, mean ``[B, 1]`` and std ``[B, 1]`` of uint8 ``[B, S, S, 3]``.
+
+        More images than the engine takes at once are run in several batches.
+        """
+        size = self.max_batch
+        batches = [self._run(pixels[i : i + size]) for i in range(0, len(pixels), size)]
+        return tuple(np.concatenate(outputs) for outputs in zip(*batches, strict=True))
+
+    def _run(self, pixels: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
         self.upload(pixels)
         self.execute()
         results = []

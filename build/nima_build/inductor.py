@@ -15,13 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nima_build.checksums import built_before, write_artefacts
-from nima_build.engine_manifest import EngineMismatch, Precision
+from nima_build.engine_manifest import EngineMismatch, Precision, built_before
 from nima_build.gpu import find_gpus
 from nima_build.metadata import METADATA_NAME, ModelMetadata
 from nima_build.repository import default_repository, load_module
 from nima_build.tensorrt_api import EngineError, Progress
-from nima_client._files import sha256_file
+from nima_client._files import sha256_file, write_together
 from nima_client._package import (
     PackageError,
     PackageManifest,
@@ -65,7 +64,6 @@ def build_package(
     device: str = "cuda",
     progress: Progress | None = None,
     force: bool = False,
-    repository: Path | None = None,
 ) -> tuple[PackageManifest, bool]:
     """Compile a checkpoint, unless the very same package is already there.
 
@@ -77,7 +75,6 @@ def build_package(
         device: ``cuda``, the GPU that will serve, or ``cpu``.
         progress: told of both steps.
         force: rebuild even when nothing changed.
-        repository: the model repository the package lies in; its ``SHA256SUMS`` is renewed with it.
 
     Returns:
         The manifest, and whether the package was built now.
@@ -105,7 +102,7 @@ def build_package(
         gpu=str(torch.cuda.get_device_name(0)) if device == "cuda" else "",
         driver=gpu.driver if gpu else "",
     )
-    if not force and (found := built_before(lambda: check_package(target), wanted, repository)):
+    if not force and (found := built_before(lambda: check_package(target), wanted)):
         return found, False
     dtype = torch.float16 if options.precision == "fp16" else torch.float32
     graph = HalfScoringGraph(loaded.model, metadata.spec, dtype=dtype)
@@ -115,7 +112,7 @@ def build_package(
         manifest = replace(wanted, package_sha256=sha256_file(path))
         content = path.read_bytes()
     files = {target: content, package_manifest_path(target): manifest.to_json()}
-    write_artefacts(files, repository)
+    write_together(files)
     return manifest, True
 
 

@@ -193,13 +193,7 @@ def _engine_scorer(plan: Path) -> Scorer:
     from nima_build.engine_runner import EngineRunner
 
     runner = EngineRunner(plan)
-
-    def score(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        size = runner.max_batch
-        parts = [runner.run(pixels[i : i + size])[0] for i in range(0, len(pixels), size)]
-        return np.concatenate(parts)
-
-    return score
+    return lambda pixels: runner.run(pixels)[0]
 
 
 def _inductor_stage(

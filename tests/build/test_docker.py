@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,15 @@ DOCKERFILES = sorted(DOCKER.glob("*.Dockerfile"))
 BIN = Path(sys.executable).parent
 
 
+def normalised(package: str) -> str:
+    """The one spelling of a package's name, as the index has it."""
+    return re.sub(r"[-_.]+", "-", package).lower()
+
+
 def pins(path: Path) -> dict[str, str]:
     lines = path.read_text().splitlines()
     return {
-        line.split(" ;")[0].split("==")[0]: line.split(" ;")[0].split("==")[1].strip()
+        normalised(line.split("==")[0]): line.split(" ;")[0].split("==")[1].strip()
         for line in reversed(lines)
         if "==" in line and not line.startswith("#") and "< '3.11'" not in line
     }
@@ -96,6 +102,18 @@ def test_pins_are_those_the_tests_ran_with(name: str) -> None:
     assert not differing
 
 
+def test_the_server_image_has_what_serves_here() -> None:
+    """But for the embedded tritonserver: its own, and the same fast decoder and resizer."""
+    wanted = {
+        normalised(re.match(r"[\w.-]+", requirement)[0])
+        for requirement in metadata.requires("nima-triton") or ()
+        if "extra ==" not in requirement or re.search(r"extra == .serve.", requirement)
+    }
+    assert "simplejpeg" in wanted
+    present = set(pins(DOCKER / "requirements-server.txt"))
+    assert wanted - {"nima-triton", "nvidia-pytriton"} <= present
+
+
 def test_pip_lines_resolve_and_pin_everything_they_bring(tmp_path: Path) -> None:
     """The index has every pin for the images' Python, they agree, and nothing else comes along."""
     files = [DOCKER / "requirements-server.txt", DOCKER / "requirements-client.txt"]
@@ -112,7 +130,7 @@ def test_pip_lines_resolve_and_pin_everything_they_bring(tmp_path: Path) -> None
         pytest.skip("no package index can be reached")
     assert done.returncode == 0, done.stderr
     resolved = {
-        re.sub(r"[-_.]+", "-", entry["metadata"]["name"]).lower(): entry["metadata"]["version"]
+        normalised(entry["metadata"]["name"]): entry["metadata"]["version"]
         for entry in json.loads(report.read_text())["install"]
     }
     assert resolved == pins(files[0]) | pins(files[1])

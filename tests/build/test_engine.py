@@ -18,7 +18,6 @@ import torch
 from typer.testing import CliRunner
 
 from nima_build import engine, gpu, tensorrt_api
-from nima_build.checksums import check_checksums
 from nima_build.cli.build import app
 from nima_build.engine import build_engine, check_engine_here, compile_graph
 from nima_build.engine_manifest import (
@@ -321,25 +320,6 @@ def test_bindings_of_another_version_than_the_library_are_refused(
     monkeypatch.setattr(rtx, "__version__", "1.0.0.1")
     with pytest.raises(EngineError, match=r"bindings are 1\.0\.0\.1, its library is 1\."):
         load_runtime("tensorrt-rtx")
-
-
-def test_engine_in_a_repository_is_named_in_its_checksums(
-    rtx: Any, repository: Path, tmp_path: Path
-) -> None:
-    models = Path(shutil.copytree(repository, tmp_path / "models"))
-    graph = models / "nima_network" / "1" / "model.onnx"
-    arguments = ["--target", "tensorrt-rtx", "--compute-capability", "8.9", "--onnx", str(graph)]
-    done = CliRunner().invoke(app, arguments)
-    assert done.exit_code == 0, done.output
-    named = (models / "SHA256SUMS").read_text()
-    assert "nima_network/1/model.plan\n" in named
-    assert "nima_network/1/model.plan.json\n" in named
-    check_checksums(models)
-    # Elsewhere it touches no manifest, and the root of the file system is as good as any folder.
-    other = tmp_path / "a" / "b" / "rtx.plan"
-    (tmp_path / "SHA256SUMS").write_text("somebody else's")
-    assert CliRunner().invoke(app, [*arguments, "-o", str(other)]).exit_code == 0
-    assert (tmp_path / "SHA256SUMS").read_text() == "somebody else's"
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,9 @@ def test_checksums_notice_every_kind_of_damage(repository: Path, tmp_path: Path)
     with pytest.raises(ArtefactError, match="is missing"):
         check_checksums(copy)
     graph.write_bytes(content)
-    (copy / "nima_network" / "1" / "model.plan").write_bytes(b"engine")
+    # An engine belongs to this machine and has a manifest of its own.
+    for name in ("model.plan", "model.plan.json", "model.pt2", "model.pt2.json", "model.fp16.onnx"):
+        (copy / "nima_network" / "1" / name).write_bytes(b"built")
     write_checksums(copy)
     assert check_checksums(copy) == 4
     (copy / "SHA256SUMS").write_text("nonsense\n")

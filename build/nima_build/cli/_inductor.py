@@ -18,7 +18,6 @@ def build_inductor(
     max_batch: int | None,
     force: bool,
     check: bool,
-    repository: Path | None,
 ) -> str:
     """Build or check the package of ``source``, a ``model.onnx``.
 
@@ -56,7 +55,6 @@ def build_inductor(
         device=device,
         progress=progress,
         force=force,
-        repository=repository,
     )
     where = "CPU"
     if manifest.device == "cuda":

@@ -109,7 +109,6 @@ def build(
                 max_batch=max_batch,
                 force=force,
                 check=check,
-                repository=_repository_of(plan),
             )
             typer.echo(done)
             return
@@ -147,7 +146,6 @@ def build(
                 timing_cache=timing_cache or plan.with_name("model.timing.cache"),
                 progress=progress,
                 force=force,
-                repository=_repository_of(plan),
             )
     except (EngineError, ArtefactError, ValueError, OSError) as error:
         typer.echo(f"nima build: {error}", err=True)
@@ -158,14 +156,3 @@ def build(
         f"{manifest.options.max_batch}, TensorRT {manifest.runtime_version}, "
         f"compute capability {manifest.compute_capability}"
     )
-
-
-def _repository_of(plan: Path) -> Path | None:
-    """The model repository whose network an engine is; None for one that lies elsewhere."""
-    from nima_build.checksums import CHECKSUMS_NAME
-    from nima_client.contract import NETWORK_MODEL
-
-    folders = plan.absolute().parents
-    if len(folders) < 3 or folders[1].name != NETWORK_MODEL:
-        return None
-    return folders[2] if (folders[2] / CHECKSUMS_NAME).is_file() else None

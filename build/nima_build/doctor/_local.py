@@ -50,9 +50,7 @@ def artefacts(repository: Path) -> Finding:
         count = check_checksums(repository)
         metadata = load_metadata(repository)
     except ArtefactError as error:
-        return Finding(
-            "artefacts", "failure", one_line(error), "run `nima export` (or `nima build`)"
-        )
+        return Finding("artefacts", "failure", one_line(error), "run `nima export`")
     digest = metadata.checkpoint_sha256[:12]
     return Finding(
         "artefacts", "ok", f"{count} files match SHA256SUMS; {metadata.name}, checkpoint {digest}"
