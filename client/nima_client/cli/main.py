@@ -12,6 +12,7 @@ import importlib.metadata
 import importlib.util
 import re
 import sys
+from collections import Counter
 from dataclasses import dataclass
 
 PROJECT = "nima-triton"
@@ -54,18 +55,16 @@ COMMANDS: dict[str, Command] = {
 
 
 def _extra_with(module: str, default: str) -> str:
-    """The extra that brings a module; ``default``, the command's own, where it is among them."""
+    """The extra that brings a module: ``default``, the command's own, or the smallest that does."""
     try:
         requirements = importlib.metadata.requires(PROJECT) or []
     except importlib.metadata.PackageNotFoundError:
         return default
     package = module.partition(".")[0].replace("_", "-")
-    found = [
-        match["extra"]
-        for requirement in requirements
-        if (match := _OPTIONAL.fullmatch(requirement)) and match["name"].lower() == package
-    ]
-    return default if default in found or not found else found[0]
+    extras = [match for r in requirements if (match := _OPTIONAL.fullmatch(r))]
+    size = Counter(match["extra"] for match in extras)
+    found = {match["extra"] for match in extras if match["name"].lower() == package}
+    return default if default in found or not found else min(found, key=lambda e: size[e])
 
 
 def _missing(name: str, extra: str, module: str) -> str:
