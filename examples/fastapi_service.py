@@ -1,8 +1,8 @@
 """A web service that scores uploaded photos: one client for all requests, each error its status.
 
 pip install 'nima-triton' fastapi uvicorn
-NIMA_URL=127.0.0.1:8001 uvicorn --app-dir examples fastapi_service:app
-curl --data-binary @photo.jpg http://127.0.0.1:8000/score
+NIMA_URL=127.0.0.1:8001 uvicorn --port 8080 --app-dir examples fastapi_service:app
+curl --data-binary @photo.jpg http://127.0.0.1:8080/score
 """
 
 from __future__ import annotations

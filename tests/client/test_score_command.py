@@ -532,3 +532,15 @@ def test_what_was_scored_is_shown_although_the_server_went_away(
     assert "2.jpg" in done.stdout
     assert "A.JPEG" not in done.stdout
     assert "check that it runs" in done.stderr
+
+
+def test_a_missing_package_names_the_smallest_extra_that_brings_it(
+    folder: Path, url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the photos are scored, not after."""
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(SystemExit) as stopped:
+        main(["score", str(folder), "--url", url, "-o", str(folder / "scores.parquet")])
+    assert stopped.value.code == 2
+    assert "'pyarrow', which the extra 'report' brings" in capsys.readouterr().err
+    assert not list(folder.glob("scores*"))

@@ -34,8 +34,8 @@ class ServerOptions:
             to spare (:func:`~nima_build.repository.cpu_instances`). On a GPU instances of each
             step; None takes what its configs say.
         limits: largest image in bytes and pixels.
-        precision: ``fp32``, or ``int8`` for a network several times as fast whose mean ratings
-            are within 0.05 (``model.int8.onnx``).
+        precision: ``fp32``, or ``int8`` (``model.int8.onnx``) for less than half the CPU in the
+            network and mean ratings that move by 0.015 on average.
         log_file: where tritonserver's log goes; None keeps it in the private folder, which is
             removed at a clean end.
         start_timeout: seconds until the first inference must have answered; None takes 60, and 180
