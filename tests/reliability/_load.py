@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 
+import psutil
 from _corpus import seeds
 
 from nima_build.server import EmbeddedServer, RestartPolicy, ServerOptions, Supervisor
@@ -23,6 +24,12 @@ def photos() -> tuple[bytes, ...]:
     return tuple(
         itertools.chain(seeds("JPEG")[:4], seeds("PNG")[:4], seeds("WEBP"), seeds("TIFF")[:2])
     )
+
+
+def stubs_of(server: EmbeddedServer, model: str) -> list[int]:
+    """Process ids of the stubs of one model."""
+    pids = server.stub_pids()
+    return [pid for pid in pids if model in " ".join(psutil.Process(pid).cmdline())]
 
 
 @dataclass

@@ -14,7 +14,7 @@ from pathlib import Path
 import _faketime
 import pytest
 import trustme
-from psutil import Process
+from _load import stubs_of
 
 from nima_build.doctor import Finding, Target, examine
 from nima_build.repository import default_repository
@@ -89,7 +89,7 @@ def test_a_dead_stub_behind_green_health(
     findings = {(f.server, f.check): f for f in examine(both)}
     assert findings["", "same model"].status == "ok"
     # The network's is the only one of its kind: a decoder's neighbours might answer in its place.
-    (stub,) = (p for p in server.stub_pids() if NETWORK_MODEL in " ".join(Process(p).cmdline()))
+    (stub,) = stubs_of(server, NETWORK_MODEL)
     os.kill(stub, signal.SIGKILL)
     findings = {(f.server, f.check): f for f in examine(both)}
     assert findings[shared_server.grpc_url, "scoring"].status == "ok"

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import promql_parser
-import psutil
 import pytest
 import yaml
 from _corpus import seeds
+from _load import stubs_of
 from _metrics import failures, metrics, pending, successes
 
 from nima_client import NO_RETRIES, ImageScore, NimaClient
@@ -149,9 +149,8 @@ def test_a_dead_stub_moves_the_counters_that_its_alert_looks_at(
     server = start_server()
     with NimaClient(server.grpc_url, retry=NO_RETRIES, request_timeout=2.0) as client:
         client.score_one(seeds("JPEG")[0])
-        for pid in server.stub_pids():
-            if step in " ".join(psutil.Process(pid).cmdline()):
-                os.kill(pid, signal.SIGKILL)
+        for pid in stubs_of(server, step):
+            os.kill(pid, signal.SIGKILL)
         time.sleep(1)  # the counters follow a moment later
         before = successes(server, step)
         results = client.score(seeds("JPEG"), on_error="return")

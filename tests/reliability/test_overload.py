@@ -15,10 +15,9 @@ from pathlib import Path
 
 import _bombs
 import grpc
-import psutil
 import pytest
 from _corpus import seeds
-from _load import drive, expected_scores
+from _load import drive, expected_scores, stubs_of
 from _metrics import failures, worked_on
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -112,9 +111,8 @@ def test_a_full_queue_is_alive_while_photos_get_through(flooded: EmbeddedServer,
         assert turned_away(flooded).alive
         assert health.check(flooded.grpc_url) == ""
         return
-    for pid in flooded.stub_pids():
-        if hung in " ".join(psutil.Process(pid).cmdline()):
-            os.kill(pid, signal.SIGSTOP)
+    for pid in stubs_of(flooded, hung):
+        os.kill(pid, signal.SIGSTOP)
     time.sleep(1.0)  # what the decoders had begun goes as far as it can
     result = turned_away(flooded)
     assert not result.alive
