@@ -151,12 +151,17 @@ def test_bad_files_are_one_line_each_and_never_a_lost_run(
     assert [Path(entry["file"]).name for entry in recorded] == ["3.jpg", "4.jpg", "6.jpg"]
 
 
-def test_names_that_are_not_utf8(folder: Path, url: str) -> None:
+def test_names_that_are_not_utf8(folder: Path, url: str, tmp_path: Path) -> None:
     target = os.fsencode(folder) + b"/caf\xe9.jpg"
     shutil.copy(folder / "1.jpg", target)
     done = run(folder, "-f", "jsonl", url=url)
     assert done.returncode == 0
     assert "caf\\xe9.jpg" in names(done)
+    output = tmp_path / "scores.csv"
+    done = run(folder, "-o", output, "--xmp", "--copy-to", tmp_path / "best", url=url)
+    assert done.returncode == 0, done.stderr
+    assert Path(os.fsdecode(target + b".xmp")).exists()
+    assert sum(os.fsencode(p).endswith(b"_caf\xe9.jpg") for p in (tmp_path / "best").iterdir()) == 1
 
 
 def test_choices(folder: Path, url: str) -> None:
