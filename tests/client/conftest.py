@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -37,6 +38,32 @@ def server() -> Iterator[object]:
 
     with KServeServer() as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """A server in a process of its own, which answers after 2 ms."""
+    program = Path(__file__).parent / "support" / "run_server.py"
+    with subprocess.Popen(
+        [sys.executable, str(program), "0.002"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.send_signal(signal.SIGTERM)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Photos in a folder, in one below it and in a hidden one."""
+    root = tmp_path / "photos"
+    (root / "trip").mkdir(parents=True)
+    (root / ".hidden").mkdir()
+    for number in (1, 2, 10):
+        (root / f"{number}.jpg").write_bytes(make_photo(number))
+    (root / "trip" / "A.JPEG").write_bytes(make_photo(20))
+    (root / "trip" / "notes.txt").write_text("no photo")
+    (root / ".hidden" / "thumb.jpg").write_bytes(make_photo(30))
+    return root
 
 
 @pytest.fixture(params=["sync", "async"])
