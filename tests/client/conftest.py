@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -64,6 +65,24 @@ def folder(tmp_path: Path) -> Path:
     (root / "trip" / "notes.txt").write_text("no photo")
     (root / ".hidden" / "thumb.jpg").write_bytes(make_photo(30))
     return root
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A server's pair and its root (PEM), files of a client, and ``other``: a strange authority."""
+    trustme = pytest.importorskip("trustme")
+    folder = tmp_path_factory.mktemp("tls")
+    authority, stranger = trustme.CA(), trustme.CA()
+    server = authority.issue_cert("127.0.0.1", "nima.test")
+    client = authority.issue_cert("a-client")
+    files = {"ca": folder / "ca.pem", "other": folder / "other.pem"}
+    authority.cert_pem.write_to_path(files["ca"])
+    stranger.cert_pem.write_to_path(files["other"])
+    client.private_key_pem.write_to_path(folder / "client.key")
+    (folder / "client.pem").write_bytes(b"".join(c.bytes() for c in client.cert_chain_pems))
+    files |= {"key": folder / "client.key", "cert": folder / "client.pem"}
+    pair = (server.private_key_pem.bytes(), b"".join(c.bytes() for c in server.cert_chain_pems))
+    return {"files": files, "pair": pair, "root": authority.cert_pem.bytes()}
 
 
 @pytest.fixture(params=["sync", "async"])

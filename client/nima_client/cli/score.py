@@ -12,6 +12,7 @@ import typer
 
 from nima_client import _defaults
 from nima_client._files import is_stream
+from nima_client.cli._connection import Header, TlsCa, TlsCert, TlsKey, credentials
 from nima_client.cli._console import Terminal
 from nima_client.cli._job import Format, Job, choose_format, say
 from nima_client.cli._server import connected_client
@@ -49,6 +50,10 @@ def score(
             "127.0.0.1:8001, or the embedded one, started for this run."
         ),
     ] = None,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    header: Header = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run of the same OUTPUT.")
     ] = False,
@@ -96,6 +101,7 @@ def score(
     a word, when nobody reads the output any more (`| head`).
     """
     errors = Terminal(stderr=True)
+    tls, headers = credentials(tls_ca, tls_cert, tls_key, header)
     try:
         placements = [
             (action, folder)
@@ -118,7 +124,8 @@ def score(
         if job.finished:
             say(errors, f"{output} is finished: without --resume it is scored anew")
             return
-        with connected_client(url, errors, max_side=max_side, max_in_flight=in_flight) as client:
+        options = {"max_side": max_side, "max_in_flight": in_flight}
+        with connected_client(url, errors, tls=tls, headers=headers, **options) as client:
             failed = job.run(client)
     except BrokenPipeError:
         # `| head` has seen enough. What is left in a buffer would fail again when Python ends.
