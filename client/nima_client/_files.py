@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -25,11 +26,19 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def is_stream(path: Path) -> bool:
+    """Whether something is there that can be written to but not replaced: a device, a pipe."""
+    # The path as given exists, if one reaches anything: a pipe has none behind /dev/stdout.
+    return path.exists() and not Path(os.path.realpath(path)).is_file()
+
+
 @contextmanager
 def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """A file that takes its place only when it has been written whole and is on the disk.
 
-    Whatever goes wrong (an exception, a full disk, a kill), the previous file stays as it was.
+    Whatever goes wrong (an exception, a full disk, a kill), the previous file stays as it was. A
+    link stays a link to what is replaced; the new file has the mode of the old one. What is no
+    regular file (``/dev/stdout``, a pipe) cannot be replaced: it is written to as it stands.
 
     Args:
         path: where it goes; missing folders are made.
@@ -38,22 +47,39 @@ def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     Raises:
         OSError: it could not be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    if is_stream(path):
+        with path.open(mode, **text) as file:  # type: ignore[call-overload]
+            yield file
+        return
+    final = Path(os.path.realpath(path))
+    final.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{final.name}.", dir=final.parent)
     try:
-        text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
         with os.fdopen(descriptor, mode, **text) as file:  # type: ignore[call-overload]
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        # As open() would have made it; mkstemp's 0600 would shut colleagues out.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
+            _to_disk(file)
+        os.chmod(name, _mode(final))
+        os.replace(name, final)
     except BaseException:
         os.unlink(name)
         raise
+
+
+def _to_disk(file: IO[Any]) -> None:
+    file.flush()
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # a pipe has no disk
+        os.fsync(file.fileno())
+
+
+def _mode(path: Path) -> int:
+    """Of the file that is there, or what open() would give; mkstemp's 0600 shuts colleagues out."""
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except FileNotFoundError:
+        umask = os.umask(0)
+        os.umask(umask)
+        return 0o666 & ~umask
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -66,7 +92,8 @@ def write_together(files: Mapping[Path, bytes]) -> None:
     """Replace files that belong together: no disk can run full between one and the next.
 
     All of them are on the disk under temporary names before the first is renamed. The renames
-    follow the order given, so that what names the others by their hash goes last.
+    follow the order given, so that what names the others by their hash goes last. Links, modes and
+    what is no regular file: as with :func:`atomic_file`.
 
     Raises:
         OSError: a file could not be written; every previous one is still in place.
@@ -76,5 +103,4 @@ def write_together(files: Mapping[Path, bytes]) -> None:
         for path, data in reversed(list(files.items())):
             file = stack.enter_context(atomic_file(path, "wb"))
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            _to_disk(file)

@@ -194,12 +194,19 @@ def _is_array(image: object) -> bool:
 
 
 def _encode_pil(image: Image.Image) -> bytes:
-    from PIL import ImageOps
+    from PIL import Image, ImageOps
+
+    from nima_client.preprocess._decode import SIXTEEN_BIT_MODES
 
     # As a file would be shown: PNG carries no orientation that the server could apply.
     upright = ImageOps.exif_transpose(image)
     if upright.mode in ("F", "I"):
         raise TypeError(f"a PIL image of mode {upright.mode!r} has no fixed range: use RGB")
+    if upright.mode in SIXTEEN_BIT_MODES and upright.mode != "I;16":
+        import numpy as np
+
+        # PNG's 16 bits; convert() would clip every shade above 255 to white.
+        upright = Image.fromarray(np.asarray(upright).astype(np.uint16))
     if upright.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
         alpha = upright.mode in ("PA", "RGBa", "La")
         upright = upright.convert("RGBA" if alpha else "RGB")

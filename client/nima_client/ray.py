@@ -16,6 +16,7 @@ the extra ``ray``. docs/client-scale-out.md has the same actor for Spark's ``map
 
 from __future__ import annotations
 
+import itertools
 import os
 import posixpath
 import uuid
@@ -187,31 +188,37 @@ class PartitionScorer:
     def _score_file(self, partition: str) -> tuple[int, int]:
         source, source_path = _filesystem(partition)
         target, folder = _filesystem(self._output)
-        final = posixpath.join(folder, posixpath.basename(source_path))
-        # A local file is written under another name first; object stores show a file when whole.
+        name = posixpath.basename(source_path)
+        final = posixpath.join(folder, name)
+        # A local file is written under another name first, which those who read the whole folder
+        # pass over; object stores show a file when it is closed.
         local = isinstance(target, pyarrow.fs.LocalFileSystem)
-        written = f"{final}.{uuid.uuid4().hex}.tmp" if local else final
+        hidden = posixpath.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
+        written = hidden if local else final
         rows = failed = 0
         with source.open_input_file(source_path) as file:
             tables = self._tables(pq.ParquetFile(file))
-            first = next(tables, None)
-            if first is None:
-                return 0, 0
-            with (
-                target.open_output_stream(written) as out,
-                pq.ParquetWriter(out, first.schema) as writer,
-            ):
-                table: pa.Table | None = first
-                while table is not None:
-                    writer.write_table(table)
-                    rows += table.num_rows
-                    failed += table.num_rows - table.column("code").null_count
-                    table = next(tables, None)
-        if local:
-            target.move(written, final)
+            first = next(tables)
+            out = target.open_output_stream(written)
+            try:
+                with out, pq.ParquetWriter(out, first.schema) as writer:
+                    for table in itertools.chain((first,), tables):
+                        writer.write_table(table)
+                        rows += table.num_rows
+                        failed += table.num_rows - table.column("code").null_count
+                if local:
+                    target.move(written, final)
+            except BaseException as error:
+                # Closing made a valid file of what there was: the next run would take it as done.
+                _delete(target, written, error)
+                raise
         return rows, failed
 
     def _tables(self, file: pq.ParquetFile) -> Iterator[pa.Table]:
+        """The scores of one file, a group of rows at a time: at least one table."""
+        if file.metadata.num_rows == 0:
+            yield self._scorer(file.schema_arrow.empty_table())
+            return
         for batch in file.iter_batches(batch_size=_READ_ROWS):
             yield self._scorer(pa.Table.from_batches([batch]))
 
@@ -228,9 +235,9 @@ def score_partitions(
 ) -> list[dict[str, Any]]:
     """Score Parquet files of photos into Parquet files of scores, resumably.
 
-    Each input file is a partition; its result has the same name and appears when it is complete.
-    Partitions whose result is there already are passed over, so that calling this again after a
-    failure does exactly the rest.
+    Each input file is a partition; its result has the same name and appears when it is complete
+    (a partition without rows has a result without rows). Partitions whose result is there already
+    are passed over, so that calling this again after a failure does exactly the rest.
 
     Args:
         inputs: a folder of Parquet files, or the files; local paths or ``s3://…``, ``gs://…``.
@@ -295,6 +302,18 @@ def _filesystem(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
         filesystem, inside = pyarrow.fs.FileSystem.from_uri(path)
         return filesystem, inside
     return pyarrow.fs.LocalFileSystem(), os.path.abspath(path)
+
+
+def _delete(filesystem: pyarrow.fs.FileSystem, path: str, error: BaseException) -> None:
+    """Delete what an ``error`` left incomplete."""
+    try:
+        filesystem.delete_file(path)
+    except FileNotFoundError:
+        pass
+    except OSError as why:
+        raise OSError(
+            f"{path} is incomplete and could not be deleted ({why}): delete it before the next run"
+        ) from error
 
 
 def _parquet_files(inputs: str | Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from nima_client._names import writable
 from nima_client._request_errors import RequestError, Stage
 from nima_client.contract import ServedModel
 
@@ -62,8 +63,8 @@ class ImageScore:
         return row
 
     def to_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(self.to_dict(), ensure_ascii=False)
+        r"""One line of JSON. Bytes of a file's name that are not UTF-8 are escaped (``\xe9``)."""
+        return _to_json(self.to_dict())
 
     @classmethod
     def from_dict(cls, row: dict[str, Any]) -> ImageScore:
@@ -116,8 +117,8 @@ class ImageFailure:
         return row
 
     def to_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(self.to_dict(), ensure_ascii=False)
+        r"""One line of JSON. Bytes of a file's name that are not UTF-8 are escaped (``\xe9``)."""
+        return _to_json(self.to_dict())
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,11 @@ class ModelInfo:
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain Python values, ready for JSON."""
         return dataclasses.asdict(self)
+
+
+def _to_json(fields: dict[str, Any]) -> str:
+    texts = {name: writable(value) for name, value in fields.items() if isinstance(value, str)}
+    return json.dumps({**fields, **texts}, ensure_ascii=False)
 
 
 _SCORE_FIELDS = tuple(f.name for f in dataclasses.fields(ImageScore))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nima_client._names import writable
 from nima_client.contract import NUM_RATINGS
 from nima_client.results import ImageFailure, ImageScore
 
@@ -59,7 +60,7 @@ def to_arrow(results: Iterable[ImageScore | ImageFailure]) -> pa.Table:
     Columns: ``index`` int64; ``mean``, ``std``, ``percentile`` float64; ``distribution`` list of
     10 float64; where the score comes from (``source``, ``model_name``, ``model_version``,
     ``checkpoint_name``, ``checkpoint_sha256``, ``request_id``), ``code`` and ``message`` as
-    strings.
+    strings, with bytes of a file's name that are not UTF-8 escaped.
 
     Raises:
         ModuleNotFoundError: pyarrow is not installed.
@@ -77,7 +78,13 @@ def to_arrow(results: Iterable[ImageScore | ImageFailure]) -> pa.Table:
             *texts,
         ]
     )
-    return pa.Table.from_pylist([_columns(result) for result in results], schema=schema)
+    rows = []
+    for result in results:
+        row = _columns(result)
+        for name in ("source", "message"):
+            row[name] = None if row.get(name) is None else writable(row[name])
+        rows.append(row)
+    return pa.Table.from_pylist(rows, schema=schema)
 
 
 def to_pandas(results: Iterable[ImageScore | ImageFailure]) -> pd.DataFrame:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -37,6 +39,50 @@ def server() -> Iterator[object]:
 
     with KServeServer() as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """A server in a process of its own, which answers after 2 ms."""
+    program = Path(__file__).parent / "support" / "run_server.py"
+    with subprocess.Popen(
+        [sys.executable, str(program), "0.002"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.send_signal(signal.SIGTERM)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Photos in a folder, in one below it and in a hidden one."""
+    root = tmp_path / "photos"
+    (root / "trip").mkdir(parents=True)
+    (root / ".hidden").mkdir()
+    for number in (1, 2, 10):
+        (root / f"{number}.jpg").write_bytes(make_photo(number))
+    (root / "trip" / "A.JPEG").write_bytes(make_photo(20))
+    (root / "trip" / "notes.txt").write_text("no photo")
+    (root / ".hidden" / "thumb.jpg").write_bytes(make_photo(30))
+    return root
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A server's pair and its root (PEM), files of a client, and ``other``: a strange authority."""
+    trustme = pytest.importorskip("trustme")
+    folder = tmp_path_factory.mktemp("tls")
+    authority, stranger = trustme.CA(), trustme.CA()
+    server = authority.issue_cert("127.0.0.1", "nima.test")
+    client = authority.issue_cert("a-client")
+    files = {"ca": folder / "ca.pem", "other": folder / "other.pem"}
+    authority.cert_pem.write_to_path(files["ca"])
+    stranger.cert_pem.write_to_path(files["other"])
+    client.private_key_pem.write_to_path(folder / "client.key")
+    (folder / "client.pem").write_bytes(b"".join(c.bytes() for c in client.cert_chain_pems))
+    files |= {"key": folder / "client.key", "cert": folder / "client.pem"}
+    pair = (server.private_key_pem.bytes(), b"".join(c.bytes() for c in server.cert_chain_pems))
+    return {"files": files, "pair": pair, "root": authority.cert_pem.bytes()}
 
 
 @pytest.fixture(params=["sync", "async"])

@@ -130,23 +130,6 @@ def test_a_missing_credential_is_told_apart(
     assert caller(server.url, bearer_token="good").score_one(photo(0)).mean > 0
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    trustme = pytest.importorskip("trustme")
-    folder = tmp_path_factory.mktemp("tls")
-    authority, stranger = trustme.CA(), trustme.CA()
-    server = authority.issue_cert("127.0.0.1", "nima.test")
-    client = authority.issue_cert("a-client")
-    files = {"ca": folder / "ca.pem", "other": folder / "other.pem"}
-    authority.cert_pem.write_to_path(files["ca"])
-    stranger.cert_pem.write_to_path(files["other"])
-    client.private_key_pem.write_to_path(folder / "client.key")
-    (folder / "client.pem").write_bytes(b"".join(c.bytes() for c in client.cert_chain_pems))
-    files |= {"key": folder / "client.key", "cert": folder / "client.pem"}
-    pair = (server.private_key_pem.bytes(), b"".join(c.bytes() for c in server.cert_chain_pems))
-    return {"files": files, "pair": pair, "root": authority.cert_pem.bytes()}
-
-
 def test_tls(caller: Make, photo: Make, certificates: dict[str, Any]) -> None:
     files = certificates["files"]
     credentials = grpc.ssl_server_credentials([certificates["pair"]])

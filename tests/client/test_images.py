@@ -66,6 +66,29 @@ def test_a_pil_image_is_scored_as_its_file_would_be(tmp_path: Path) -> None:
     assert pixels_sent(path).shape == (20, 10, 3)
 
 
+@pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B", "I;16N"])
+def test_16_bit_pil_images_keep_their_shades_in_either_byte_order(
+    mode: str, tmp_path: Path
+) -> None:
+    shades = np.arange(0, 65536, 512, np.uint16).reshape(8, 16)
+    stored = shades.astype({"I;16N": "=u2", "I;16B": ">u2"}.get(mode, "<u2"))
+    image = Image.frombytes(mode, (16, 8), stored.tobytes())
+    path = tmp_path / "shades.tif"
+    Image.fromarray(shades).save(path)
+    np.testing.assert_array_equal(pixels_sent(image), pixels_sent(path))
+    image.getexif()[0x0112] = 6
+    assert pixels_sent(image)[:, -1, 0].tolist() == pixels_sent(path)[0, :, 0].tolist()
+
+
+def test_a_big_endian_tiff_is_scored_as_a_file_or_as_a_pil_image(tmp_path: Path) -> None:
+    path = tmp_path / "big-endian.tif"
+    shades = np.arange(0, 65536, 512, np.uint16).reshape(8, 16)
+    Image.frombytes("I;16B", (16, 8), shades.astype(">u2").tobytes()).save(path)
+    with Image.open(path) as image:
+        assert image.mode == "I;16B"
+        np.testing.assert_array_equal(pixels_sent(image), pixels_sent(path))
+
+
 @pytest.mark.parametrize(
     "array", [noise(3, 10, 20), noise(10, 20, 2), noise(2, 10, 20, 3), noise(7), noise(10, 20, 5)]
 )

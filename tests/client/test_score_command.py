@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,56 +21,12 @@ import pytest
 
 pytest.importorskip("typer", reason="the commands need the extra cli")
 
-from nima_client.cli.main import main
+from score_command import run
+
 from nima_client.library.files import read_rows
 from nima_client.library.xmp import read_rating
 
 Photo = Callable[..., bytes]
-SUPPORT = Path(__file__).parent / "support"
-
-
-def run(*arguments: object, url: str | None = None, cwd: Path | None = None) -> Any:
-    """``nima score`` with these arguments, inside this process (starting one takes a second)."""
-    captured = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("NIMA_URL", raising=False)
-        if url is not None:
-            patch.setenv("NIMA_URL", url)
-        if cwd is not None:
-            patch.chdir(cwd)
-        patch.setattr(sys, "stdout", captured[0])
-        patch.setattr(sys, "stderr", captured[1])
-        with pytest.raises(SystemExit) as ended:
-            main(["score", *map(str, arguments)])
-    texts = []
-    for stream in captured:
-        stream.seek(0)
-        texts.append(stream.read())
-    return subprocess.CompletedProcess([], int(ended.value.code or 0), *texts)
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    """A server in a process of its own, which answers after 2 ms."""
-    with subprocess.Popen(
-        [sys.executable, str(SUPPORT / "run_server.py"), "0.002"], stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        yield process.stdout.readline().strip()
-        process.send_signal(signal.SIGTERM)
-
-
-@pytest.fixture
-def folder(tmp_path: Path, photo: Photo) -> Path:
-    root = tmp_path / "photos"
-    (root / "trip").mkdir(parents=True)
-    (root / ".hidden").mkdir()
-    for number in (1, 2, 10):
-        (root / f"{number}.jpg").write_bytes(photo(number))
-    (root / "trip" / "A.JPEG").write_bytes(photo(20))
-    (root / "trip" / "notes.txt").write_text("no photo")
-    (root / ".hidden" / "thumb.jpg").write_bytes(photo(30))
-    return root
 
 
 def names(done: Any) -> list[str]:
@@ -151,12 +107,17 @@ def test_bad_files_are_one_line_each_and_never_a_lost_run(
     assert [Path(entry["file"]).name for entry in recorded] == ["3.jpg", "4.jpg", "6.jpg"]
 
 
-def test_names_that_are_not_utf8(folder: Path, url: str) -> None:
+def test_names_that_are_not_utf8(folder: Path, url: str, tmp_path: Path) -> None:
     target = os.fsencode(folder) + b"/caf\xe9.jpg"
     shutil.copy(folder / "1.jpg", target)
     done = run(folder, "-f", "jsonl", url=url)
     assert done.returncode == 0
     assert "caf\\xe9.jpg" in names(done)
+    output = tmp_path / "scores.csv"
+    done = run(folder, "-o", output, "--xmp", "--copy-to", tmp_path / "best", url=url)
+    assert done.returncode == 0, done.stderr
+    assert Path(os.fsdecode(target + b".xmp")).exists()
+    assert sum(os.fsencode(p).endswith(b"_caf\xe9.jpg") for p in (tmp_path / "best").iterdir()) == 1
 
 
 def test_choices(folder: Path, url: str) -> None:

@@ -9,6 +9,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from nima_client.cli._connection import Header, TlsCa, TlsCert, TlsKey, credentials
+
 # Markdown, so that the paragraphs of the help are filled.
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
@@ -38,28 +40,10 @@ def doctor(
             exists=True, file_okay=False, help="The repository that the server should be serving."
         ),
     ] = None,
-    tls_ca: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(
-            exists=True,
-            dir_okay=False,
-            help="PEM authority of the server's certificate: use TLS.",
-        ),
-    ] = None,
-    tls_cert: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(
-            exists=True, dir_okay=False, help="PEM certificate of this client, for mutual TLS."
-        ),
-    ] = None,
-    tls_key: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(exists=True, dir_okay=False, help="PEM private key of that certificate."),
-    ] = None,
-    header: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(help="name=value for every call; may be given again."),
-    ] = None,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    header: Header = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="JSON Lines, one finding a line.")
     ] = False,
@@ -70,22 +54,17 @@ def doctor(
     """
     from rich.console import Console
 
-    import nima_client
     from nima_build.doctor import Target, examine
     from nima_client._defaults import default_url
 
-    pairs = [item.partition("=") for item in header or []]
-    if any(not name or not equals for name, equals, _ in pairs):
-        raise typer.BadParameter("--header wants name=value")
-    if bool(tls_cert) != bool(tls_key):
-        raise typer.BadParameter("--tls-cert and --tls-key go together")
+    tls, headers = credentials(tls_ca, tls_cert, tls_key, header)
     target = Target(
         url=url or default_url(),
         http_url=http_url,
         metrics_url=metrics_url,
         model_repository=model_repository,
-        tls=nima_client.TLS(tls_ca, tls_cert, tls_key) if tls_ca or tls_cert else None,
-        headers=tuple((name, value) for name, _, value in pairs),
+        tls=tls,
+        headers=tuple(headers.items()),
     )
     console = Console(highlight=False, soft_wrap=True)
     failed, server = False, ""

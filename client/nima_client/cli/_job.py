@@ -5,12 +5,16 @@ from __future__ import annotations
 import enum
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
 from nima_client._client import NimaClient
+from nima_client._files import is_stream
+from nima_client.cli._console import Terminal
 from nima_client.cli._progress import Tracker, tracking
 from nima_client.cli._table import print_scores
 from nima_client.errors import NimaError
@@ -65,8 +69,17 @@ class Job:
     def __post_init__(self) -> None:
         if self.resume and self.output is None:
             raise ValueError("--resume needs --output: there is no file to go on with")
+        for path in (self.output, self.failures_file):
+            if path is not None and path.is_dir():
+                raise ValueError(f"{path} is a folder: name a file")
+        if self.resume and self._to_stream:
+            raise ValueError(f"--resume: {self.output} is no file to go on with")
         if self.form is Format.parquet:
             import pyarrow  # noqa: F401  (missing, it names the extra now, not after the scores)
+
+    @property
+    def _to_stream(self) -> bool:
+        return self.output is not None and is_stream(self.output)
 
     @property
     def finished(self) -> bool:
@@ -82,7 +95,7 @@ class Job:
             self._write_failures(self.failures)
             self._act(chosen)
             return len(self.failures)
-        with Journal.beside(self.output) as journal:
+        with self._journal(self.output) as journal:
             self._score_into(journal, client)
             chosen = self.selection.apply(journal.rows())
             if self.xmp or self.placement is not None:
@@ -92,6 +105,16 @@ class Job:
             journal.remove()
             self._act(chosen)
             return journal.failed
+
+    @contextmanager
+    def _journal(self, output: Path) -> Iterator[Journal]:
+        if not self._to_stream:
+            with Journal.beside(output) as journal:
+                yield journal
+            return
+        # Nothing is put beside a device, and nothing could be resumed.
+        with TemporaryDirectory() as folder, Journal(Path(folder) / "journal") as journal:
+            yield journal
 
     def _score_into(self, journal: Journal, client: NimaClient) -> None:
         served = client.model_info().served
@@ -132,7 +155,7 @@ class Job:
                 write_text(chosen, sys.stdout, self.form.value)
                 sys.stdout.flush()
         if self.form is Format.table:
-            print_scores(kept, Console())
+            print_scores(kept, Terminal())
         self._finish(track)
         if self._gone is not None:
             raise self._gone

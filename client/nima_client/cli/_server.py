@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from rich.console import Console
 
 from nima_client import _defaults
 from nima_client._client import NimaClient
+from nima_client._connection import TLS
 from nima_client._retry import NO_RETRIES
 from nima_client.errors import ContractError, NimaError
 from nima_client.library.run import PATIENT
@@ -28,16 +29,26 @@ class NoServer(NimaError):
 
 
 @contextmanager
-def connected_client(url: str | None, console: Console, **options: Any) -> Iterator[NimaClient]:
+def connected_client(
+    url: str | None,
+    console: Console,
+    *,
+    tls: TLS | None = None,
+    headers: Mapping[str, str] | None = None,
+    **options: Any,
+) -> Iterator[NimaClient]:
     """A client of a server that speaks the contract.
 
     Args:
         url: the server; None takes ``$NIMA_URL``, else one on 127.0.0.1:8001, else starts the
             embedded server and stops it at the end.
         console: where to say what is going on (standard error).
+        tls: certificates for the server named.
+        headers: sent to it with every call.
         options: for :class:`~nima_client.NimaClient`.
 
     Raises:
+        ValueError: certificates or headers, but no server named that could want them.
         NoServer: none answers, and the extra ``serve`` is not installed.
         NimaError: the server named does not answer, or is not NIMA.
     """
@@ -47,10 +58,15 @@ def connected_client(url: str | None, console: Console, **options: Any) -> Itera
     options.setdefault("connect_timeout", _CONNECT_S)
     named = url or os.environ.get(_defaults.URL_VARIABLE)
     if named:
-        with NimaClient(named, **options) as client:
+        with NimaClient(named, tls=tls, headers=headers, **options) as client:
             client.model_info()
             yield client
         return
+    if tls is not None or headers:
+        raise ValueError(
+            "--tls-ca, --tls-cert and --header are for a server that is named: "
+            f"pass --url host:port, or set ${_defaults.URL_VARIABLE}"
+        )
     if _answers(_defaults.URL, console):
         with NimaClient(_defaults.URL, **options) as client:
             yield client

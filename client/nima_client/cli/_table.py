@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nima_client.cli._console import Terminal
 from nima_client.contract import NUM_RATINGS
 from nima_client.library.rows import Row
 from nima_client.library.sources import common_folder, printable
@@ -94,7 +95,7 @@ def print_scores(rows: Sequence[Row], console: Console, *, title: str | None = N
     if not console.is_terminal:
         # A pipe or a log has no width; cutting names there would lose them.
         longest = max(len(printable(row.file)) for row in rows)
-        console = Console(file=console.file, width=max(console.width, longest + NUM_RATINGS + 50))
+        console = Terminal(file=console.file, width=max(console.width, longest + NUM_RATINGS + 50))
     console.print(score_table(rows, title=title, unicode=unicode))
     legend = "mean: 1 (worst) to 10 (best)"
     if any(row.percentile is not None for row in rows):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from rich.console import Console
 
 from nima_client import _defaults
+from nima_client._files import is_stream
+from nima_client.cli._connection import Header, TlsCa, TlsCert, TlsKey, credentials
+from nima_client.cli._console import Terminal
 from nima_client.cli._job import Format, Job, choose_format, say
 from nima_client.cli._server import connected_client
 from nima_client.errors import NimaError
@@ -21,6 +26,7 @@ EXIT_SOME_FAILED = 1
 EXIT_USAGE = 2
 EXIT_NO_SERVER = 3
 EXIT_STOPPED = 130  # as shells say of a program ended by Ctrl-C
+EXIT_NO_READER = 141  # and of one ended by SIGPIPE
 
 
 @app.command()
@@ -44,6 +50,10 @@ def score(
             "127.0.0.1:8001, or the embedded one, started for this run."
         ),
     ] = None,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    header: Header = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run of the same OUTPUT.")
     ] = False,
@@ -87,9 +97,11 @@ def score(
     """Predict how people would rate photos, from 1 to 10.
 
     A photo that cannot be scored is one line on standard error, and the exit status is then 1 at
-    the end; it is 3 when the server is gone (what was scored is kept: --resume).
+    the end; it is 3 when the server is gone (what was scored is kept: --resume), and 141, without
+    a word, when nobody reads the output any more (`| head`).
     """
-    errors = Console(stderr=True)
+    errors = Terminal(stderr=True)
+    tls, headers = credentials(tls_ca, tls_cert, tls_key, header)
     try:
         placements = [
             (action, folder)
@@ -112,8 +124,16 @@ def score(
         if job.finished:
             say(errors, f"{output} is finished: without --resume it is scored anew")
             return
-        with connected_client(url, errors, max_side=max_side, max_in_flight=in_flight) as client:
+        options = {"max_side": max_side, "max_in_flight": in_flight}
+        with connected_client(url, errors, tls=tls, headers=headers, **options) as client:
             failed = job.run(client)
+    except BrokenPipeError:
+        # `| head` has seen enough. What is left in a buffer would fail again when Python ends.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):  # where a caller put in something without a number
+                os.dup2(nowhere, stream.fileno())
+        raise typer.Exit(EXIT_NO_READER) from None
     except (ValueError, OSError) as error:
         say(errors, f"nima score: {error}")
         raise typer.Exit(EXIT_USAGE) from None
@@ -121,7 +141,8 @@ def score(
         say(errors, f"nima score: {error}")
         raise typer.Exit(EXIT_NO_SERVER) from None
     except KeyboardInterrupt:
-        kept = "" if output is None else ": what was scored is kept, --resume goes on with it"
+        lost = output is None or is_stream(output)
+        kept = "" if lost else ": what was scored is kept, --resume goes on with it"
         say(errors, f"nima score: stopped{kept}")
         raise typer.Exit(EXIT_STOPPED) from None
     if failed:

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from nima_client._names import named_path
 from nima_client.library.rows import Row
 from nima_client.library.xmp import sidecar, stars, write_rating
 
@@ -39,7 +40,7 @@ def place(rows: Iterable[Row], folder: Path, action: Action) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     placed = []
     for rank, row in enumerate(rows, 1):
-        source = Path(row.file)
+        source = named_path(row.file)
         if _inside_archive(source):
             continue
         target = folder / f"{rank:03d}_{row.mean:.2f}_{source.name}"
@@ -54,7 +55,7 @@ def rate(rows: Iterable[Row]) -> int:
     """Write a star rating for each row into the sidecar of its photo; how many were written."""
     written = 0
     for row in rows:
-        path = Path(row.file)
+        path = named_path(row.file)
         if not _inside_archive(path):
             write_rating(path, stars(row))
             written += 1
@@ -62,7 +63,7 @@ def rate(rows: Iterable[Row]) -> int:
 
 
 def _inside_archive(path: Path) -> bool:
-    return not path.exists() and any(parent.is_file() for parent in path.parents)
+    return not path.exists() and any(named_path(str(p)).is_file() for p in path.parents)
 
 
 def _place_one(source: Path, target: Path, action: Action) -> None:

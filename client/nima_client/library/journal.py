@@ -43,7 +43,9 @@ class Journal:
 
     @classmethod
     def beside(cls, output: Path) -> Journal:
-        """The journal of the run that writes ``output``."""
+        """The journal of the run that writes ``output``; if that is a link, beside its target."""
+        if output.is_symlink():
+            output = Path(os.path.realpath(output))
         return cls(output.with_name(output.name + ".journal"))
 
     def open(self, checkpoint_sha256: str, *, precision: str = "", resume: bool) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nima_client._names import display_name
 from nima_client.contract import DEFAULT_MAX_BYTES
 
 if TYPE_CHECKING:
@@ -53,11 +54,6 @@ class Photo:
             if given is not None:
                 return given
         raise ValueError(f"{self.name}: neither a path nor data nor an array")
-
-
-def display_name(path: str | os.PathLike[str]) -> str:
-    """A path as text that every format can hold."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def printable(text: str) -> str:

@@ -27,7 +27,7 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 _BACKGROUND = (255, 255, 255)
-_SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
 def decode(
@@ -124,7 +124,7 @@ def _to_rgb(image: Image.Image, header: ImageHeader) -> Image.Image:
     mode = image.mode
     if mode == "RGB" and "transparency" not in image.info:
         return image.copy() if image.readonly else image
-    if mode in _SIXTEEN_BIT_MODES or (mode == "I" and header.format == "PNG"):
+    if mode in SIXTEEN_BIT_MODES or (mode == "I" and header.format == "PNG"):
         wide = np.asarray(image).astype(np.uint32)
         return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
     if mode in ("I", "F", "LAB", "HSV"):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from nima_client._names import display_name, named_path
 from nima_client.library.sources import read_tar
 from nima_client.preprocess import ImageRejected, PreprocessSpec, decode
 
@@ -45,7 +46,7 @@ class Thumbnails:
             data = archived.get(name)
             if data is None:
                 try:
-                    data = (self._root / name).read_bytes()
+                    data = named_path(str(self._root / name)).read_bytes()
                 except (OSError, ValueError):
                     return None
             return self._encode(data)
@@ -68,17 +69,17 @@ class Thumbnails:
         """Photos inside archives, each archive read once."""
         wanted = set(names)
         archives = {
-            parent
+            archive
             for name in names
             for parent in (self._root / name).parents
-            if parent.suffix and parent.is_file()
+            if parent.suffix and (archive := named_path(str(parent))).is_file()
         }
         found: dict[str, bytes] = {}
         for archive in archives:
             for photo in read_tar(archive):
                 name = photo.name
                 if name not in wanted and self._root != Path():
-                    name = os.path.relpath(name, self._root)
+                    name = os.path.relpath(name, display_name(self._root))
                 if name in wanted and photo.data is not None:
                     found[name] = photo.data
         return found

@@ -1,0 +1,159 @@
+"""What a partition's result leaves behind: files whole or not there, local and in a bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("pyarrow", reason="nima_client.ray needs the extra ray")
+
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+import nima_client.ray
+from nima_client.testing import FakeTransport
+
+Photo = Callable[..., bytes]
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A file system in memory behind ``mock://``, where closing a stream is what shows a file."""
+    memory = pyarrow.fs._MockFileSystem()
+    memory.create_dir("scores")
+    ordinary = nima_client.ray._filesystem
+
+    def found(path: str) -> tuple[Any, str]:
+        scheme, _, inside = path.partition("://")
+        return (memory, inside) if scheme == "mock" else ordinary(path)
+
+    monkeypatch.setattr(nima_client.ray, "_filesystem", found)
+    return memory
+
+
+@pytest.fixture
+def shard(tmp_path: Path, photo: Photo) -> Path:
+    path = tmp_path / "shard.parquet"
+    images = [photo(number) for number in range(300)]
+    pq.write_table(pa.table({"path": list(map(str, range(300))), "bytes": images}), path)
+    return path
+
+
+def scorer(output: object) -> nima_client.ray.PartitionScorer:
+    return nima_client.ray.PartitionScorer(
+        str(output), url="h:1", client_options={"transport": FakeTransport()}
+    )
+
+
+class Lost(BaseException):
+    """As an actor's end comes."""
+
+
+def break_after(scorer: Any, batches: int, error: BaseException) -> None:
+    """Let the scorer fail once so many batches of a partition are written."""
+    whole = scorer._scorer
+
+    def breaking(batch: Any) -> Any:
+        nonlocal batches
+        if batches == 0:
+            raise error
+        batches -= 1
+        return whole(batch)
+
+    scorer._scorer = breaking
+
+
+def names(filesystem: Any, folder: str) -> list[str]:
+    found = filesystem.get_file_info(pyarrow.fs.FileSelector(folder))
+    return [info.base_name for info in found]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("gone"), Lost()])
+def test_a_partition_that_failed_leaves_nothing(
+    bucket: Any, shard: Path, tmp_path: Path, error: BaseException
+) -> None:
+    local = tmp_path / "scores"
+    local.mkdir()
+    for output, left in (
+        ("mock://scores", lambda: names(bucket, "scores")),
+        (local, lambda: [path.name for path in local.iterdir()]),
+    ):
+        failing = scorer(output)
+        break_after(failing, 1, error)
+        with pytest.raises(type(error)) as raised:
+            failing._score_file(str(shard))
+        assert raised.value is error
+        assert left() == []
+        assert scorer(output)._score_file(str(shard)) == (300, 0)
+        assert left() == ["shard.parquet"]
+
+
+def test_a_result_that_is_there_outlives_a_partition_that_cannot_be_read(
+    bucket: Any, shard: Path
+) -> None:
+    scorer("mock://scores")._score_file(str(shard))
+    shard.write_bytes(b"not parquet")
+    with pytest.raises(pa.ArrowInvalid):
+        scorer("mock://scores")._score_file(str(shard))
+    assert names(bucket, "scores") == ["shard.parquet"]
+
+
+def test_what_could_not_be_deleted_is_named(
+    shard: Path, monkeypatch: pytest.MonkeyPatch, bucket: Any
+) -> None:
+    class Keeping:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(bucket, name)
+
+        def delete_file(self, path: str) -> None:
+            raise PermissionError("not yours")
+
+    ordinary = nima_client.ray._filesystem
+    monkeypatch.setattr(
+        nima_client.ray,
+        "_filesystem",
+        lambda path: (Keeping(), "scores") if path.startswith("mock") else ordinary(path),
+    )
+    failing = scorer("mock://scores")
+    break_after(failing, 1, RuntimeError("gone"))
+    with pytest.raises(OSError, match=r"scores/shard\.parquet is incomplete.*delete it") as raised:
+        failing._score_file(str(shard))
+    assert str(raised.value.__cause__) == "gone"
+
+
+def test_while_a_partition_is_written_readers_of_the_folder_do_not_see_it(
+    shard: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "scores"
+    output.mkdir()
+    scorer(output)._score_file(str(shard))
+    second = shard.rename(shard.with_name("second.parquet"))
+    writing = scorer(output)
+    seen = []
+
+    def look(batch: Any, whole: Any = writing._scorer) -> Any:
+        seen.append((len(list(output.iterdir())), pq.read_table(output).num_rows))
+        return whole(batch)
+
+    writing._scorer = look  # type: ignore[assignment]
+    writing._score_file(str(second))
+    assert seen == [(1, 300), (2, 300)]
+    assert pq.read_table(output).num_rows == 600
+
+
+def test_a_partition_without_rows_has_a_result_without_rows(
+    bucket: Any, shard: Path, tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty.parquet"
+    pq.write_table(pq.read_table(shard).slice(0, 0), empty)
+    assert scorer("mock://scores")._score_file(str(empty)) == (0, 0)
+    scorer("mock://scores")._score_file(str(shard))
+    with bucket.open_input_file("scores/empty.parquet") as file:
+        table = pq.read_table(file)
+    with bucket.open_input_file("scores/shard.parquet") as file:
+        assert table.schema == pq.read_table(file).schema
+    assert table.num_rows == 0
