@@ -23,6 +23,7 @@ pytest.importorskip("typer", reason="the commands need the extra cli")
 
 from score_command import run
 
+from nima_client.cli.main import main
 from nima_client.library.files import read_rows
 from nima_client.library.xmp import read_rating
 
