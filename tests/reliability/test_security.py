@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import dataclasses
 import http.client
 import socket
 import subprocess
@@ -225,6 +226,17 @@ def test_tls(start_server: Callable[..., object], certificates: dict[str, Path])
     # The unencrypted way in is gone.
     with triton_http.InferenceServerClient(server.http_url) as client, pytest.raises(OSError):
         client.is_server_live()
+
+
+def test_tls_where_the_certificate_does_not_name_the_address(
+    start_server: Callable[..., object], certificates: dict[str, Path]
+) -> None:
+    """As with --host 0.0.0.0, which no certificate names: the probe is told what to expect."""
+    tls = _tls(certificates, mutual=False)
+    with pytest.raises(ServerError, match=r"last attempt with: .*(?i:handshake|peer name|verif)"):
+        start_server(host="127.0.0.2", tls=tls, start_timeout=6.0)
+    named = dataclasses.replace(tls, server_name="localhost")
+    assert start_server(host="127.0.0.2", tls=named).probe(10)().alive
 
 
 def test_mutual_tls(
