@@ -71,6 +71,14 @@ def test_an_image_being_prepared_when_the_server_is_gone_has_a_result(
     assert [(r.index, r.code) for r in results] == [(i, "UNREACHABLE") for i in range(4)]
 
 
+@pytest.mark.timeout(30)
+def test_many_bad_images_behind_a_good_one_do_not_stop_a_call(caller: Make, photo: Make) -> None:
+    client = caller(transport=FakeTransport(), request_size=4)
+    results = client.score([photo(0), *[b"no photo"] * 3000, photo(1)], on_error="return")
+    assert [r.index for r in results] == list(range(3002))
+    assert [r.index for r in results if isinstance(r, ImageScore)] == [0, 3001]
+
+
 class Waiting:
     """An async iterable of so many photos at once; the next one is long in coming."""
 
