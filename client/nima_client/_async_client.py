@@ -24,7 +24,7 @@ from nima_client._images import ImageInput, prepare, source_of
 from nima_client._plan import Plan
 from nima_client._source import Images, Source
 from nima_client._transport import AsyncTransport, InferReply
-from nima_client.errors import ImageRejectedError, RequestError
+from nima_client.errors import ImageRejectedError, RequestCancelled, RequestError
 from nima_client.results import ImageFailure, ImageScore, ModelInfo
 
 if TYPE_CHECKING:
@@ -274,9 +274,11 @@ class AsyncNimaClient(BaseClient):
         except RequestError as error:
             self._failed(plan, attempt, error)
         except asyncio.CancelledError:
-            # Cancelled by us at the deadline: its images have been answered for.
             if not task.cancelled():
                 raise
+            # By us, at the deadline, its images have been answered for; else the call cannot go on.
+            gone = RequestCancelled("the request was cancelled", request_id=attempt.wire_id)
+            self._failed(plan, attempt, gone)
 
 
 async def _wait(news: asyncio.Event, until: float | None) -> None:

@@ -45,6 +45,8 @@ class GrpcTransport:
             config = stub.ModelConfig(service_pb2.ModelConfigRequest(**key), **extra)
         except grpc.RpcError as failure:
             raise _wire.error_of(failure) from failure
+        except ValueError as error:  # the channel was closed by another thread
+            raise RequestCancelled(str(error)) from error
         return _wire.description(metadata, config)
 
     def infer(self, request: InferRequest) -> InferReply:

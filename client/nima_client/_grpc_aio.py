@@ -44,6 +44,11 @@ class AsyncGrpcTransport:
             config = await stub.ModelConfig(service_pb2.ModelConfigRequest(**key), **extra)
         except grpc.RpcError as failure:
             raise _wire.error_of(failure) from failure
+        except grpc.aio.UsageError as error:  # the channel was closed meanwhile
+            raise RequestCancelled(str(error)) from error
+        except asyncio.CancelledError:
+            self._check_closed()
+            raise
         return _wire.description(metadata, config)
 
     async def infer_async(self, request: InferRequest) -> InferReply:
@@ -62,6 +67,9 @@ class AsyncGrpcTransport:
             raise _wire.error_of(failure, request.request_id) from failure
         except grpc.aio.UsageError as error:  # the channel was closed meanwhile
             raise RequestCancelled(str(error), request_id=request.request_id) from error
+        except asyncio.CancelledError:
+            self._check_closed(request.request_id)
+            raise
         return _wire.parse_reply(response, request)
 
     async def close_async(self) -> None:
@@ -70,6 +78,17 @@ class AsyncGrpcTransport:
         channel, self._channel, self._calls = self._channel, None, None
         if channel is not None and self._loop is asyncio.get_running_loop():
             await channel.close()
+
+    def _check_closed(self, request_id: str = "") -> None:
+        """Tell a closed channel, which cancels its calls, from a task that was cancelled.
+
+        Raises:
+            RequestCancelled: the channel was closed, and nobody cancelled the task.
+        """
+        # Before Python 3.11 a task does not say; then what was closed counts as closed.
+        cancelling = getattr(asyncio.current_task(), "cancelling", None)
+        if self._closed and not (cancelling is not None and cancelling()):
+            raise RequestCancelled("the client was closed", request_id=request_id) from None
 
     def _connect(self) -> tuple[Any, Any]:
         """The stub, and the call that takes encoded requests."""

@@ -164,4 +164,4 @@ class AsyncTransport(Protocol):
         """Send one request and wait for its answer; cancelling the task cancels the request."""
 
     async def close_async(self) -> None:
-        """Close the connection."""
+        """Close the connection; requests under way end with :class:`RequestCancelled`."""

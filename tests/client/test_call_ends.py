@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kserve_server import KServeServer
 
 from nima_client import (
     NO_RETRIES,
@@ -17,6 +19,7 @@ from nima_client import (
     DeadlineExceeded,
     ImageFailure,
     ImageScore,
+    RequestCancelled,
     ScoringError,
     _async_client,
     _client,
@@ -171,3 +174,117 @@ def test_an_error_of_an_async_iterable_comes_through_at_the_end_too(photo: Make)
                 await client.score(images(), timeout=0.2)
 
     asyncio.run(main())
+
+
+# -- closing --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def closing(server: KServeServer) -> Make:
+    """``closing(call)``: the error of a call whose asyncio client is closed meanwhile."""
+
+    def run(call: Callable[[AsyncNimaClient], Any], *, ready: bool = True) -> BaseException:
+        async def main() -> BaseException:
+            client = AsyncNimaClient(server.url)
+            if ready:
+                await client.model_info()
+            task = asyncio.ensure_future(call(client))
+            await asyncio.sleep(0.3)
+            start = time.monotonic()
+            await client.close()
+            (error,) = await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 5.0)
+            assert time.monotonic() - start < 2.0
+            assert isinstance(error, BaseException)
+            return error
+
+        return asyncio.run(main())
+
+    return run
+
+
+@pytest.mark.timeout(60)
+def test_an_asyncio_client_can_be_closed_while_calls_wait(
+    server: KServeServer, photo: Make, closing: Make
+) -> None:
+    server.delay = 10.0
+    assert isinstance(closing(lambda client: client.score_one(photo(0))), RequestCancelled)
+    error = closing(lambda client: client.score([photo(i) for i in range(40)]))
+    assert isinstance(error, ScoringError)
+    assert [failure.index for failure in error.failures] == list(range(40))
+    assert {failure.code for failure in error.failures} == {"CANCELLED"}
+
+    async def stream(client: AsyncNimaClient) -> None:
+        async for _ in client.score_iter([photo(0)]):
+            pass
+
+    assert isinstance(closing(stream), RequestCancelled)
+
+
+@pytest.mark.timeout(60)
+def test_an_asyncio_client_can_be_closed_while_the_first_contact_waits(
+    server: KServeServer, photo: Make, closing: Make
+) -> None:
+    server.describe_delay = 10.0
+    error = closing(lambda client: client.score_one(photo(0)), ready=False)
+    assert isinstance(error, RequestCancelled)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("ready", [True, False])
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="tasks do not say that they were cancelled")
+def test_a_cancelled_task_is_cancelled_although_its_client_is_closed_too(
+    server: KServeServer, photo: Make, ready: bool
+) -> None:
+    server.delay = server.describe_delay = 10.0
+
+    async def main() -> None:
+        client = AsyncNimaClient(server.url)
+        if ready:
+            server.describe_delay = 0.0
+            await client.model_info()
+        task = asyncio.ensure_future(client.score_one(photo(0)))
+        await asyncio.sleep(0.3)
+        task.cancel()
+        await client.close()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(task, 5.0)
+
+    asyncio.run(main())
+
+
+@pytest.mark.timeout(60)
+def test_a_request_that_is_cancelled_elsewhere_ends_its_call(photo: Make) -> None:
+    async def handler(request: Any) -> Any:
+        raise asyncio.CancelledError
+
+    async def main() -> None:
+        async with AsyncNimaClient(transport=FakeTransport(handler)) as client:
+            with pytest.raises(RequestCancelled):
+                await asyncio.wait_for(client.score_one(photo(0)), 5.0)
+
+    asyncio.run(main())
+
+
+def test_a_client_can_be_closed_between_the_questions_of_the_first_contact(
+    caller: Make, server: KServeServer, photo: Make
+) -> None:
+    client = caller(server.url)
+    client.model_info()
+    transport = client.client._transport
+    stub = transport._calls[0]
+    ask = stub.ModelConfig
+
+    def close_and_ask(*args: Any, **options: Any) -> Any:
+        transport._closed = True
+        if client.kind == "sync":
+            transport._channel.close()
+            return ask(*args, **options)
+        return closed_and_asked(*args, **options)
+
+    async def closed_and_asked(*args: Any, **options: Any) -> Any:
+        await transport._channel.close()
+        return await ask(*args, **options)
+
+    stub.ModelConfig = close_and_ask
+    with pytest.raises(RequestCancelled, match="closed"):
+        client.model_info()
