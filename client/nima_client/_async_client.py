@@ -196,7 +196,7 @@ class AsyncNimaClient(BaseClient):
         deadline = self._deadline(timeout)
         source = Source(images)
         info = await self._current(deadline)
-        plan = self._plan(info, deadline, ordered=ordered, count=source.total)
+        plan = self._plan(info, deadline, ordered=ordered, images=images)
         trace = trace_headers()
         under_way: dict[asyncio.Task[InferReply], Attempt] = {}
         feeder: asyncio.Task[None] | None = None

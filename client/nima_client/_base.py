@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 from nima_client import _defaults
 from nima_client._attempt import Attempt
 from nima_client._connection import TLS, Compression, Connection, normalise_url
-from nima_client._images import PrepareOptions, is_single_image
+from nima_client._images import PrepareOptions, exact_count, expected_count, is_single_image
 from nima_client._options import NOT_GIVEN, CallOptions, NotGiven
 from nima_client._plan import Plan
 from nima_client._retry import RetryPolicy
@@ -167,11 +167,12 @@ class BaseClient:
     # -- shared pieces of a call ---------------------------------------------------------------
 
     def _plan(
-        self, info: ModelInfo, deadline: float | None, *, ordered: bool, count: int | None
+        self, info: ModelInfo, deadline: float | None, *, ordered: bool, images: object
     ) -> Plan:
-        """The plan of a call of so many images; None where nobody knows."""
+        """The plan of a call with these images."""
         chosen, served = self._options.request_size, info.served
         size = chosen or served.request_size
+        count = expected_count(images)
         if chosen is None and count is not None:
             size = min(size, max(1, count // served.instances))
         return Plan(
@@ -179,7 +180,7 @@ class BaseClient:
             request_size=1 if info.input_type == "UINT8" else min(size, info.max_batch_size),
             request_bytes=_defaults.MAX_BYTES if chosen else _defaults.ADVISED_REQUEST_BYTES,
             # The next image of a stream may be a long time coming.
-            eager=served.instances if chosen is None and count is None else 0,
+            eager=served.instances if chosen is None and exact_count(images) is None else 0,
             max_in_flight=self._options.max_in_flight,
             retry=self._options.retry,
             deadline=deadline,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Literal, overload
 
 from nima_client._attempt import Attempt
@@ -19,7 +19,7 @@ from nima_client._base import (
     trace_headers,
 )
 from nima_client._contract_check import check_contract
-from nima_client._images import ImageInput, prepare, source_of
+from nima_client._images import ImageInput, exact_count, prepare, source_of
 from nima_client._plan import Plan
 from nima_client._transport import InferReply, InferRequest, PendingReply, Transport
 from nima_client.errors import ImageRejectedError, RequestError
@@ -240,9 +240,9 @@ class NimaClient(BaseClient):
         check_images(images)
         deadline = self._deadline(timeout)
         source = enumerate(images)
-        total = len(images) if isinstance(images, Sized) else None
+        total = exact_count(images)
         info = self._current(deadline)
-        plan = self._plan(info, deadline, ordered=ordered, count=total)
+        plan = self._plan(info, deadline, ordered=ordered, images=images)
         trace = trace_headers()
         answers: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
         under_way: dict[Attempt, PendingReply] = {}

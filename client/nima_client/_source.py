@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sized
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from typing import Union
 
-from nima_client._images import ImageInput, PrepareOptions, is_instant, prepare, source_of
+from nima_client._images import (
+    ImageInput,
+    PrepareOptions,
+    exact_count,
+    is_instant,
+    prepare,
+    source_of,
+)
 from nima_client._plan import Plan
 from nima_client.errors import ImageRejectedError
 
@@ -23,7 +30,7 @@ class Source:
 
     def __init__(self, images: Images) -> None:
         self.taken: tuple[int, ImageInput] | None = None
-        self.total = len(images) if isinstance(images, Sized) else None
+        self._total = exact_count(images)
         self._next = 0
         self._plain: Iterator[ImageInput] | None = None
         self._waiting: AsyncIterator[ImageInput] | None = None
@@ -77,7 +84,7 @@ class Source:
     def added(self, plan: Plan) -> None:
         """The plan has the image in ``taken``."""
         self.taken = None
-        if self._next == self.total:
+        if self._next == self._total:
             plan.end_of_input()
 
     async def rest(self) -> AsyncIterator[tuple[int, ImageInput | None]]:
