@@ -175,14 +175,12 @@ class AsyncNimaClient(BaseClient):
         return self._remember(check_contract(description))
 
     async def _contact(self, deadline: float | None) -> ModelInfo:
-        end = self._connect_end(deadline)
-        attempt = 1
+        contact = self._first_contact(deadline)
         while True:
             try:
-                return await self._describe(self._model_version, max(0.001, end - time.monotonic()))
+                return await self._describe(self._model_version, contact.time_left())
             except RequestError as error:
-                await asyncio.sleep(self._connect_wait(error, attempt, end))
-                attempt += 1
+                await asyncio.sleep(contact.wait_after(error))
 
     async def _current(self, deadline: float | None) -> ModelInfo:
         known = self._known

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 from nima_client import _defaults
 from nima_client._attempt import Attempt
 from nima_client._connection import TLS, Compression, Connection, normalise_url
+from nima_client._contact import Contact
 from nima_client._images import PrepareOptions, exact_count, expected_count, is_single_image
 from nima_client._options import NOT_GIVEN, CallOptions, NotGiven
 from nima_client._plan import Plan
@@ -220,19 +221,8 @@ class BaseClient:
             self._known = {}
         plan.failed(attempt, error, time.monotonic())
 
-    def _connect_end(self, deadline: float | None) -> float:
-        """Monotonic time at which the first contact is given up."""
-        end = time.monotonic() + min(self._connect_timeout, self._options.retry.budget_s)
-        return end if deadline is None else min(end, deadline)
-
-    def _connect_wait(self, error: RequestError, attempt: int, end: float) -> float:
-        """Seconds to wait before the next try of the first contact; raises when there is none."""
-        retry = self._options.retry
-        wait = retry.backoff(attempt, self._rng)
-        late = time.monotonic() + wait >= end
-        if not error.retryable or attempt >= retry.attempts or late:
-            raise error
-        return wait
+    def _first_contact(self, deadline: float | None) -> Contact:
+        return Contact(self._options.retry, self._rng, self._connect_timeout, deadline)
 
 
 def scores_of(attempt: Attempt, reply: InferReply, info: ModelInfo) -> list[ImageScore]:

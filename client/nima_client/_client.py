@@ -216,14 +216,12 @@ class NimaClient(BaseClient):
         return self._remember(check_contract(description))
 
     def _contact(self, deadline: float | None) -> ModelInfo:
-        end = self._connect_end(deadline)
-        attempt = 1
+        contact = self._first_contact(deadline)
         while True:
             try:
-                return self._describe(self._model_version, max(0.001, end - time.monotonic()))
+                return self._describe(self._model_version, contact.time_left())
             except RequestError as error:
-                time.sleep(self._connect_wait(error, attempt, end))
-                attempt += 1
+                time.sleep(contact.wait_after(error))
 
     def _current(self, deadline: float | None) -> ModelInfo:
         known = self._known
