@@ -267,7 +267,7 @@ class AsyncNimaClient(BaseClient):
             reply = task.result()
             info = self._known.get(reply.model_version)
             if info is None:
-                info = await self._describe(reply.model_version, self._connect_timeout)
+                info = await self._describe(reply.model_version, self._time_for_facts(plan))
             plan.succeeded(attempt, scores_of(attempt, reply, info), time.monotonic())
         except RequestError as error:
             self._failed(plan, attempt, error)

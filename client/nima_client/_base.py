@@ -23,7 +23,13 @@ from nima_client._plan import Plan
 from nima_client._retry import RetryPolicy
 from nima_client._transport import InferReply, InferRequest
 from nima_client.contract import MAX_BATCH_SIZE, MODEL_NAME
-from nima_client.errors import RequestError, ScoringError, Stage
+from nima_client.errors import (
+    DeadlineExceeded,
+    RequestCancelled,
+    RequestError,
+    ScoringError,
+    Stage,
+)
 from nima_client.preprocess import Limits
 from nima_client.results import ImageFailure, ImageScore, ModelInfo
 
@@ -216,10 +222,17 @@ class BaseClient:
         return info
 
     def _failed(self, plan: Plan, attempt: Attempt, error: RequestError) -> None:
-        if error.stage is Stage.TRANSPORT:
+        ended_here = isinstance(error, (DeadlineExceeded, RequestCancelled))
+        if error.stage is Stage.TRANSPORT and not ended_here:
             # The server may come back with other weights under the same version number.
             self._known = {}
         plan.failed(attempt, error, time.monotonic())
+
+    def _time_for_facts(self, plan: Plan) -> float:
+        """Seconds for reading a model's facts again in the middle of a call."""
+        left = plan.timeout_of(self._connect_timeout, time.monotonic())
+        assert left is not None
+        return max(0.001, left)
 
     def _first_contact(self, deadline: float | None) -> Contact:
         return Contact(self._options.retry, self._rng, self._connect_timeout, deadline)

@@ -328,7 +328,7 @@ class NimaClient(BaseClient):
     def _reply(self, plan: Plan, attempt: Attempt, reply: InferReply) -> None:
         info = self._known.get(reply.model_version)
         if info is None:
-            info = self._describe(reply.model_version, self._connect_timeout)
+            info = self._describe(reply.model_version, self._time_for_facts(plan))
         plan.succeeded(attempt, scores_of(attempt, reply, info), time.monotonic())
 
     @staticmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
 from nima_client import _wire
@@ -37,11 +38,15 @@ class AsyncGrpcTransport:
         from tritonclient.grpc import service_pb2
 
         stub, _ = self._connect()
-        extra = {"timeout": timeout_s, "metadata": self._connection.metadata}
+        metadata = self._connection.metadata
         key = {"name": model_name, "version": model_version}
+        facts = service_pb2.ModelMetadataRequest(**key)
+        settings = service_pb2.ModelConfigRequest(**key)
+        end = time.monotonic() + timeout_s
         try:
-            metadata = await stub.ModelMetadata(service_pb2.ModelMetadataRequest(**key), **extra)
-            config = await stub.ModelConfig(service_pb2.ModelConfigRequest(**key), **extra)
+            model = await stub.ModelMetadata(facts, timeout=timeout_s, metadata=metadata)
+            left = max(0.0, end - time.monotonic())
+            config = await stub.ModelConfig(settings, timeout=left, metadata=metadata)
         except grpc.RpcError as failure:
             raise _wire.error_of(failure) from failure
         except grpc.aio.UsageError as error:  # the channel was closed meanwhile
@@ -49,7 +54,7 @@ class AsyncGrpcTransport:
         except asyncio.CancelledError:
             self._check_closed()
             raise
-        return _wire.description(metadata, config)
+        return _wire.description(model, config)
 
     async def infer_async(self, request: InferRequest) -> InferReply:
         """Send and wait; cancelling the task cancels the request on the server."""

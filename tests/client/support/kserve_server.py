@@ -94,6 +94,7 @@ class KServeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         return response
 
     def ModelConfig(self, request: Any, context: Any) -> Any:
+        self._sleep(self.describe_delay, context)
         if request.name != self.description.name:
             self._unknown(request, context)
         config = model_config_pb2.ModelConfig(
