@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator, Sized
-from typing import TYPE_CHECKING, Literal, Union, overload
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import TYPE_CHECKING, Literal, overload
 
 from nima_client._attempt import Attempt
 from nima_client._base import (
@@ -20,16 +20,15 @@ from nima_client._base import (
     trace_headers,
 )
 from nima_client._contract_check import check_contract
-from nima_client._images import ImageInput, PrepareOptions, is_instant, prepare, source_of
+from nima_client._images import ImageInput, prepare, source_of
 from nima_client._plan import Plan
+from nima_client._source import Images, Source
 from nima_client._transport import AsyncTransport, InferReply
-from nima_client.errors import ImageRejectedError, RequestError
+from nima_client.errors import ImageRejectedError, RequestCancelled, RequestError
 from nima_client.results import ImageFailure, ImageScore, ModelInfo
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-Images = Union[Iterable[ImageInput], AsyncIterable[ImageInput]]  # noqa: UP007  (3.10)
 
 
 class AsyncNimaClient(BaseClient):
@@ -74,7 +73,11 @@ class AsyncNimaClient(BaseClient):
         on_error: OnError = "raise",
         timeout: float | None = None,
     ) -> list[ImageScore] | list[ImageScore | ImageFailure]:
-        """Score images; see :meth:`NimaClient.score`. ``images`` may also be an async iterable."""
+        """Score images; see :meth:`NimaClient.score`. ``images`` may also be an async iterable.
+
+        When the call cannot go on (its time is over, the server is gone) while an async iterable is
+        waited for, one more failure stands for the image that did not come and all after it.
+        """
         check_on_error(on_error)
         results = [r async for r in self._run(images, timeout, ordered=True, drain=True)]
         return results if on_error == "return" else raise_failures(results)
@@ -172,14 +175,12 @@ class AsyncNimaClient(BaseClient):
         return self._remember(check_contract(description))
 
     async def _contact(self, deadline: float | None) -> ModelInfo:
-        end = self._connect_end(deadline)
-        attempt = 1
+        contact = self._first_contact(deadline)
         while True:
             try:
-                return await self._describe(self._model_version, max(0.001, end - time.monotonic()))
+                return await self._describe(self._model_version, contact.time_left())
             except RequestError as error:
-                await asyncio.sleep(self._connect_wait(error, attempt, end))
-                attempt += 1
+                await asyncio.sleep(contact.wait_after(error))
 
     async def _current(self, deadline: float | None) -> ModelInfo:
         known = self._known
@@ -191,9 +192,9 @@ class AsyncNimaClient(BaseClient):
         """Drive one call; the twin of ``NimaClient._run``."""
         check_images(images)
         deadline = self._deadline(timeout)
-        source = _Source(images)
+        source = Source(images)
         info = await self._current(deadline)
-        plan = self._plan(info, deadline, ordered=ordered, count=source.total)
+        plan = self._plan(info, deadline, ordered=ordered, images=images)
         trace = trace_headers()
         under_way: dict[asyncio.Task[InferReply], Attempt] = {}
         feeder: asyncio.Task[None] | None = None
@@ -244,35 +245,38 @@ class AsyncNimaClient(BaseClient):
         if plan.broken is not None:
             if not drain:
                 raise plan.broken
-            async for index, image in source:
+            async for index, image in source.rest():
                 yield ImageFailure.from_error(index, plan.broken, source_of(image))
 
-    async def _feed(self, plan: Plan, source: _Source) -> None:
+    async def _feed(self, plan: Plan, source: Source) -> None:
         try:
-            index, image = await source.__anext__()
+            index, image = await source.take()
         except StopAsyncIteration:
             plan.end_of_input()
             return
+        if plan.broken is not None:
+            return  # the call has ended, and answers for what was taken itself
         try:
             plan.add(index, await asyncio.to_thread(prepare, image, self._prepare_options, index))
         except ImageRejectedError as error:
             plan.add_failure(index, error, source_of(image))
-        if source.exhausted:
-            plan.end_of_input()
+        source.added(plan)
 
     async def _answer(self, plan: Plan, attempt: Attempt, task: asyncio.Task[InferReply]) -> None:
         try:
             reply = task.result()
             info = self._known.get(reply.model_version)
             if info is None:
-                info = await self._describe(reply.model_version, self._connect_timeout)
+                info = await self._describe(reply.model_version, self._time_for_facts(plan))
             plan.succeeded(attempt, scores_of(attempt, reply, info), time.monotonic())
         except RequestError as error:
             self._failed(plan, attempt, error)
         except asyncio.CancelledError:
-            # Cancelled by us at the deadline: its images have been answered for.
             if not task.cancelled():
                 raise
+            # By us, at the deadline, its images have been answered for; else the call cannot go on.
+            gone = RequestCancelled("the request was cancelled", request_id=attempt.wire_id)
+            self._failed(plan, attempt, gone)
 
 
 async def _wait(news: asyncio.Event, until: float | None) -> None:
@@ -286,63 +290,3 @@ async def _wait(news: asyncio.Event, until: float | None) -> None:
         await news.wait()
     finally:
         timer.cancel()
-
-
-class _Source:
-    """Numbered images of an iterable or an async iterable."""
-
-    def __init__(self, images: Images) -> None:
-        self._next = 0
-        self.total = len(images) if isinstance(images, Sized) else None
-        self._peeked: list[ImageInput] = []
-        self._plain: Iterator[ImageInput] | None = None
-        self._waiting: AsyncIterator[ImageInput] | None = None
-        if isinstance(images, AsyncIterable):
-            self._waiting = images.__aiter__()
-        else:
-            self._plain = iter(images)
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether the last image is known to have been read."""
-        return self._next == self.total
-
-    def add_instant(self, plan: Plan, options: PrepareOptions) -> bool:
-        """Feed the plan without waiting, where that is possible; whether it was."""
-        if self._plain is None or self._peeked:
-            return False
-        try:
-            image = next(self._plain)
-        except StopIteration:
-            plan.end_of_input()
-            return True
-        if not is_instant(image) or options.max_side is not None:
-            self._peeked.append(image)
-            return False
-        index = self._next
-        self._next += 1
-        try:
-            plan.add(index, prepare(image, options, index))
-        except ImageRejectedError as error:
-            plan.add_failure(index, error, source_of(image))
-        if self.exhausted:
-            plan.end_of_input()
-        return True
-
-    def __aiter__(self) -> _Source:
-        return self
-
-    async def __anext__(self) -> tuple[int, ImageInput]:
-        if self._waiting is not None:
-            image = await self._waiting.__anext__()
-        elif self._peeked:
-            image = self._peeked.pop()
-        else:
-            assert self._plain is not None
-            try:
-                image = next(self._plain)
-            except StopIteration:
-                raise StopAsyncIteration from None
-        index = self._next
-        self._next += 1
-        return index, image

@@ -16,13 +16,20 @@ from typing import Any, Literal, TypeVar
 from nima_client import _defaults
 from nima_client._attempt import Attempt
 from nima_client._connection import TLS, Compression, Connection, normalise_url
-from nima_client._images import PrepareOptions, is_single_image
+from nima_client._contact import Contact
+from nima_client._images import PrepareOptions, exact_count, expected_count, is_single_image
 from nima_client._options import NOT_GIVEN, CallOptions, NotGiven
 from nima_client._plan import Plan
 from nima_client._retry import RetryPolicy
 from nima_client._transport import InferReply, InferRequest
 from nima_client.contract import MAX_BATCH_SIZE, MODEL_NAME
-from nima_client.errors import RequestError, ScoringError, Stage
+from nima_client.errors import (
+    DeadlineExceeded,
+    RequestCancelled,
+    RequestError,
+    ScoringError,
+    Stage,
+)
 from nima_client.preprocess import Limits
 from nima_client.results import ImageFailure, ImageScore, ModelInfo
 
@@ -167,11 +174,12 @@ class BaseClient:
     # -- shared pieces of a call ---------------------------------------------------------------
 
     def _plan(
-        self, info: ModelInfo, deadline: float | None, *, ordered: bool, count: int | None
+        self, info: ModelInfo, deadline: float | None, *, ordered: bool, images: object
     ) -> Plan:
-        """The plan of a call of so many images; None where nobody knows."""
+        """The plan of a call with these images."""
         chosen, served = self._options.request_size, info.served
         size = chosen or served.request_size
+        count = expected_count(images)
         if chosen is None and count is not None:
             size = min(size, max(1, count // served.instances))
         return Plan(
@@ -179,7 +187,7 @@ class BaseClient:
             request_size=1 if info.input_type == "UINT8" else min(size, info.max_batch_size),
             request_bytes=_defaults.MAX_BYTES if chosen else _defaults.ADVISED_REQUEST_BYTES,
             # The next image of a stream may be a long time coming.
-            eager=served.instances if chosen is None and count is None else 0,
+            eager=served.instances if chosen is None and exact_count(images) is None else 0,
             max_in_flight=self._options.max_in_flight,
             retry=self._options.retry,
             deadline=deadline,
@@ -214,24 +222,20 @@ class BaseClient:
         return info
 
     def _failed(self, plan: Plan, attempt: Attempt, error: RequestError) -> None:
-        if error.stage is Stage.TRANSPORT:
+        ended_here = isinstance(error, (DeadlineExceeded, RequestCancelled))
+        if error.stage is Stage.TRANSPORT and not ended_here:
             # The server may come back with other weights under the same version number.
             self._known = {}
         plan.failed(attempt, error, time.monotonic())
 
-    def _connect_end(self, deadline: float | None) -> float:
-        """Monotonic time at which the first contact is given up."""
-        end = time.monotonic() + min(self._connect_timeout, self._options.retry.budget_s)
-        return end if deadline is None else min(end, deadline)
+    def _time_for_facts(self, plan: Plan) -> float:
+        """Seconds for reading a model's facts again in the middle of a call."""
+        left = plan.timeout_of(self._connect_timeout, time.monotonic())
+        assert left is not None
+        return max(0.001, left)
 
-    def _connect_wait(self, error: RequestError, attempt: int, end: float) -> float:
-        """Seconds to wait before the next try of the first contact; raises when there is none."""
-        retry = self._options.retry
-        wait = retry.backoff(attempt, self._rng)
-        late = time.monotonic() + wait >= end
-        if not error.retryable or attempt >= retry.attempts or late:
-            raise error
-        return wait
+    def _first_contact(self, deadline: float | None) -> Contact:
+        return Contact(self._options.retry, self._rng, self._connect_timeout, deadline)
 
 
 def scores_of(attempt: Attempt, reply: InferReply, info: ModelInfo) -> list[ImageScore]:

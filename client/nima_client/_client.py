@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Literal, overload
 
 from nima_client._attempt import Attempt
@@ -19,7 +19,7 @@ from nima_client._base import (
     trace_headers,
 )
 from nima_client._contract_check import check_contract
-from nima_client._images import ImageInput, prepare, source_of
+from nima_client._images import ImageInput, exact_count, prepare, source_of
 from nima_client._plan import Plan
 from nima_client._transport import InferReply, InferRequest, PendingReply, Transport
 from nima_client.errors import ImageRejectedError, RequestError
@@ -216,14 +216,12 @@ class NimaClient(BaseClient):
         return self._remember(check_contract(description))
 
     def _contact(self, deadline: float | None) -> ModelInfo:
-        end = self._connect_end(deadline)
-        attempt = 1
+        contact = self._first_contact(deadline)
         while True:
             try:
-                return self._describe(self._model_version, max(0.001, end - time.monotonic()))
+                return self._describe(self._model_version, contact.time_left())
             except RequestError as error:
-                time.sleep(self._connect_wait(error, attempt, end))
-                attempt += 1
+                time.sleep(contact.wait_after(error))
 
     def _current(self, deadline: float | None) -> ModelInfo:
         known = self._known
@@ -240,9 +238,9 @@ class NimaClient(BaseClient):
         check_images(images)
         deadline = self._deadline(timeout)
         source = enumerate(images)
-        total = len(images) if isinstance(images, Sized) else None
+        total = exact_count(images)
         info = self._current(deadline)
-        plan = self._plan(info, deadline, ordered=ordered, count=total)
+        plan = self._plan(info, deadline, ordered=ordered, images=images)
         trace = trace_headers()
         answers: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
         under_way: dict[Attempt, PendingReply] = {}
@@ -330,7 +328,7 @@ class NimaClient(BaseClient):
     def _reply(self, plan: Plan, attempt: Attempt, reply: InferReply) -> None:
         info = self._known.get(reply.model_version)
         if info is None:
-            info = self._describe(reply.model_version, self._connect_timeout)
+            info = self._describe(reply.model_version, self._time_for_facts(plan))
         plan.succeeded(attempt, scores_of(attempt, reply, info), time.monotonic())
 
     @staticmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -38,14 +39,20 @@ class GrpcTransport:
         from tritonclient.grpc import service_pb2
 
         stub, _ = self._connect()
-        extra = {"timeout": timeout_s, "metadata": self._connection.metadata}
+        metadata = self._connection.metadata
         key = {"name": model_name, "version": model_version}
+        facts = service_pb2.ModelMetadataRequest(**key)
+        settings = service_pb2.ModelConfigRequest(**key)
+        end = time.monotonic() + timeout_s
         try:
-            metadata = stub.ModelMetadata(service_pb2.ModelMetadataRequest(**key), **extra)
-            config = stub.ModelConfig(service_pb2.ModelConfigRequest(**key), **extra)
+            model = stub.ModelMetadata(facts, timeout=timeout_s, metadata=metadata)
+            left = max(0.0, end - time.monotonic())
+            config = stub.ModelConfig(settings, timeout=left, metadata=metadata)
         except grpc.RpcError as failure:
             raise _wire.error_of(failure) from failure
-        return _wire.description(metadata, config)
+        except ValueError as error:  # the channel was closed by another thread
+            raise RequestCancelled(str(error)) from error
+        return _wire.description(model, config)
 
     def infer(self, request: InferRequest) -> InferReply:
         """Send and wait."""

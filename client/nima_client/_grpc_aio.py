@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
 from nima_client import _wire
@@ -37,14 +38,23 @@ class AsyncGrpcTransport:
         from tritonclient.grpc import service_pb2
 
         stub, _ = self._connect()
-        extra = {"timeout": timeout_s, "metadata": self._connection.metadata}
+        metadata = self._connection.metadata
         key = {"name": model_name, "version": model_version}
+        facts = service_pb2.ModelMetadataRequest(**key)
+        settings = service_pb2.ModelConfigRequest(**key)
+        end = time.monotonic() + timeout_s
         try:
-            metadata = await stub.ModelMetadata(service_pb2.ModelMetadataRequest(**key), **extra)
-            config = await stub.ModelConfig(service_pb2.ModelConfigRequest(**key), **extra)
+            model = await stub.ModelMetadata(facts, timeout=timeout_s, metadata=metadata)
+            left = max(0.0, end - time.monotonic())
+            config = await stub.ModelConfig(settings, timeout=left, metadata=metadata)
         except grpc.RpcError as failure:
             raise _wire.error_of(failure) from failure
-        return _wire.description(metadata, config)
+        except grpc.aio.UsageError as error:  # the channel was closed meanwhile
+            raise RequestCancelled(str(error)) from error
+        except asyncio.CancelledError:
+            self._check_closed()
+            raise
+        return _wire.description(model, config)
 
     async def infer_async(self, request: InferRequest) -> InferReply:
         """Send and wait; cancelling the task cancels the request on the server."""
@@ -62,6 +72,9 @@ class AsyncGrpcTransport:
             raise _wire.error_of(failure, request.request_id) from failure
         except grpc.aio.UsageError as error:  # the channel was closed meanwhile
             raise RequestCancelled(str(error), request_id=request.request_id) from error
+        except asyncio.CancelledError:
+            self._check_closed(request.request_id)
+            raise
         return _wire.parse_reply(response, request)
 
     async def close_async(self) -> None:
@@ -70,6 +83,17 @@ class AsyncGrpcTransport:
         channel, self._channel, self._calls = self._channel, None, None
         if channel is not None and self._loop is asyncio.get_running_loop():
             await channel.close()
+
+    def _check_closed(self, request_id: str = "") -> None:
+        """Tell a closed channel, which cancels its calls, from a task that was cancelled.
+
+        Raises:
+            RequestCancelled: the channel was closed, and nobody cancelled the task.
+        """
+        # Before Python 3.11 a task does not say; then what was closed counts as closed.
+        cancelling = getattr(asyncio.current_task(), "cancelling", None)
+        if self._closed and not (cancelling is not None and cancelling()):
+            raise RequestCancelled("the client was closed", request_id=request_id) from None
 
     def _connect(self) -> tuple[Any, Any]:
         """The stub, and the call that takes encoded requests."""

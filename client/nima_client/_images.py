@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Union
@@ -84,6 +85,22 @@ def is_single_image(images: object) -> bool:
         or _is_pil(images)
         or (_is_array(images) and getattr(images, "ndim", 0) < 4)
     )
+
+
+def exact_count(images: object) -> int | None:
+    """Number of images in a sequence or an array of images; None where only reading tells."""
+    return len(images) if isinstance(images, Sequence) or _is_array(images) else None  # type: ignore[arg-type]
+
+
+def expected_count(images: object) -> int | None:
+    """Number of images as far as their container says; None where it does not.
+
+    Only a hint: a progress bar has the length that its caller guessed.
+    """
+    try:
+        return len(images) if isinstance(images, Sized) else None
+    except Exception:  # whatever its author has for "unknown"
+        return None
 
 
 def is_instant(image: object) -> bool:

@@ -140,8 +140,11 @@ class Plan:
         """The request to send now, or None."""
         if len(self._in_flight) >= self._max_in_flight:
             return None
-        if not (self._ready or self._waiting) and len(self._in_flight) < self._eager:
-            self.flush()
+        if not (self._ready or self._waiting):
+            # Behind what waits for company here, images that failed may have filled the window.
+            stuck = not self._in_flight and len(self._held) >= self._reorder_window
+            if stuck or len(self._in_flight) < self._eager:
+                self.flush()
         if self._waiting and self._waiting[0][0] <= now:
             attempt = heapq.heappop(self._waiting)[2]
         elif self._ready:

@@ -140,7 +140,7 @@ class Transport(Protocol):
     """Connection used by :class:`nima_client.NimaClient`; any thread may call its methods."""
 
     def describe(self, model_name: str, model_version: str, timeout_s: float) -> ModelDescription:
-        """Ask the server what the model is."""
+        """Ask the server what the model is; all of it may take ``timeout_s`` seconds."""
 
     def infer(self, request: InferRequest) -> InferReply:
         """Send one request and wait for its answer."""
@@ -158,10 +158,10 @@ class AsyncTransport(Protocol):
     async def describe_async(
         self, model_name: str, model_version: str, timeout_s: float
     ) -> ModelDescription:
-        """Ask the server what the model is."""
+        """Ask the server what the model is; all of it may take ``timeout_s`` seconds."""
 
     async def infer_async(self, request: InferRequest) -> InferReply:
         """Send one request and wait for its answer; cancelling the task cancels the request."""
 
     async def close_async(self) -> None:
-        """Close the connection."""
+        """Close the connection; requests under way end with :class:`RequestCancelled`."""

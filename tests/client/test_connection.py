@@ -28,6 +28,7 @@ from nima_client import (
     AuthenticationError,
     ConnectError,
     NimaClient,
+    RetryPolicy,
     TLSError,
     TransportError,
 )
@@ -274,6 +275,44 @@ def test_a_client_can_be_closed_while_others_wait(server: KServeServer, photo: M
     with pytest.raises(TransportError):
         client.score_one(photo(0))
     assert time.monotonic() - start < 5.0
+
+
+class Unreachable(FakeTransport):
+    """Nobody answers the first question, as often as said; how long each time might have taken."""
+
+    def __init__(self, failures: int) -> None:
+        super().__init__()
+        self.failures = failures
+        self.timeouts: list[float] = []
+
+    def describe(self, model_name: str, model_version: str, timeout_s: float) -> Any:
+        self.timeouts.append(timeout_s)
+        if len(self.timeouts) <= self.failures:
+            raise ConnectError("nobody there")
+        return super().describe(model_name, model_version, timeout_s)
+
+
+def test_the_retry_budget_limits_retries_and_not_the_first_contact(
+    caller: Make, server: KServeServer, photo: Make
+) -> None:
+    never = RetryPolicy(budget_s=0.0)
+    server.describe_delay = 0.2
+    assert caller(server.url, retry=never).score_one(photo(0)).mean > 0
+
+    fake = Unreachable(1)
+    client = caller(transport=fake, retry=never, connect_timeout=7.0)
+    with pytest.raises(ConnectError):
+        client.score_one(photo(0))
+    client.score_one(photo(0), timeout=3.0)
+    assert fake.timeouts == [pytest.approx(7.0, abs=0.5), pytest.approx(3.0, abs=0.5)]
+
+    fake = Unreachable(10**6)
+    short = RetryPolicy(attempts=10**6, budget_s=0.3, initial_backoff_s=0.01, max_backoff_s=0.01)
+    start = time.monotonic()
+    with pytest.raises(ConnectError):
+        caller(transport=fake, retry=short).model_info()
+    assert 0.3 <= time.monotonic() - start < 3.0
+    assert len(fake.timeouts) > 5
 
 
 def test_no_server_means_no_server() -> None:

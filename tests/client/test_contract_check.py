@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from kserve_server import KServeServer
 
-from nima_client import ContractError
+from nima_client import ConnectError, ContractError, DeadlineExceeded, RequestCancelled
 from nima_client._contract_check import check_contract
 from nima_client._transport import TensorInfo
-from nima_client.testing import FAKE_MODEL, describe_model
+from nima_client.testing import FAKE_MODEL, FakeTransport, describe_model, reply
 
 Make = Callable[..., Any]
 GOOD = describe_model()
@@ -158,6 +159,53 @@ def test_weights_behind_a_restarted_server_are_read_again(caller: Make, photo: M
         assert client.score([photo(0)])[0].checkpoint_name == "newer"
     finally:
         second.stop()
+
+
+def test_reading_the_facts_again_ends_with_the_call(
+    caller: Make, server: KServeServer, photo: Make
+) -> None:
+    client = caller(server.url, max_in_flight=4)
+    client.model_info()
+    server.description = describe_model(versions=("2",))
+    server.model_version = "2"
+    server.describe_delay = 20.0
+    start = time.monotonic()
+    with pytest.raises(DeadlineExceeded):
+        client.score_one(photo(0), timeout=0.5)
+    results = client.score([photo(i) for i in range(9)], timeout=0.5, on_error="return")
+    assert {result.code for result in results} == {"DEADLINE"}
+    assert time.monotonic() - start < 3.0
+    server.describe_delay = 0.0
+    assert client.score_one(photo(0)).model_version == "2"
+
+
+def test_both_questions_of_a_contact_share_its_time(caller: Make, server: KServeServer) -> None:
+    server.describe_delay = 0.5
+    with pytest.raises(DeadlineExceeded):
+        caller(server.url, connect_timeout=0.8).model_info()
+
+
+@pytest.mark.parametrize("kind", [DeadlineExceeded, RequestCancelled])
+def test_what_ends_here_says_nothing_of_the_weights(caller: Make, photo: Make, kind: Any) -> None:
+    errors = [kind("over")]
+
+    def handler(request: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return reply(request)
+
+    fake = FakeTransport(handler)
+    asked: list[str] = []
+    describe = fake.describe
+    fake.describe = lambda *args: (asked.append(args[1]), describe(*args))[1]  # type: ignore[method-assign]
+    client = caller(transport=fake)
+    with pytest.raises(kind):
+        client.score_one(photo(0))
+    client.score_one(photo(0))
+    assert asked == [""]
+    errors.append(ConnectError("reset"))
+    client.score_one(photo(0))
+    assert len(asked) == 2
 
 
 def test_facts_of_the_model() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +18,7 @@ from nima_client._transport import RejectedImages
 from nima_client.contract import Rejection, RejectionCode
 from nima_client.results import ImageFailure, ImageScore
 
+UNREADABLE = errors.ImageRejectedError("no such file", code="UNREADABLE")
 QUICK = RetryPolicy(attempts=4, budget_s=1e9, initial_backoff_s=0.0, max_backoff_s=0.0)
 
 
@@ -43,9 +44,17 @@ Outcome = Callable[[Attempt], "errors.RequestError | None"]
 
 
 def run(
-    plan: Plan, count: int, outcome: Outcome, rng: random.Random, step: float = 0.0
+    plan: Plan,
+    count: int,
+    outcome: Outcome,
+    rng: random.Random,
+    step: float = 0.0,
+    unreadable: Container[int] = (),
 ) -> tuple[list[ImageScore | ImageFailure], list[Attempt], int]:
-    """Drive a plan to its end, answering requests under way in a random order."""
+    """Drive a plan to its end, answering requests under way in a random order.
+
+    Images in ``unreadable`` fail before they are sent. There must always be something to do.
+    """
     now, fed, peak, results = 0.0, 0, 0, []
     sent: list[Attempt] = []
     open_requests: list[Attempt] = []
@@ -72,11 +81,14 @@ def run(
             now = max(now, wake)
             continue
         if rng.choice(choices) == "feed":
-            if fed < count:
-                plan.add(fed, image(fed))
-                fed += 1
-            else:
+            if fed == count:
                 plan.end_of_input()
+                continue
+            if fed in unreadable:
+                plan.add_failure(fed, UNREADABLE)
+            else:
+                plan.add(fed, image(fed))
+            fed += 1
         else:
             answered = open_requests.pop(rng.randrange(len(open_requests)))
             error = outcome(answered)
@@ -93,12 +105,17 @@ def run(
     window=st.integers(1, 9),
     ordered=st.booleans(),
     bad=st.sets(st.integers(0, 59)),
+    unreadable=st.sets(st.integers(0, 59))
+    | st.builds(range, st.integers(0, 9), st.integers(0, 60)),
+    reorder_window=st.integers(1, 20),
+    eager=st.integers(0, 2),
     seed=st.integers(0, 2**32),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_every_image_has_one_result_whatever_the_order_of_events(
-    count: int, size: int, window: int, ordered: bool, bad: set[int], seed: int
-) -> None:
+    count: int, size: int, window: int, ordered: bool, bad: set[int], unreadable: set[int] | range,
+    reorder_window: int, eager: int, seed: int,
+) -> None:  # fmt: skip
     rng = random.Random(seed)
 
     def outcome(attempt: Attempt) -> errors.RequestError | None:
@@ -108,20 +125,22 @@ def test_every_image_has_one_result_whatever_the_order_of_events(
         fails_once = attempt.number == 1 and rng.random() < 0.2
         return errors.QueueFull("full") if fails_once else None
 
-    plan = make_plan(size, window, ordered=ordered, rng=rng)
-    results, sent, peak = run(plan, count, outcome, rng)
+    plan = make_plan(
+        size, window, ordered=ordered, rng=rng, reorder_window=reorder_window, eager=eager
+    )
+    results, sent, peak = run(plan, count, outcome, rng, unreadable=unreadable)
 
     indices = [result.index for result in results]
     assert sorted(indices) == list(range(count))
     if ordered:
         assert indices == list(range(count))
     failed = {result.index for result in results if isinstance(result, ImageFailure)}
-    assert failed == bad & set(range(count))
+    assert failed == (bad | set(unreadable)) & set(range(count))
     assert peak <= window
     assert all(1 <= len(attempt.items) <= size for attempt in sent)
     # A good image travels with bad ones at most once, and its request is sent again at most once.
     ids = {id(attempt) for attempt in sent}
-    for index in set(range(count)) - bad:
+    for index in set(range(count)) - bad - set(unreadable):
         requests = {id(a) for a in sent if any(item.index == index for item in a.items)}
         assert len(requests & ids) <= 2
 
@@ -324,6 +343,22 @@ def test_without_retries_one_lost_connection_does_not_end_a_call_that_goes_on() 
     results, _, _ = run(plan, 20, outcome, random.Random(1), step=0.01)
     failed = [r.index for r in results if isinstance(r, ImageFailure)]
     assert 5 in failed
+
+
+def test_images_that_failed_here_do_not_fill_the_window_for_ever() -> None:
+    plan = make_plan(size=4, reorder_window=10)
+    plan.add(0, image(0))
+    for index in range(1, 11):
+        assert plan.wants_input
+        assert plan.next_request(0.0) is None
+        plan.add_failure(index, UNREADABLE)
+    assert not plan.wants_input
+    # Nothing else can happen: the photo goes without company.
+    attempt = plan.next_request(0.0)
+    assert attempt is not None
+    plan.succeeded(attempt, scores(attempt), 0.0)
+    assert [r.index for r in plan.take()] == list(range(11))
+    assert plan.wants_input
 
 
 def test_late_answers_are_dropped() -> None:

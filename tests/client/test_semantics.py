@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import itertools
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nima_client import ImageFailure, ImageRejectedError, ImageScore, ScoringError, Stage
+from nima_client import (
+    ImageFailure,
+    ImageRejectedError,
+    ImageScore,
+    NimaClient,
+    ScoringError,
+    Stage,
+)
+from nima_client.testing import FAKE_MODEL, FakeTransport, describe_model
 
 Make = Callable[..., Any]
 
@@ -149,6 +158,74 @@ def test_an_endless_stream(
     assert read <= 30 + 50
     # The client is as good as new.
     assert len(client.score(few)) == 4
+
+
+class Expected:
+    """An iterable with a length that somebody guessed, as tqdm makes one."""
+
+    def __init__(self, images: list[bytes], length: int | Exception) -> None:
+        self.images = images
+        self.length = length
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.images)
+
+    def __len__(self) -> int:
+        if isinstance(self.length, Exception):
+            raise self.length
+        return self.length
+
+
+@pytest.mark.parametrize(
+    "length", [0, 3, 30, 1000, TypeError("no len()"), NotImplementedError(), OverflowError()]
+)
+@pytest.mark.parametrize("as_path", [False, True])
+def test_a_length_is_a_hint_and_the_end_is_the_end(
+    caller: Make, photo: Make, tmp_path: Path, length: int | Exception, as_path: bool
+) -> None:
+    images: list[Any] = [photo(i) for i in range(30)]
+    if as_path:
+        paths = [tmp_path / f"{i}.jpg" for i in range(30)]
+        for path, data in zip(paths, images, strict=True):
+            path.write_bytes(data)
+        images = paths
+    client = caller(transport=FakeTransport(workers=4))
+    assert [s.index for s in client.score(Expected(images, length))] == list(range(30))
+    assert len(list(client.score_iter(Expected(images, length)))) == 30
+
+
+def test_a_stream_with_a_length_sends_what_it_has(
+    caller: Make, photo: Make, tmp_path: Path
+) -> None:
+    fake = FakeTransport(description=describe_model(replace(FAKE_MODEL, request_size=4)))
+    client = caller(transport=fake)
+    sent: list[int] = []
+
+    class Slow(Expected):
+        def __iter__(self) -> Iterator[Any]:
+            for _ in self.images:
+                sent.append(len(fake.requests))
+                yield path
+
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(photo(0))
+    assert len(client.score(Slow([b""] * 8, 8))) == 8
+    # The next image of a stream may be a long time coming: the first does not wait for it.
+    assert sent[3] >= 1
+
+
+def test_the_end_of_a_list_is_known_with_its_last_image(photo: Make) -> None:
+    fake = FakeTransport()
+    ways: list[str] = []
+    for name in ("infer", "submit"):
+        real = getattr(fake, name)
+        setattr(fake, name, lambda r, real=real, name=name: (ways.append(name), real(r))[1])
+    with NimaClient(transport=fake) as client:
+        client.score_one(photo(0))
+        client.score((photo(0),))
+        client.score(np.zeros((1, 8, 8, 3), np.uint8))
+        client.score(iter([photo(0)]))
+    assert ways == ["infer", "infer", "infer", "submit"]
 
 
 def test_a_stream_raises_or_yields_failures(

@@ -22,7 +22,7 @@ from nima_client.library.actions import Action, place, rate
 from nima_client.library.files import format_of, write_failures, write_rows, write_text
 from nima_client.library.journal import Journal
 from nima_client.library.rows import FailedRow, Row
-from nima_client.library.run import Outcome, score_photos
+from nima_client.library.run import Outcome, certain_outcomes
 from nima_client.library.select import Selection
 from nima_client.library.sources import Sources, printable
 
@@ -120,16 +120,16 @@ class Job:
         served = client.model_info().served
         journal.open(served.checkpoint_sha256, precision=served.precision, resume=self.resume)
         earlier = len(journal.done)
-        left = (photo for photo in self.sources if photo.name not in journal.done)
         with tracking(self.errors, self.sources.known_total, done=earlier) as track:
-            for outcome in track(score_photos(client, left)):
+            left = journal.left(self.sources)
+            for _, outcome in track(certain_outcomes(client, left)):
                 journal.add(outcome)
                 self._report(outcome)
             self._finish(track, earlier)
 
     def _scores(self, client: NimaClient, track: Tracker) -> Iterator[Row]:
         try:
-            for outcome in track(score_photos(client, self.sources)):
+            for _, outcome in track(certain_outcomes(client, self.sources)):
                 self._report(outcome)
                 if isinstance(outcome, Row):
                     yield outcome

@@ -1,21 +1,25 @@
 """The journal of a run: what has been scored so far, so that a killed run can go on.
 
-One line of JSON for each photo, in the order of the run, appended as results come. A kill can at
-worst cut the last line short; that line is dropped, and its photo scored again. The finished run
-is written from the journal in one piece, so that a run killed and resumed gives the same file.
+One line of JSON for each photo, appended as results come. A kill can at worst cut the last line
+short; that line is dropped, and its photo scored again. The finished run is written from the
+journal in one piece, in the order of the photos, so that a run killed and resumed gives the same
+file.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from nima_client.library.rows import FailedRow, Row
 from nima_client.library.run import Outcome
+from nima_client.library.sources import Photo
 
 _FORMAT = 1
 
@@ -39,6 +43,8 @@ class Journal:
         self.path = path
         self.done: set[str] = set()
         self.failed = 0
+        self._names: list[str] = []  # as the lines come
+        self._places: dict[str, int] = {}
         self._file: IO[bytes] | None = None
 
     @classmethod
@@ -77,12 +83,18 @@ class Journal:
             header = {"journal": _FORMAT, "checkpoint_sha256": checkpoint_sha256}
             self._append({**header, "precision": precision} if precision else header)
 
+    def left(self, photos: Iterable[Photo]) -> Iterator[Photo]:
+        """The photos without a result here. From then on results come in the order of them all."""
+        for place, photo in enumerate(photos):
+            self._places.setdefault(photo.name, place)
+            if photo.name not in self.done:
+                yield photo
+
     def add(self, outcome: Outcome) -> None:
         """Append one result. It outlives this process as soon as this returns."""
         kind = "score" if isinstance(outcome, Row) else "failure"
         self._append({kind: outcome.to_dict()})
-        self.done.add(outcome.file)
-        self.failed += kind == "failure"
+        self._count(outcome)
 
     def rows(self) -> Iterator[Row]:
         """The scores, in order."""
@@ -134,6 +146,11 @@ class Journal:
         except OSError:  # a file system without locks
             return
 
+    def _count(self, outcome: Outcome) -> None:
+        self._names.append(outcome.file)
+        self.done.add(outcome.file)
+        self.failed += isinstance(outcome, FailedRow)
+
     def _recover(self, checkpoint_sha256: str, precision: str) -> None:
         whole = 0
         with self.path.open("rb") as file:
@@ -143,9 +160,7 @@ class Journal:
                 if number == 0:
                     self._check_header(line, checkpoint_sha256, precision)
                 else:
-                    outcome = self._parse(line, number + 1)
-                    self.done.add(outcome.file)
-                    self.failed += isinstance(outcome, FailedRow)
+                    self._count(self._parse(line, number + 1))
                 whole += len(line)
         os.truncate(self.path, whole)
 
@@ -180,7 +195,10 @@ class Journal:
             raise JournalError(f"{self.path}: line {number} is damaged: {error}") from error
 
     def _outcomes(self) -> Iterator[Outcome]:
+        # Photos that this run was not asked for come first.
+        places = [self._places.get(name, -1) for name in self._names]
         with self.path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if number > 1:
-                    yield self._parse(line, number)
+            starts = array("Q", itertools.accumulate(map(len, file)))
+            for number in sorted(range(len(places)), key=places.__getitem__):
+                file.seek(starts[number])
+                yield self._parse(file.readline(), number + 2)

@@ -37,6 +37,7 @@ class KServeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.description = describe_model()
         self.model_version = "1"
         self.delay = 0.0
+        self.describe_delay = 0.0
         self.metadata: list[dict[str, str]] = []
         self.request_ids: list[str] = []
         self.timeouts_us: list[int] = []
@@ -82,6 +83,7 @@ class KServeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
     def ModelMetadata(self, request: Any, context: Any) -> Any:
         self.describes += 1
         self._note(context)
+        self._sleep(self.describe_delay, context)
         model = self.description
         if request.name != model.name:
             self._unknown(request, context)
@@ -92,6 +94,7 @@ class KServeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         return response
 
     def ModelConfig(self, request: Any, context: Any) -> Any:
+        self._sleep(self.describe_delay, context)
         if request.name != self.description.name:
             self._unknown(request, context)
         config = model_config_pb2.ModelConfig(
