@@ -44,8 +44,8 @@ class ServerTLS:
 
     def of_client(self) -> TLS:
         """What the server's own probe connects with."""
-        own = (self.cert_file, self.key_file) if self.mutual else (None, None)
-        return TLS(self.ca_file, *own, self.server_name)
+        cert, key = (self.cert_file, self.key_file) if self.mutual else (None, None)
+        return TLS(self.ca_file, cert, key, self.server_name)
 
     def arguments(self) -> list[str]:
         """Arguments for tritonserver."""
