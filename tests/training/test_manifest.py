@@ -149,6 +149,45 @@ def test_avas_own_lists_decide_the_split(
     assert "train" in set(frame["split"])
 
 
+@pytest.mark.parametrize("written", ["{}", "{}.jpg", "part/{}.jpg"])
+def test_official_ids_fit_files_however_the_labels_name_them(
+    tmp_path: Path, make_photo: Callable[..., Image.Image], written: str
+) -> None:
+    (tmp_path / "ava/part").mkdir(parents=True)
+    for seed, image_id in enumerate(("11", "12", "13", "14")):
+        make_photo(seed).save(tmp_path / f"ava/part/{image_id}.jpg")
+    shutil.copy(tmp_path / "ava/part/12.jpg", tmp_path / "ava/part/15.jpg")
+    rows = [f"{written.format(image_id)},5" for image_id in ("11", "15", "12", "13", "14")]
+    (tmp_path / "own.csv").write_text("image_id,mean\n" + "\n".join(rows) + "\n")
+    ratings, out = sources.read_own(tmp_path / "own.csv"), tmp_path / "m.parquet"
+    build_manifest(
+        ratings, tmp_path / "ava", out, test_ids={"12", "13", "99"}, styles={"13": ["Macro"]}
+    )
+    frame = pd.read_parquet(out)
+    frame.index = [Path(path).stem for path in frame["path"]]
+    assert sorted(frame.index) == ["11", "12", "13", "14"]  # of the copies, that of the test split
+    assert sorted(frame.index[frame["split"] == "test"]) == ["12", "13"]
+    assert {name: list(value) for name, value in frame["styles"].items() if len(value)} == {
+        "13": ["Macro"]
+    }
+    with pytest.raises(ValueError, match=r"none of the 4 usable photos .* official test"):
+        build_manifest(ratings, tmp_path / "ava", out, test_ids={"99"})
+
+
+def test_linked_photos_and_links_that_lead_nowhere(tmp_path: Path, make_set: MakeSet) -> None:
+    stored, labels = make_set(tmp_path / "elsewhere", 12)
+    photos, out = tmp_path / "photos", tmp_path / "m.parquet"
+    photos.mkdir()
+    for path in stored.iterdir():
+        (photos / path.name).symlink_to(path)
+    (stored / "photo003.png").unlink()
+    ratings = sources.read_own(labels)
+    for _ in range(2):  # the second run reads the checks of the first
+        report = build_manifest(ratings, photos, out)
+        assert report.dropped == {"unreadable": ["photo003"]}
+        assert pd.read_parquet(out)["path"][0] == "photo000.png"
+
+
 def test_data_hash_depends_on_ratings_and_split(tmp_path: Path, make_set: MakeSet) -> None:
     photos, labels = make_set(tmp_path, 10)
     build_manifest(sources.read_own(labels), photos, tmp_path / "m.parquet")
