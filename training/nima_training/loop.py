@@ -115,8 +115,10 @@ class Trainer:
         if not frozen:
             groups.append({"params": body, "base_lr": config.backbone_lr})
         optimiser = torch.optim.AdamW(groups, lr=config.head_lr, weight_decay=config.weight_decay)
-        if self.frozen is not None:  # take the wrappers of the frozen stage off
-            self.model = self.accelerator.unwrap_model(self.network, keep_fp32_wrapper=False)
+        if self.frozen is not None:
+            # Inside torch.compile's and DDP's wrappers is self.model itself: only the cast of its
+            # forward is to be taken off.
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
             self.accelerator.free_memory()
         self.network = self.accelerator.prepare_model(self.model)
         if self.ema is not None:
@@ -127,8 +129,8 @@ class Trainer:
         self.optimiser = self.accelerator.prepare_optimizer(optimiser)
         if saved is not None and saved["optimiser"] is not None:
             optimiser.load_state_dict(saved["optimiser"])
-            if self.accelerator.scaler is not None and saved["scaler"]:
-                self.accelerator.scaler.load_state_dict(saved["scaler"])
+        if saved is not None and saved["scaler"] and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(saved["scaler"])
         self.raw_optimiser, self.frozen = optimiser, frozen
 
     # ---- one epoch -------------------------------------------------------------------------
