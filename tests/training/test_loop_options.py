@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from torchvision.models import mobilenet_v3_small
 
 from nima_training import metrics
 from nima_training.checkpoint import load_checkpoint
@@ -267,6 +269,26 @@ def test_a_run_goes_on_with_the_processes_it_was_started_with(
     torch.save({**state, "processes": 4}, config.out / "state.pt")
     with pytest.raises(TrainingError, match="a run of 4 processes, and this is one of 1"):
         train(config, quiet())
+
+
+def test_weights_from_a_file_may_move_before_a_run_goes_on(
+    small_config: SmallConfig, tmp_path: Path
+) -> None:
+    file = tmp_path / "machine" / "w.pth"
+    file.parent.mkdir()
+    torch.save(mobilenet_v3_small().state_dict(), file)
+    config = small_config(tmp_path / "run", weights=str(file), epochs=1, batch_size=16)
+    train(config, quiet())
+    text = (config.out / "last" / "checkpoint.json").read_text()
+    assert '"weights": "w.pth"' in text
+    assert "machine" not in text + (config.out / "config.json").read_text()
+    file.rename(tmp_path / "w.pth")
+    for weights in (str(file), str(tmp_path / "w.pth")):
+        train(replace(config, weights=weights), quiet())
+    with pytest.raises(TrainingError, match=r"other settings \(weights\)"):
+        train(replace(config, weights="none"), quiet())
+    for kind in ("none", "imagenet"):
+        assert replace(config, weights=kind).to_dict()["weights"] == kind
 
 
 def test_preprocessing_follows_the_backbone(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from nima_training.data.sources import PROBABILITIES
 from nima_training.distribution import probabilities
 from nima_training.ema import EMA
 from nima_training.losses import emd
-from nima_training.models import create_model, head_module
+from nima_training.models import WEIGHTS_NONE, create_model, head_module
 from nima_training.run_dir import RunDirectory, TrainingError
 from nima_training.schedule import Progressed, learning_rate_factor
 from nima_training.validation import predict_split
@@ -73,7 +73,9 @@ class Trainer:
             )
         self.updates_per_epoch = self.per_epoch // config.accumulate
         torch.manual_seed(config.seed)
-        self.model = create_model(config.backbone, config.weights, config.dropout)
+        # A run that goes on has its own weights; those it began with may be gone.
+        weights = WEIGHTS_NONE if self.files.begun() else config.weights
+        self.model = create_model(config.backbone, weights, config.dropout)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.at = Progressed()
         self.skipped: dict[int, str] = {}

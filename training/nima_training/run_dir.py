@@ -37,6 +37,10 @@ class RunDirectory:
     def __init__(self, config: TrainConfig, data_sha256: str | None) -> None:
         self.config, self.data_sha256 = config, data_sha256
 
+    def begun(self) -> bool:
+        """Whether there is a state to go on from."""
+        return (self.config.out / STATE_FILE).exists()
+
     def load(self, processes: int) -> dict[str, Any] | None:
         """The state to go on from, or None for a new run.
 
