@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +54,22 @@ def test_a_photo_that_cannot_be_read_is_named(photos: list[Path], tmp_path: Path
     (tmp_path / "broken.jpg").write_bytes(photos[0].read_bytes()[:100])
     with pytest.raises(ValueError, match=r"broken\.jpg"):
         split_photos(tmp_path, 1)
+
+
+def test_photos_that_are_too_few_for_three_parts_are_refused(
+    photos: list[Path], shared_dir: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "few"
+    folder.mkdir()
+    for path in photos[:2]:
+        shutil.copy(path, folder)
+    teacher = shared_dir / "models" / "nima_mobilenet_aesthetic_int8.tflite"
+    with pytest.raises(ValueError, match=r"no photo for selection, test: .* needs more photos"):
+        distill(
+            DistillConfig(folder, teacher, tmp_path / "work", tmp_path / "out", views=64),
+            Console(quiet=True),
+        )
+    assert not (tmp_path / "work").exists()
 
 
 def test_split_keeps_look_alikes_together(make_photo: MakePhoto) -> None:
@@ -145,6 +162,17 @@ def test_the_whole_recipe_resumes_and_writes_a_checkpoint(
     hash_before = loaded.meta["weights_sha256"]
     assert distill(config, Console(quiet=True)) == metrics  # nothing left to do
     assert load_checkpoint(tmp_path / "out").meta["weights_sha256"] == hash_before
+    for changes, differs in (
+        ({"budget": 500e6}, "budget"),
+        ({"full_stage": replace(config.full_stage, epochs=1.0)}, "full_stage"),
+        ({"teacher": config.teacher.with_name("nima_mobilenet_technical_int8.tflite")}, "teacher"),
+        ({"seed": 21}, "photos, seed"),
+    ):
+        with pytest.raises(ValueError, match=rf"other settings \({differs}\): choose another"):
+            distill(replace(config, **changes), Console(quiet=True))  # type: ignore[arg-type]
+    (tmp_path / "work/plan.json").unlink()
+    with pytest.raises(ValueError, match=r"without a plan\.json: choose another"):
+        distill(config, Console(quiet=True))
     with pytest.raises(ValueError, match="other settings"):
         build_pool(
             tmp_path / "work/pool-train", photos[:5], 32, PreprocessSpec(),

@@ -7,6 +7,8 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from torchvision.models import mobilenet_v3_small
 
 from nima_training import metrics
 from nima_training.checkpoint import load_checkpoint
@@ -88,7 +91,8 @@ def test_a_compiled_network_learns_as_a_plain_one_does(
     for compiled in (False, True):
         out = tmp_path / str(compiled)
         file = write_toml(
-            tmp_path / f"{compiled}.toml", out, compile=compiled, epochs=1, batch_size=32,
+            tmp_path / f"{compiled}.toml", out, compile=compiled, epochs=2, frozen_epochs=1,
+            batch_size=32,
             backbone="vgg16_gap",  # few layers, so that the compiler is done in a minute
         )  # fmt: skip
         if compiled:
@@ -96,10 +100,37 @@ def test_a_compiled_network_learns_as_a_plain_one_does(
             assert done.returncode == 0, done.stderr[-2000:]
         else:
             train(load_config(file, {}), quiet())
-        found[compiled] = history(out)[0]
+        found[compiled] = history(out)[1]
         load_checkpoint(out / "last")  # under the names of the plain network
     for name in ("train_loss", "emd_r2"):
         assert found[True][name] == pytest.approx(found[False][name], rel=1e-2), name
+
+
+def test_a_thawed_network_is_compiled_again_under_its_plain_names(
+    small_config: SmallConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config(
+        tmp_path / "run", compile=True, epochs=2, frozen_epochs=1, batch_size=32, ema_decay=0.9,
+    )  # fmt: skip
+    # Traced, without the minutes of a compiler.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    trainer = Trainer(config, quiet())
+    names = set(trainer.model.state_dict())
+    trainer.run()
+    state = torch.load(config.out / "state.pt", weights_only=True)
+    assert set(state["model"]) == set(state["ema"][0]) == names
+    load_checkpoint(config.out / "last")
+    assert Trainer(config, quiet()).run()  # and its state can be read again
+
+
+def test_a_resumed_thaw_keeps_the_loss_scale(small_config: SmallConfig, tmp_path: Path) -> None:
+    config = small_config(tmp_path / "run", epochs=2, frozen_epochs=1, batch_size=16)
+    trainer = Trainer(config, quiet())
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
+    saved = {**trainer.accelerator.scaler.state_dict(), "scale": 512.0}
+    trainer.at.epoch = 1
+    trainer._start_phase({"optimiser": None, "scaler": saved})  # as saved where the backbone thaws
+    assert trainer.accelerator.scaler.get_scale() == 512.0
 
 
 def test_accumulated_gradients_are_those_of_the_larger_batch(
@@ -238,6 +269,26 @@ def test_a_run_goes_on_with_the_processes_it_was_started_with(
     torch.save({**state, "processes": 4}, config.out / "state.pt")
     with pytest.raises(TrainingError, match="a run of 4 processes, and this is one of 1"):
         train(config, quiet())
+
+
+def test_weights_from_a_file_may_move_before_a_run_goes_on(
+    small_config: SmallConfig, tmp_path: Path
+) -> None:
+    file = tmp_path / "machine" / "w.pth"
+    file.parent.mkdir()
+    torch.save(mobilenet_v3_small().state_dict(), file)
+    config = small_config(tmp_path / "run", weights=str(file), epochs=1, batch_size=16)
+    train(config, quiet())
+    text = (config.out / "last" / "checkpoint.json").read_text()
+    assert '"weights": "w.pth"' in text
+    assert "machine" not in text + (config.out / "config.json").read_text()
+    file.rename(tmp_path / "w.pth")
+    for weights in (str(file), str(tmp_path / "w.pth")):
+        train(replace(config, weights=weights), quiet())
+    with pytest.raises(TrainingError, match=r"other settings \(weights\)"):
+        train(replace(config, weights="none"), quiet())
+    for kind in ("none", "imagenet"):
+        assert replace(config, weights=kind).to_dict()["weights"] == kind
 
 
 def test_preprocessing_follows_the_backbone(tmp_path: Path) -> None:

@@ -138,7 +138,6 @@ def folded_layers(model: nn.Module) -> list[FoldedLayer]:
             CONV,
             torch.randn(conv.weight.shape, generator=generator) / conv.weight[0].numel() ** 0.5,
             torch.rand(conv.out_channels, generator=generator),
-            1,
         )
         for conv, _ in conv_norm_pairs(model)
     ]

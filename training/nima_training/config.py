@@ -11,7 +11,7 @@ from typing import Any, Literal
 from nima_client.preprocess import PreprocessSpec
 from nima_training.data.dataset import Augmentation
 from nima_training.metrics import METRICS
-from nima_training.models import BACKBONES
+from nima_training.models import BACKBONES, WEIGHTS_IMAGENET, WEIGHTS_NONE
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -109,6 +109,8 @@ class TrainConfig:
         values = asdict(self)
         for name in ("manifest", "photos", "out"):
             values[name] = Path(values[name]).name
+        if self.weights not in (WEIGHTS_NONE, WEIGHTS_IMAGENET):
+            values["weights"] = Path(self.weights).name
         values["preprocessing"] = self.preprocessing.to_dict()
         return values
 

@@ -67,12 +67,12 @@ def import_weights(path: str | Path) -> Imported:
 def import_tflite(path: Path) -> Imported:
     """A quantised NIMA MobileNet v1, dequantised."""
     try:
-        network = read_tflite(path)
+        layers = read_tflite(path)
     except (struct.error, IndexError, TypeError) as error:  # what flatbuffers says of a cut file
         raise ImportFailed(f"{path.name} is damaged: {error}") from error
     model = create_model("mobilenet_v1", weights="none", dropout=0.0)
     try:
-        head = load_folded(model, network.layers)
+        head = load_folded(model, layers)
     except ValueError as error:
         raise ImportFailed(f"{path.name} is not a MobileNet v1: {error}") from error
     if head is None:

@@ -15,15 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from nima_training import metrics
 from nima_training.config import TrainConfig
+from nima_training.console import note_unreadable, progress_bar
 from nima_training.data.dataset import (
     EpochBatches,
     Photos,
@@ -36,7 +34,8 @@ from nima_training.data.sources import PROBABILITIES
 from nima_training.distribution import probabilities
 from nima_training.ema import EMA
 from nima_training.losses import emd
-from nima_training.models import create_model, head_module
+from nima_training.models import WEIGHTS_NONE, create_model, head_module
+from nima_training.processes import make_accelerator, union
 from nima_training.run_dir import RunDirectory, TrainingError
 from nima_training.schedule import Progressed, learning_rate_factor
 from nima_training.validation import predict_split
@@ -49,13 +48,7 @@ class Trainer:
         self.config, self.console = config, console
         if config.threads:
             torch.set_num_threads(config.threads)
-        if config.precision == "fp16" and (config.cpu or not torch.accelerator.is_available()):
-            # accelerate would compute in FP32 without a word.
-            raise TrainingError("precision = 'fp16' needs a GPU; a CPU can do 'bf16' or 'no'")
-        try:
-            self.accelerator = Accelerator(mixed_precision=config.precision, cpu=config.cpu)
-        except ValueError as error:  # accelerate's words on a precision the device lacks
-            raise TrainingError(f"precision = {config.precision!r}: {error}") from error
+        self.accelerator = make_accelerator(config)
         frame = read_manifest(config.manifest)
         self.files = RunDirectory(config, data_sha256(frame) if "sha256" in frame else None)
         self.train_set = Photos(
@@ -73,10 +66,14 @@ class Trainer:
             )
         self.updates_per_epoch = self.per_epoch // config.accumulate
         torch.manual_seed(config.seed)
-        self.model = create_model(config.backbone, config.weights, config.dropout)
+        # A run that goes on has its own weights; those it began with may be gone.
+        weights = WEIGHTS_NONE if self.files.begun() else config.weights
+        self.model = create_model(config.backbone, weights, config.dropout)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.at = Progressed()
         self.skipped: dict[int, str] = {}
+        """Rows of the training split whose file could not be read, and why."""
+        self.skipped_val: dict[int, str] = {}
         self.network: Any = None
         """The model as accelerate and torch.compile wrap it."""
         self.frozen: bool | None = None
@@ -115,8 +112,10 @@ class Trainer:
         if not frozen:
             groups.append({"params": body, "base_lr": config.backbone_lr})
         optimiser = torch.optim.AdamW(groups, lr=config.head_lr, weight_decay=config.weight_decay)
-        if self.frozen is not None:  # take the wrappers of the frozen stage off
-            self.model = self.accelerator.unwrap_model(self.network, keep_fp32_wrapper=False)
+        if self.frozen is not None:
+            # Inside torch.compile's and DDP's wrappers is self.model itself: only the cast of its
+            # forward is to be taken off.
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
             self.accelerator.free_memory()
         self.network = self.accelerator.prepare_model(self.model)
         if self.ema is not None:
@@ -127,8 +126,8 @@ class Trainer:
         self.optimiser = self.accelerator.prepare_optimizer(optimiser)
         if saved is not None and saved["optimiser"] is not None:
             optimiser.load_state_dict(saved["optimiser"])
-            if self.accelerator.scaler is not None and saved["scaler"]:
-                self.accelerator.scaler.load_state_dict(saved["scaler"])
+        if saved is not None and saved["scaler"] and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(saved["scaler"])
         self.raw_optimiser, self.frozen = optimiser, frozen
 
     # ---- one epoch -------------------------------------------------------------------------
@@ -147,7 +146,7 @@ class Trainer:
         usable = self.updates_per_epoch * config.accumulate
         seen, started, last_save = 0, time.monotonic(), time.monotonic()
         self._set_mode()
-        with self._progress() as bar:
+        with progress_bar(self.console, self.accelerator.is_main_process) as bar:
             task = bar.add_task("", total=usable, completed=at.batch)
             for batch in loader:
                 if at.batch >= usable:
@@ -169,10 +168,7 @@ class Trainer:
     def _micro_batch(self, batch: dict[str, Any]) -> float:
         """Forward and backward of one micro-batch; the gradients stay in the parameters."""
         config = self.config
-        for row, reason in batch["errors"]:
-            if row not in self.skipped:
-                self.skipped[row] = reason
-                self.console.print(f"[yellow]skipped[/] {reason}")
+        note_unreadable(self.console, self.skipped, batch["errors"])
         if "pixels" not in batch:
             raise TrainingError(
                 f"no photo of a whole batch is readable, e.g. {batch['errors'][0][1]}"
@@ -233,7 +229,10 @@ class Trainer:
         if self.ema is not None:
             current = {name: value.clone() for name, value in self.model.state_dict().items()}
             self.model.load_state_dict(self.ema.state)
-        predicted, rows = predict_split(self.model, self.val_set, self.config, self.accelerator)
+        predicted, rows, errors = predict_split(
+            self.model, self.val_set, self.config, self.accelerator
+        )
+        note_unreadable(self.console, self.skipped_val, errors)
         if current is not None:
             self.model.load_state_dict(current)
         if not rows:
@@ -244,11 +243,10 @@ class Trainer:
     def _end_of_epoch(self, loss: float, speed: float) -> None:
         config, at = self.config, self.at
         result, means = self.validate()
-        skipped = len(self.skipped)
-        if self.accelerator.num_processes > 1:
-            skipped = sum(gather_object([skipped]))
+        self.skipped = union(self.accelerator, self.skipped)
+        self.skipped_val = union(self.accelerator, self.skipped_val)
         if at.judge(metrics.as_error(config.metric, result), config):
-            self._checkpoint("best", result, means, skipped)
+            self._checkpoint("best", result, means)
         record = {
             "epoch": at.epoch, "updates": at.update, "train_loss": loss,
             "images_per_second": round(speed, 2),
@@ -267,17 +265,18 @@ class Trainer:
             self._say(f"no better {config.metric} for {at.stale} epochs: stopped")
         at.done = stopped or at.epoch >= config.epochs
         if at.done:
-            self._checkpoint("last", result, means, skipped)
+            self._checkpoint("last", result, means)
         self._save()
 
     # ---- files -------------------------------------------------------------------------------
 
-    def _checkpoint(
-        self, name: str, result: dict[str, Any], means: np.ndarray, skipped: int
-    ) -> None:
+    def _checkpoint(self, name: str, result: dict[str, Any], means: np.ndarray) -> None:
         if self.accelerator.is_main_process:
             weights = self.ema.state if self.ema is not None else self.model.state_dict()
-            self.files.checkpoint(name, weights, self.at.epoch, result, means, skipped)
+            self.files.checkpoint(
+                name, weights, self.at.epoch, result, means,
+                len(self.skipped), len(self.skipped_val),
+            )  # fmt: skip
 
     def _save(self) -> None:
         if not self.accelerator.is_main_process:
@@ -313,13 +312,6 @@ class Trainer:
     def _say(self, text: str) -> None:
         if self.accelerator.is_main_process:
             self.console.print(text)
-
-    def _progress(self) -> Progress:
-        return Progress(
-            TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(),
-            console=self.console, transient=True,
-            disable=not (self.accelerator.is_main_process and self.console.is_terminal),
-        )  # fmt: skip
 
 
 def train(config: TrainConfig, console: Console) -> dict[str, Any]:

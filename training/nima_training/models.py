@@ -172,13 +172,6 @@ def head_module(model: nn.Module, backbone: str) -> nn.Module:
     return model.get_submodule(BACKBONES[backbone].head)
 
 
-def set_dropout(model: nn.Module, backbone: str, rate: float) -> None:
-    """Change the dropout rate before the head."""
-    for module in head_module(model, backbone).modules():
-        if isinstance(module, nn.Dropout):
-            module.p = rate
-
-
 def _backbone_state(backbone: str, weights: str | Path) -> dict[str, Tensor]:
     spec = BACKBONES[backbone]
     if str(weights) != WEIGHTS_IMAGENET:

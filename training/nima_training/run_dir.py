@@ -37,6 +37,10 @@ class RunDirectory:
     def __init__(self, config: TrainConfig, data_sha256: str | None) -> None:
         self.config, self.data_sha256 = config, data_sha256
 
+    def begun(self) -> bool:
+        """Whether there is a state to go on from."""
+        return (self.config.out / STATE_FILE).exists()
+
     def load(self, processes: int) -> dict[str, Any] | None:
         """The state to go on from, or None for a new run.
 
@@ -86,6 +90,7 @@ class RunDirectory:
         result: dict[str, Any],
         means: np.ndarray,
         skipped: int,
+        skipped_val: int,
     ) -> None:
         """Write ``weights`` as the checkpoint ``name``.
 
@@ -96,6 +101,7 @@ class RunDirectory:
             result: metrics on the validation split.
             means: predicted means there, for the reference quantiles.
             skipped: training files that could not be read.
+            skipped_val: validation files that could not be read.
         """
         config = self.config
         model = create_model(config.backbone, "none", config.dropout)
@@ -114,7 +120,11 @@ class RunDirectory:
                 },
                 "training": {"command": "train", "epoch": epoch, **config.to_dict()},
                 "data_sha256": self.data_sha256,
-                "metrics": {"validation": result, "skipped_files": skipped},
+                "metrics": {
+                    "validation": result,
+                    "skipped_files": skipped,
+                    "skipped_validation_files": skipped_val,
+                },
             },
         )
 

@@ -37,20 +37,10 @@ class FoldedLayer:
     op: str
     weight: Tensor
     bias: Tensor
-    stride: int
 
 
-@dataclass(frozen=True)
-class TFLiteNetwork:
-    """The weighted layers of a network in execution order, and the names of all its operators."""
-
-    layers: tuple[FoldedLayer, ...]
-    operators: tuple[str, ...]
-    integer_activations: bool
-
-
-def read_tflite(path: str | Path) -> TFLiteNetwork:
-    """Parse ``path``.
+def read_tflite(path: str | Path) -> list[FoldedLayer]:
+    """The weighted layers of the network in ``path``, in execution order.
 
     Raises:
         TFLiteError: not a TFLite flatbuffer, or a layer with a type this reader does not know.
@@ -65,26 +55,22 @@ def read_tflite(path: str | Path) -> TFLiteNetwork:
     names = {value: name for name, value in vars(tflite.BuiltinOperator).items() if name.isupper()}
     types = {value: name for name, value in vars(tflite.TensorType).items() if name.isupper()}
     layers: list[FoldedLayer] = []
-    operators: list[str] = []
-    integer = False
     for index in range(graph.OperatorsLength()):
         operator = graph.Operators(index)
         code = model.OperatorCodes(operator.OpcodeIndex())
         name = names[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
-        operators.append(name)
         if name not in (CONV, DEPTHWISE, DENSE):
             continue
-        integer |= types[graph.Tensors(operator.Inputs(0)).Type()] in ("INT8", "UINT8")
         weight = _constant(model, graph, operator.Inputs(1), types)
         if operator.InputsLength() > 2 and operator.Inputs(2) >= 0:
             bias = _constant(model, graph, operator.Inputs(2), types).ravel()
         else:
             bias = np.zeros(weight.shape[-1] if name == DEPTHWISE else weight.shape[0])
-        layers.append(_layer(name, weight, bias, _stride(operator, name)))
-    return TFLiteNetwork(tuple(layers), tuple(operators), integer)
+        layers.append(_layer(name, weight, bias))
+    return layers
 
 
-def _layer(name: str, weight: np.ndarray, bias: np.ndarray, stride: int) -> FoldedLayer:
+def _layer(name: str, weight: np.ndarray, bias: np.ndarray) -> FoldedLayer:
     if name == DEPTHWISE:
         weight = weight.transpose(3, 0, 1, 2)  # [1, kh, kw, out] -> [out, 1, kh, kw]
     elif name == CONV:
@@ -93,19 +79,7 @@ def _layer(name: str, weight: np.ndarray, bias: np.ndarray, stride: int) -> Fold
         name,
         torch.from_numpy(np.ascontiguousarray(weight, dtype=np.float32)),
         torch.from_numpy(np.ascontiguousarray(bias, dtype=np.float32)),
-        stride,
     )
-
-
-def _stride(operator: Any, name: str) -> int:
-    import tflite
-
-    if name == DENSE:
-        return 1
-    options = tflite.Conv2DOptions() if name == CONV else tflite.DepthwiseConv2DOptions()
-    table = operator.BuiltinOptions()
-    options.Init(table.Bytes, table.Pos)
-    return int(options.StrideH())
 
 
 def _constant(model: Any, graph: Any, index: int, types: dict[int, str]) -> np.ndarray:

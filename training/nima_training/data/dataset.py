@@ -26,9 +26,11 @@ from nima_training.data.sources import PROBABILITIES, SUM_TOLERANCE, LabelError
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The paper's: stretch to ``resize`` squared, a random crop of the input size, a mirror image.
+    """The paper's: resize to ``resize``, a random crop of the input size, a mirror image.
 
-    Colour changes are left out on purpose: they change how people rate a photo.
+    As served, the photo is stretched to a square, or keeps its aspect ratio where the preprocessing
+    resizes the short side, with the preprocessing's filter. Colour changes are left out on purpose:
+    they change how people rate a photo.
     """
 
     resize: int | None = None
@@ -111,7 +113,10 @@ class Photos(Dataset[dict[str, Any]]):
         image = decode(
             self.paths[row].read_bytes(), replace(self.spec, resize_size=resize, crop_size=size)
         )
-        view: Image.Image = F.resize(image, [resize, resize], antialias=True)
+        sides = [resize, resize] if self.spec.resize == "stretch" else [resize]  # the short one
+        view: Image.Image = F.resize(
+            image, sides, interpolation=v2.InterpolationMode(self.spec.interpolation)
+        )
         # One generator a sample; torchvision draws from the global one, so lend it for the moment.
         entropy = np.random.SeedSequence((self.seed, self.epoch, row)).generate_state(1)[0]
         with torch.random.fork_rng(devices=[]):

@@ -131,7 +131,10 @@ def check_files(
         old = known.get(str(path))
         if old is None:
             return True
-        stat = path.stat()
+        try:
+            stat = path.stat()
+        except OSError:  # a link that leads nowhere: reading it tells the reason
+            return True
         return (old.size, old.mtime_ns) != (stat.st_size, stat.st_mtime_ns)
 
     todo = [path for path in paths if fresh(path)]
@@ -182,9 +185,10 @@ def build_manifest(
         photos: folder that is searched recursively; an image id is a file name with or without
             its suffix, or a path from this folder.
         out: the Parquet manifest.
-        test_ids: an official test split; of the rest 5 % become validation. None: groups (given,
-            widened by near-duplicates) are dealt out by ``fractions``.
-        styles: image id -> style names.
+        test_ids: an official test split, of image ids or file names without suffix; of the rest 5 %
+            become validation. None: groups (given, widened by near-duplicates) are dealt out by
+            ``fractions``.
+        styles: image id, or file name without suffix -> style names.
         fractions: shares of train, val and test; default 80/10/10.
         min_side: smaller photos are dropped.
         workers: processes.
@@ -192,7 +196,7 @@ def build_manifest(
         progress: as in :func:`check_files`.
 
     Raises:
-        ValueError: no labelled photo is usable.
+        ValueError: no labelled photo is usable, or none is in ``test_ids``.
     """
     report = Report(labelled=len(ratings))
     files = find_files(photos)
@@ -216,24 +220,30 @@ def build_manifest(
         if min(check.width, check.height) < min_side:
             report.drop("too small", str(row["image_id"]))
             continue
-        kept.append(
-            {
-                **row,
-                "path": str(path.resolve().relative_to(photos.resolve())),
-                "sha256": check.sha256, "width": check.width, "height": check.height,
-                "dhash": check.dhash, "styles": (styles or {}).get(str(row["image_id"]), []),
-            }
-        )  # fmt: skip
+        found = {
+            **row,
+            "path": path.relative_to(photos).as_posix(),
+            "sha256": check.sha256, "width": check.width, "height": check.height,
+            "dhash": check.dhash,
+        }  # fmt: skip
+        own = (styles[name] for name in _names(found) if styles and name in styles)
+        kept.append({**found, "styles": next(own, [])})
     kept = _without_duplicates(kept, test_ids, report)
     if not kept:
         raise ValueError(f"no labelled photo is usable; {report.summary()}; searched {photos}")
     frame = pd.DataFrame(kept)
     if test_ids is not None:
         frame["split"] = [
-            "test" if image_id in test_ids
-            else "val" if unit_hash(image_id, seed) < AVA_VALIDATION else "train"
-            for image_id in frame["image_id"]
+            "test" if not test_ids.isdisjoint(_names(row))
+            else "val" if unit_hash(row["image_id"], seed) < AVA_VALIDATION else "train"
+            for row in kept
         ]  # fmt: skip
+        if "test" not in set(frame["split"]):
+            raise ValueError(
+                f"none of the {len(frame)} usable photos is in the official test split, which "
+                f"names e.g. {next(iter(sorted(test_ids)), 'none')!r}: name image ids or files as "
+                "it does, or leave it out (--ava-lists)"
+            )
     else:
         frame["split"] = _grouped_split(frame, fractions or DEFAULT_FRACTIONS, seed)
     report.kept = len(frame)
@@ -243,12 +253,17 @@ def build_manifest(
     return report
 
 
+def _names(row: dict[str, Any]) -> tuple[str, str]:
+    """What a list may call a photo: its image id, and its file's name without the suffix."""
+    return str(row["image_id"]), Path(row["path"]).stem
+
+
 def _without_duplicates(
     rows: list[dict[str, Any]], test_ids: set[str] | None, report: Report
 ) -> list[dict[str, Any]]:
     """Drop files of equal bytes; the copy in the official test split stays, else the first."""
     in_test = test_ids or set()
-    order = sorted(range(len(rows)), key=lambda i: (rows[i]["image_id"] not in in_test, i))
+    order = sorted(range(len(rows)), key=lambda i: (in_test.isdisjoint(_names(rows[i])), i))
     seen: set[str] = set()
     keep = set()
     for index in order:

@@ -128,26 +128,22 @@ def read_label_json(path: Path) -> pd.DataFrame:
 
 
 def read_tid2013(folder: Path) -> pd.DataFrame:
-    """TID2013: ``mos_with_names.txt`` and, where present, ``mos_std.txt``.
+    """TID2013: ``mos_with_names.txt``, mean opinion scores and file names.
 
-    Opinion scores 0..9 become ratings 1..10; each becomes the maximum-entropy distribution with
-    that mean and standard deviation. The group is the reference image (``i01`` of
-    ``i01_03_2.bmp``), so that no scene is on both sides of a split.
+    Scores 0..9 become ratings 1..10; each becomes the maximum-entropy distribution with that mean.
+    ``mos_std.txt`` is not read: it holds the spread of the mean's estimate (0 to 0.3), not that of
+    the raters' scores. The group is the reference image (``i01`` of ``i01_03_2.bmp``), so that no
+    scene is on both sides of a split.
     """
     names = folder / "mos_with_names.txt"
     if not names.is_file():
         raise LabelError(f"{folder} has no mos_with_names.txt: it is not TID2013")
     lines = [line.split() for line in names.read_text().splitlines() if line.strip()]
-    stds_file = folder / "mos_std.txt"
-    stds = stds_file.read_text().split() if stds_file.is_file() else None
-    if stds is not None and len(stds) != len(lines):
-        raise LabelError(f"mos_std.txt has {len(stds)} rows, mos_with_names.txt {len(lines)}")
     ids, rows, groups, tags = [], [], [], []
     for number, fields in enumerate(lines, start=1):
         try:
             mos, name = float(fields[0]), fields[1]
-            std = float(stds[number - 1]) if stds is not None else None
-            rows.append(maximum_entropy(mos + 1, std))
+            rows.append(maximum_entropy(mos + 1))
         except (ValueError, IndexError) as error:
             raise LabelError(f"mos_with_names.txt, row {number}: {error}") from error
         stem = Path(name).stem.lower()
@@ -162,10 +158,13 @@ def read_own(path: Path) -> pd.DataFrame:
     """A CSV (also ``.csv.gz``) or Parquet of one's own.
 
     Needs ``image_id`` and either ``p1`` … ``p10`` or ``r1`` … ``r10`` (counts or probabilities),
-    or ``mean`` and optionally ``std``. Optional: ``votes``, ``group``, ``tags`` (separated by
-    ``;`` in CSV).
+    or ``mean`` and optionally ``std``. Optional: ``votes``, ``group`` (blank: a group of its own),
+    ``tags`` (separated by ``;`` in CSV).
     """
-    frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    if path.suffix == ".parquet":
+        frame = pd.read_parquet(path)
+    else:  # text even where all are digits: 0139 is not 139
+        frame = pd.read_csv(path, dtype={"image_id": str, "group": str})
     first = 1 if path.suffix == ".parquet" else 2  # a CSV has a header row
     if "image_id" not in frame or frame.empty:
         raise LabelError(f"{path.name}: needs a column image_id and at least one row")
@@ -200,7 +199,12 @@ def read_own(path: Path) -> pd.DataFrame:
             [tag for tag in value.split(";") if tag] if isinstance(value, str) else list(value)
             for value in frame["tags"].fillna("")
         ]
-    groups = frame["group"].astype(str).tolist() if "group" in frame else None
+    groups = None
+    if "group" in frame:
+        groups = [
+            str(image_id) if pd.isna(group) or not str(group).strip() else str(group)
+            for image_id, group in zip(frame["image_id"], frame["group"], strict=True)
+        ]
     return table(frame["image_id"].tolist(), probabilities, votes, groups, tags, path.name)
 
 

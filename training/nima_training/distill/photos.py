@@ -30,12 +30,18 @@ def split_photos(folder: Path, seed: int) -> dict[str, list[Path]]:
     """``train``, ``selection`` and ``test`` photos of ``folder``; look-alikes stay together.
 
     Raises:
-        ValueError: the folder holds no photos.
+        ValueError: the folder holds no photos, or a part of the split is left with none.
     """
     paths = list_photos(folder)
     groups = group_near_duplicates([difference_hash(open_photo(path)) for path in paths])
     parts = split_by_group([path.name for path in paths], groups, SPLIT_FRACTIONS, seed)
-    return {
+    split = {
         part: [path for path, own in zip(paths, parts, strict=True) if own == part]
         for part in SPLIT_FRACTIONS
     }
+    if empty := [part for part, own in split.items() if not own]:
+        raise ValueError(
+            f"the {len(paths)} photos of {folder}, {len(set(groups))} without look-alikes, leave "
+            f"no photo for {', '.join(empty)}: distillation needs more photos"
+        )
+    return split

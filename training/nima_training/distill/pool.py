@@ -5,8 +5,6 @@ Work goes in shards; a shard counts when its marker file exists, which is writte
 
 from __future__ import annotations
 
-import hashlib
-import json
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from multiprocessing import get_context
@@ -17,6 +15,7 @@ from rich.progress import track
 
 from nima_client.preprocess import PreprocessSpec
 from nima_training.distill.config import ViewConfig
+from nima_training.distill.plan import names_sha256, same_plan
 from nima_training.distill.views import training_view
 from nima_training.files import write_json
 
@@ -39,24 +38,19 @@ def build_pool(
         ValueError: the directory holds views made with other settings.
     """
     plan = {
-        "photos": hashlib.sha256("\n".join(p.name for p in photos).encode()).hexdigest(),
+        "photos": names_sha256(photos),
         "count": count,
         "spec": spec.to_dict(),
         "view": asdict(view),
         "seed": seed,
     }
-    plan = json.loads(json.dumps(plan))
     plan_file = directory / "plan.json"
-    if not plan_file.exists():
+    if not same_plan(plan_file, plan, "choose another --work-dir, or delete that folder"):
         directory.mkdir(parents=True, exist_ok=True)
         size = spec.crop_size
         shape = (count, size, size, 3)
         np.lib.format.open_memmap(directory / PIXELS_FILE, "w+", np.uint8, shape).flush()
         write_json(plan_file, plan)
-    elif json.loads(plan_file.read_text()) != plan:
-        raise ValueError(
-            f"{directory} holds a pool made with other settings: choose another --work-dir"
-        )
     todo = [s for s in range(-(-count // SHARD)) if not _marker(directory, s).exists()]
     if todo:
         jobs = [(directory, photos, shard, count, spec, view, seed) for shard in todo]

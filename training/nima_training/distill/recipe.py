@@ -28,6 +28,7 @@ from nima_training.distill.config import DistillConfig, StageConfig
 from nima_training.distill.half import round_to_half
 from nima_training.distill.matching import Matching, varied
 from nima_training.distill.photos import split_photos
+from nima_training.distill.plan import run_plan, same_plan
 from nima_training.distill.pool import build_pool
 from nima_training.distill.prune import Pruned, prune
 from nima_training.distill.stages import Stage, train_stage
@@ -40,6 +41,7 @@ from nima_training.mobilenet_v1 import MobileNetV1, multiply_adds
 from nima_training.state import load_state, save_state
 
 SPEC = PreprocessSpec()
+PLAN_FILE = "plan.json"
 VARIANCE_VIEWS = 64
 ROUNDING_VIEWS = 256
 
@@ -51,7 +53,8 @@ def distill(config: DistillConfig, console: Console) -> dict[str, Any]:
         The held-out metrics that the checkpoint carries.
 
     Raises:
-        ValueError: photos, teacher or budget that cannot be used.
+        ValueError: photos, teacher or budget that cannot be used, or a work directory of another
+            run.
     """
     torch.set_num_threads(config.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -60,6 +63,8 @@ def distill(config: DistillConfig, console: Console) -> dict[str, Any]:
     teacher.requires_grad_(False)
     photos = split_photos(config.photos, config.seed)
     console.print("photos: " + ", ".join(f"{len(v)} {k}" for k, v in photos.items()))
+    plan = run_plan(config, photos)
+    check_work_dir(config.work_dir, plan)
     write_json(
         config.work_dir / "split.json", {part: [p.name for p in v] for part, v in photos.items()}
     )
@@ -69,7 +74,7 @@ def distill(config: DistillConfig, console: Console) -> dict[str, Any]:
     )  # fmt: skip
     labeller = TFLiteTeacher(config.teacher, threads=config.threads)
     selection = HeldOut(photos["selection"], labeller, SPEC, config.seed)
-    pruned = prune_or_load(config, teacher, pool, console)
+    pruned = prune_or_load(config, plan, teacher, pool, console)
     student = _on(pruned.model, device)
     matching = Matching(
         _on(teacher, device), student, pruned.kept, config.mean_weight, config.hint_weight,
@@ -117,21 +122,33 @@ def _on(network: MobileNetV1, device: torch.device) -> MobileNetV1:
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
+def check_work_dir(work_dir: Path, plan: dict[str, Any]) -> None:
+    """Refuse a student, whole or in the making, of another plan.
+
+    Raises:
+        ValueError: the directory holds one.
+    """
+    remedy = f"choose another --work-dir, or delete {PLAN_FILE} and *.pt in it"
+    if not same_plan(work_dir / PLAN_FILE, plan, remedy) and any(work_dir.glob("*.pt")):
+        raise ValueError(f"{work_dir} holds a student without a {PLAN_FILE}: {remedy}")
+
+
 def prune_or_load(
-    config: DistillConfig, teacher: MobileNetV1, pool: np.ndarray, console: Console
+    config: DistillConfig,
+    plan: dict[str, Any],
+    teacher: MobileNetV1,
+    pool: np.ndarray,
+    console: Console,
 ) -> Pruned:
     """The student before training, from the work directory if a run before got that far."""
     file = config.work_dir / "pruned.pt"
     saved = load_state(file)
-    if saved is None or saved["budget"] != config.budget:
+    if saved is None:
         views = network_input(pool[: config.prune_views], SPEC)
         pruned = prune(teacher, views, config.budget)
-        save_state(
-            file,
-            {
-                "budget": config.budget, "kept": pruned.kept, "model": pruned.model.state_dict(),
-            },
-        )  # fmt: skip
+        # Not before: a budget that pruning refuses leaves nothing to hold to.
+        write_json(config.work_dir / PLAN_FILE, plan)
+        save_state(file, {"kept": pruned.kept, "model": pruned.model.state_dict()})
     else:
         model = MobileNetV1(dropout=0.0, widths=[len(part) for part in saved["kept"]])
         model.load_state_dict(saved["model"])

@@ -1,0 +1,199 @@
+"""`nima prepare`: what it drops, how it splits, how labels and lists find their photos."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from nima_training.cli.prepare import app as prepare
+from nima_training.data import ava, sources
+from nima_training.data.manifest import build_manifest, data_sha256
+from nima_training.split import group_near_duplicates
+
+MakeSet = Callable[[Path, int], tuple[Path, Path]]
+
+
+def test_prepare_reports_what_it_drops(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    make_set: MakeSet,
+    make_photo: Callable[..., Image.Image],
+) -> None:
+    photos, labels = make_set(tmp_path, 24)
+    (photos / "photo003.png").write_bytes(b"not a photo at all")
+    whole = (photos / "photo004.png").read_bytes()
+    (photos / "photo004.png").write_bytes(whole[: len(whole) // 2])
+    (photos / "photo005.png").unlink()
+    shutil.copy(photos / "photo006.png", photos / "photo007.png")
+    make_photo(99, (16, 16)).save(photos / "photo008.png")
+    out = tmp_path / "manifest.parquet"
+    prepare([str(labels), "--photos", str(photos), "--out", str(out)], standalone_mode=False)
+    report = json.loads(out.with_suffix(".report.json").read_text())
+    dropped = {name: reason for reason, names in report["dropped"].items() for name in names}
+    assert set(dropped) == {f"photo00{n}" for n in (3, 4, 5, 7, 8)}
+    assert dropped["photo005"] == "missing"
+    assert dropped["photo007"] == "duplicate"
+    assert dropped["photo008"] == "too small"
+    frame = pd.read_parquet(out)
+    assert len(frame) == report["kept"] == 19
+    assert "19 kept" in capsys.readouterr().out
+    # A second run reuses the checks and gives the same manifest.
+    before = out.read_bytes()
+    prepare([str(labels), "--photos", str(photos), "--out", str(out)], standalone_mode=False)
+    assert pd.read_parquet(out).equals(frame)
+    assert before == out.read_bytes()
+
+
+def test_near_duplicates_stay_on_one_side(
+    tmp_path: Path, make_set: MakeSet, make_photo: Callable[..., Image.Image]
+) -> None:
+    photos, labels = make_set(tmp_path, 40)
+    for index in range(0, 40, 2):  # odd photos become re-encoded copies of the even ones
+        make_photo(index).resize((144, 128)).save(photos / f"photo{index + 1:03d}.png")
+    build_manifest(sources.read_own(labels), photos, tmp_path / "m.parquet")
+    split = pd.read_parquet(tmp_path / "m.parquet").set_index("image_id")["split"]
+    assert all(split[f"photo{i:03d}"] == split[f"photo{i + 1:03d}"] for i in range(0, 40, 2))
+    assert split.nunique() > 1
+
+
+def test_near_duplicates_join_the_groups_that_were_given(
+    tmp_path: Path, make_set: MakeSet, make_photo: Callable[..., Image.Image]
+) -> None:
+    photos, labels = make_set(tmp_path, 24)
+    make_photo(0).resize((144, 128)).save(photos / "photo023.png")
+    ratings = sources.read_own(labels)
+    ratings["group"] = [f"scene{i // 3}" for i in range(24)]
+    for seed in range(4):
+        build_manifest(ratings, photos, tmp_path / "m.parquet", seed=seed)
+        frame = pd.read_parquet(tmp_path / "m.parquet")
+        assert (frame.groupby("group")["split"].nunique() == 1).all()
+        split = frame.set_index("group")["split"]
+        assert set(split["scene0"]) == set(split["scene7"])  # they share a picture
+
+
+def test_near_duplicates_are_all_found_however_many_hashes() -> None:
+    rng = np.random.default_rng(3)
+    hashes = [int(value) for value in rng.integers(0, 2**63, 3000)]
+    for index in range(0, 3000, 7):  # 0 to 6 bits away from its neighbour
+        flips = rng.choice(64, size=index % 7, replace=False)
+        hashes[index] = hashes[index - 1] ^ sum(1 << int(bit) for bit in flips)
+    values = np.array(hashes, dtype=np.uint64)
+    bits = np.unpackbits(values.view(np.uint8).reshape(-1, 8), axis=1).astype(np.int16)
+    graph = [np.flatnonzero(np.abs(bits - row).sum(axis=1) <= 4) for row in bits]
+    groups = group_near_duplicates(hashes)
+    assert len(set(groups)) < 3000
+    for index, neighbours in enumerate(graph):
+        assert {groups[n] for n in neighbours} == {groups[index]}
+    # And nothing else is joined: each group is reachable from its first item.
+    for name in set(groups):
+        reached, todo = {name}, [name]
+        while todo:
+            new = set(graph[todo.pop()].tolist()) - reached
+            reached |= new
+            todo += new
+        assert reached == {i for i, group in enumerate(groups) if group == name}
+
+
+def test_ids_may_be_names_or_paths_but_not_ambiguous(
+    tmp_path: Path, make_photo: Callable[..., Image.Image]
+) -> None:
+    for seed, name in enumerate(("a/x.png", "b/x.png", "b/y.jpg", "z.png")):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        make_photo(seed).save(tmp_path / "photos" / name)
+    (tmp_path / "own.csv").write_text("image_id,mean\na/X.png,4\ny.jpg,5\nz,6\nx,7\n")
+    ratings = sources.read_own(tmp_path / "own.csv")
+    report = build_manifest(ratings, tmp_path / "photos", tmp_path / "m.parquet")
+    assert report.dropped == {"named by several files": ["x"]}
+    assert sorted(pd.read_parquet(tmp_path / "m.parquet")["path"]) == [
+        "a/x.png",
+        "b/y.jpg",
+        "z.png",
+    ]
+
+
+def test_a_smaller_limit_brings_photos_back(tmp_path: Path, make_set: MakeSet) -> None:
+    photos, labels = make_set(tmp_path, 3)
+    ratings = sources.read_own(labels)
+    with pytest.raises(ValueError, match="3 too small"):
+        build_manifest(ratings, photos, tmp_path / "m.parquet", min_side=65)
+    assert build_manifest(ratings, photos, tmp_path / "m.parquet", min_side=64).kept == 3
+
+
+def test_avas_own_lists_decide_the_split(
+    shared_dir: Path, tmp_path: Path, make_photo: Callable[..., Image.Image]
+) -> None:
+    folder = shared_dir / "ava"
+    ratings = sources.read_own(folder / "ava_ratings.csv.gz")
+    test_ids = ava.official_test_ids(folder / "lists")
+    chosen = pd.concat(
+        [part.head(25) for _, part in ratings.groupby(ratings["image_id"].isin(test_ids))]
+    )
+    (tmp_path / "ava").mkdir()
+    for seed, image_id in enumerate(chosen["image_id"]):
+        make_photo(seed).save(tmp_path / "ava" / f"{image_id}.jpg")
+    build_manifest(
+        ratings, tmp_path / "ava", tmp_path / "m.parquet", test_ids=test_ids,
+        styles=ava.read_styles(folder / "styles"),
+    )  # fmt: skip
+    frame = pd.read_parquet(tmp_path / "m.parquet")
+    assert len(frame) == 50
+    assert set(frame["image_id"][frame["split"] == "test"]) == set(chosen["image_id"]) & test_ids
+    assert frame["split"].value_counts()["test"] == 25
+    assert "train" in set(frame["split"])
+
+
+@pytest.mark.parametrize("written", ["{}", "{}.jpg", "part/{}.jpg"])
+def test_official_ids_fit_files_however_the_labels_name_them(
+    tmp_path: Path, make_photo: Callable[..., Image.Image], written: str
+) -> None:
+    (tmp_path / "ava/part").mkdir(parents=True)
+    for seed, image_id in enumerate(("11", "12", "13", "14")):
+        make_photo(seed).save(tmp_path / f"ava/part/{image_id}.jpg")
+    shutil.copy(tmp_path / "ava/part/12.jpg", tmp_path / "ava/part/15.jpg")
+    rows = [f"{written.format(image_id)},5" for image_id in ("11", "15", "12", "13", "14")]
+    (tmp_path / "own.csv").write_text("image_id,mean\n" + "\n".join(rows) + "\n")
+    ratings, out = sources.read_own(tmp_path / "own.csv"), tmp_path / "m.parquet"
+    build_manifest(
+        ratings, tmp_path / "ava", out, test_ids={"12", "13", "99"}, styles={"13": ["Macro"]}
+    )
+    frame = pd.read_parquet(out)
+    frame.index = [Path(path).stem for path in frame["path"]]
+    assert sorted(frame.index) == ["11", "12", "13", "14"]  # of the copies, that of the test split
+    assert sorted(frame.index[frame["split"] == "test"]) == ["12", "13"]
+    assert {name: list(value) for name, value in frame["styles"].items() if len(value)} == {
+        "13": ["Macro"]
+    }
+    with pytest.raises(ValueError, match=r"none of the 4 usable photos .* official test"):
+        build_manifest(ratings, tmp_path / "ava", out, test_ids={"99"})
+
+
+def test_linked_photos_and_links_that_lead_nowhere(tmp_path: Path, make_set: MakeSet) -> None:
+    stored, labels = make_set(tmp_path / "elsewhere", 12)
+    photos, out = tmp_path / "photos", tmp_path / "m.parquet"
+    photos.mkdir()
+    for path in stored.iterdir():
+        (photos / path.name).symlink_to(path)
+    (stored / "photo003.png").unlink()
+    ratings = sources.read_own(labels)
+    for _ in range(2):  # the second run reads the checks of the first
+        report = build_manifest(ratings, photos, out)
+        assert report.dropped == {"unreadable": ["photo003"]}
+        assert pd.read_parquet(out)["path"][0] == "photo000.png"
+
+
+def test_data_hash_depends_on_ratings_and_split(tmp_path: Path, make_set: MakeSet) -> None:
+    photos, labels = make_set(tmp_path, 10)
+    build_manifest(sources.read_own(labels), photos, tmp_path / "m.parquet")
+    frame = pd.read_parquet(tmp_path / "m.parquet")
+    original = data_sha256(frame)
+    assert original == data_sha256(frame.sample(frac=1, random_state=0))
+    changed = frame.copy()
+    changed.loc[0, "p3"] += 0.01
+    assert data_sha256(changed) != original

@@ -1,0 +1,43 @@
+"""What the processes of a run share: a device and precision, statistics, and what they found."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, gather_object
+from torch import nn
+
+from nima_training.config import TrainConfig
+from nima_training.run_dir import TrainingError
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """The accelerator of ``config``.
+
+    Raises:
+        TrainingError: the device lacks the precision.
+    """
+    if config.precision == "fp16" and (config.cpu or not torch.accelerator.is_available()):
+        # accelerate would compute in FP32 without a word.
+        raise TrainingError("precision = 'fp16' needs a GPU; a CPU can do 'bf16' or 'no'")
+    try:
+        return Accelerator(mixed_precision=config.precision, cpu=config.cpu)
+    except ValueError as error:  # accelerate's words on a precision the device lacks
+        raise TrainingError(f"precision = {config.precision!r}: {error}") from error
+
+
+@torch.no_grad()
+def share_buffers(model: nn.Module) -> None:
+    """Give every process the buffers of process 0, in place.
+
+    Batch norms take their running statistics from what their own process sees; those of process 0
+    are the ones that a checkpoint saves.
+    """
+    for buffer in model.buffers():
+        broadcast(buffer)  # leaves a single process alone
+
+
+def union(accelerator: Accelerator, found: dict[int, str]) -> dict[int, str]:
+    """What any process found, by row and ascending, the same on every process."""
+    items = list(found.items())
+    return dict(sorted(gather_object(items) if accelerator.num_processes > 1 else items))
