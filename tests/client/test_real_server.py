@@ -43,6 +43,13 @@ def heavy() -> bytes:
     return buffer.getvalue()
 
 
+def slow_to_decode() -> bytes:
+    """A small file of 36 megapixels."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (6000, 6000)).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
 @pytest.fixture
 def own() -> Iterator[EmbeddedServer]:
     """A server that a test may stop."""
@@ -56,7 +63,8 @@ def test_a_full_queue(triton: EmbeddedServer, photo: Make) -> None:
     impatient = NimaClient(**alone, retry=NO_RETRIES, max_in_flight=600)
     with impatient:
         images = [photo(i, size=(320, 240)) for i in range(600)]
-        results = impatient.score(images, on_error="return")
+        # The decoders are busy for a second first, however slowly the client gets its photos out.
+        results = impatient.score([slow_to_decode()] * 6 + images, on_error="return")
     codes = {r.code for r in results if isinstance(r, ImageFailure)}
     # On a machine that is busy with something else the queue's own limit of time may come first.
     assert "QUEUE_FULL" in codes <= {"QUEUE_FULL", "QUEUE_TIMEOUT"}
