@@ -9,7 +9,9 @@ from typing import Any
 
 from nima_build.server._security import ServerTLS
 from nima_build.triton_client import still_works, triton_client
+from nima_client._status import status_error
 from nima_client.contract import INPUT_IMAGE, MODEL_NAME, OUTPUT_MEAN
+from nima_client.errors import QueueFull, QueueTimeout
 
 # A 16x16 grey JPEG: decoding it costs next to nothing and walks the whole path.
 _PROBE_JPEG = base64.b64decode(
@@ -19,9 +21,6 @@ _PROBE_JPEG = base64.b64decode(
     "NTY3ODk6Q0RFRkdISUpTVFVWV1hZWmNkZWZnaGlqc3R1dnd4eXqDhIWGh4iJipKTlJWWl5iZmqKjpKWmp6ipqrKztLW2"
     "t7i5usLDxMXGx8jJytLT1NXW19jZ2uHi4+Tl5ufo6erx8vP09fb3+Pn6/9oACAEBAAA/ACiiiv/Z"
 )
-
-_AT_THE_QUEUE = ("Exceeds maximum queue size", "Request timeout expired")
-"""Triton's words to a request that its queue did not let in, or kept too long."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Probe:
             mean = float(answer.as_numpy(OUTPUT_MEAN)[0, 0])
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
-            turned_away = any(words in reason for words in _AT_THE_QUEUE)
+            turned_away = _at_the_queue(error)
             busy = turned_away and still_works(self._client, self._timeout)
             if turned_away and not busy:
                 reason = f"no photo gets through, and the queue says: {reason}"
@@ -94,3 +93,13 @@ class Probe:
         if self._client is not None:
             self._client.close()
             self._client = None
+
+
+def _at_the_queue(error: Exception) -> bool:
+    """Whether the queue did not let the request in, or kept it too long."""
+    from tritonclient.utils import InferenceServerException
+
+    if not isinstance(error, InferenceServerException):
+        return False
+    status = str(error.status()).rpartition(".")[2]
+    return isinstance(status_error(status, str(error.message())), (QueueFull, QueueTimeout))
