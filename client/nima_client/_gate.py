@@ -5,9 +5,10 @@ its next: where both share the cores it runs ahead, and under overload the netwo
 images whose callers have gone. Through a :class:`Gate` the decoder waits while enough images are
 between the steps, so that the queue stands before the first step, which refuses what is too late.
 
-A small file that all of them map into memory holds a counter for each process, which only that
-process writes. What is between the steps is their sum. Monotonic time is one clock for all
-processes of a machine.
+A small file that all of them map into memory holds two words for each process, which only that
+process writes but for :meth:`Gate.wait` below: its share of what is between the steps (their sum
+is the count) and since when it is at work. Monotonic time is one clock for all processes of a
+machine.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-_WORDS = 512
+_WORDS = 1024
 _SIZE = _WORDS * 8
-# The first words of the file; behind them comes one of each process.
-_TAKEN, _LAST_BEGUN, _LONGEST = range(3)
+# The first words of the file; behind them come two for each process.
+_PROCESSES, _LAST_MOVED, _FIRST = range(3)
 _POLL_SECONDS = 0.001
-_STALE_SECONDS = 0.25
+_STILL_SECONDS = 0.25
+# A process that was killed at its work is at it for ever: not counted after this long.
+_LONGEST_WORK_SECONDS = 10.0
 
 
 def create_gate(path: Path) -> None:
@@ -66,51 +69,71 @@ class Gate(OpenGate):
         self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self._words = memoryview(mmap.mmap(self._file, _SIZE)).cast("q")
         self._limit = limit
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        self._words[_TAKEN] += 1
-        self._own = _LONGEST + self._words[_TAKEN]
-        fcntl.flock(self._file, fcntl.LOCK_UN)
-        if self._own >= _WORDS:
-            raise ValueError(f"{path} has no room for another process")
+        with self._locked():
+            self._share = _FIRST + 2 * self._words[_PROCESSES]
+            if self._share + 2 > _WORDS:
+                raise ValueError(f"{path} has no room for another process")
+            self._words[_PROCESSES] += 1
+        self._working_since = self._share + 1
 
     def between(self) -> int:
-        """Images that passed the first step and were not begun by the second."""
-        first = _LONGEST + 1
-        return sum(self._words[first : first + self._words[_TAKEN]])
+        """Images that passed the first step and were not begun by the second.
+
+        Less than none where images were given up for lost (:meth:`wait`) and begun after all.
+        """
+        return sum(self._words[_FIRST : self._end() : 2])
 
     def wait(self) -> None:
         """First step, before it works: return when there is room.
 
-        A request may vanish between the steps (its caller hung up) and is counted for ever. So when
-        the second step has begun nothing for long although something seems to wait, nothing does:
-        the count starts again from nothing.
+        A request may vanish between the steps (its caller hung up) and would be counted for ever.
+        So when nothing has moved for long although something seems to wait, nothing does: the count
+        starts again from nothing. So it does when it turns out that something did wait.
         """
-        while (count := self.between()) >= self._limit:
-            idle = (time.monotonic_ns() - self._words[_LAST_BEGUN]) / 1e9
-            if idle > max(_STALE_SECONDS, 3 * self._words[_LONGEST] / 1e9):
-                fcntl.flock(self._file, fcntl.LOCK_EX)
-                if self.between() == count:
-                    self._words[self._own] -= count
-                fcntl.flock(self._file, fcntl.LOCK_UN)
+        while (count := self.between()) != 0:
+            if count < 0 or self._still():
+                with self._locked():
+                    if self.between() == count:
+                        self._words[self._share] -= count
+                return
+            if count < self._limit:
                 return
             time.sleep(_POLL_SECONDS)
 
     def passed(self, images: int) -> None:
         """First step, when it is done with images that go on."""
-        self._words[self._own] += images
+        self._words[_LAST_MOVED] = time.monotonic_ns()
+        self._words[self._share] += images
 
     @contextlib.contextmanager
     def taken(self, images: int) -> Iterator[None]:
         """Second step, around its work on images."""
-        begin = time.monotonic_ns()
-        self._words[self._own] -= images
-        self._words[_LAST_BEGUN] = begin
+        self._words[self._working_since] = time.monotonic_ns()
+        self._words[self._share] -= images
         try:
             yield
         finally:
-            # How long the work may take is remembered, and slowly forgotten.
-            remembered = self._words[_LONGEST] * 15 // 16
-            self._words[_LONGEST] = max(time.monotonic_ns() - begin, remembered)
+            self._words[_LAST_MOVED] = time.monotonic_ns()
+            self._words[self._working_since] = 0
+
+    def _still(self) -> bool:
+        """Whether nothing has gone in, begun or ended for long, and nothing is at work."""
+        now = time.monotonic_ns()
+        if now - self._words[_LAST_MOVED] < _STILL_SECONDS * 1e9:
+            return False
+        working = self._words[_FIRST + 1 : self._end() : 2]
+        return all(now - since > _LONGEST_WORK_SECONDS * 1e9 for since in working if since)
+
+    def _end(self) -> int:
+        return _FIRST + 2 * self._words[_PROCESSES]
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
 
 
 def open_gate(parameters: Mapping[str, str]) -> OpenGate:

@@ -16,6 +16,7 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from nima_build.repository import WAITING_AN_INSTANCE
+from nima_client import _gate
 from nima_client._gate import Gate, create_gate, open_gate
 from nima_client._transport import InferRequest
 from nima_client._wire import encode_request
@@ -75,13 +76,49 @@ def test_requests_lost_between_the_steps_do_not_close_it_for_ever(path: Path) ->
     assert decoder.between() == 0
 
 
+def test_lost_below_the_limit_do_not_narrow_it_for_ever(path: Path) -> None:
+    decoder = Gate(path, 2)
+    decoder.passed(1)
+    time.sleep(0.3)
+    decoder.wait()
+    assert decoder.between() == 0
+
+
 def test_a_slow_network_is_not_taken_for_an_idle_one(path: Path) -> None:
     decoder, network = Gate(path, 1), Gate(path, 1)
     with network.taken(0):
-        time.sleep(0.4)
+        decoder.passed(1)
+        assert waits(decoder, 0.6), "it is at work, however long that takes"
+
+
+def test_a_network_killed_at_its_work_does_not_close_it_for_ever(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_gate, "_LONGEST_WORK_SECONDS", 0.3)
+    decoder, killed = Gate(path, 1), Gate(path, 1).taken(0)
+    killed.__enter__()
     decoder.passed(1)
+    assert not waits(decoder, 5)
+
+
+def test_a_burst_after_a_quiet_time_is_not_taken_for_lost(path: Path) -> None:
+    decoder, network = Gate(path, 2), Gate(path, 2)
     with network.taken(0):
-        assert waits(decoder, 0.6), "it may take three times as long as it did"
+        pass
+    time.sleep(0.4)
+    decoder.passed(2)  # before the network has woken up
+    assert waits(decoder, 0.1)
+    assert network.between() == 2
+
+
+def test_written_off_but_begun_after_all_does_not_widen_it_for_ever(path: Path) -> None:
+    decoder, network = Gate(path, 2), Gate(path, 2)
+    decoder.passed(2)
+    decoder.wait()
+    with network.taken(2):
+        assert network.between() == -2
+    decoder.wait()
+    assert decoder.between() == 0
 
 
 def test_no_gate_stops_nobody() -> None:
@@ -93,7 +130,7 @@ def test_no_gate_stops_nobody() -> None:
 
 
 def test_room_for_processes_ends_with_a_reason(path: Path) -> None:
-    kept = [Gate(path, 1) for _ in range(509)]
+    kept = [Gate(path, 1) for _ in range(511)]
     kept[-1].passed(1)
     with pytest.raises(ValueError, match="no room"):
         Gate(path, 1)
