@@ -7,17 +7,21 @@ the earth mover's distance between distributions (r = 2, Talebi & Milanfar 2017,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from nima_build.metadata import ArtefactError, ModelMetadata
+from nima_build.triton_client import triton_client
 from nima_client.contract import NETWORK_MODEL, PIXELS, RATINGS
 from nima_client.preprocess import PreprocessSpec, preprocess
+
+if TYPE_CHECKING:
+    import nima_client
 
 Scorer = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 """Pixels uint8 ``[B, S, S, 3]`` to distributions ``[B, 10]``."""
@@ -217,24 +221,25 @@ def _round_to_half(network: Any, kept: int) -> None:
             module.register_forward_hook(round_output)
 
 
-def triton_scores(url: str, photos: Sequence[Path]) -> tuple[str, npt.NDArray[Any], str]:
+def triton_scores(
+    url: str,
+    photos: Sequence[Path],
+    tls: nima_client.TLS | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> tuple[str, npt.NDArray[Any], str]:
     """Stage name, distributions and a note of a running server.
 
     Raises:
         NimaError: unreachable, or it refused a photo.
+        OSError: a file of ``tls`` cannot be read.
     """
-    import tritonclient.grpc as grpc
-
     import nima_client
 
-    with nima_client.NimaClient(url) as client:
+    with nima_client.NimaClient(url, tls=tls, headers=headers) as client:
         served = client.model_info().served
         scores = client.score([path.read_bytes() for path in photos])
-    server = grpc.InferenceServerClient(url)
-    try:
-        config = server.get_model_config(NETWORK_MODEL).config
-    finally:
-        server.close()
+    with triton_client(url, tls) as server:
+        config = server.get_model_config(NETWORK_MODEL, headers=dict(headers or {})).config
     stage = "triton"
     if config.platform == "tensorrt_plan" or config.default_model_filename == "gpu_model.py":
         stage = "triton-gpu"

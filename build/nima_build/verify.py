@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from nima_build.parity import (
     triton_scores,
 )
 from nima_build.repository import INT8_NAME, ONNX_NAME
+from nima_client._connection import TLS
 from nima_client._files import sha256_file
 from nima_client._package import PACKAGE_NAME, REBUILD
 from nima_client.contract import NUM_RATINGS, RATINGS
@@ -31,7 +32,13 @@ from nima_client.errors import NimaError
 
 
 def verify(
-    network: Path, photos: Sequence[Path], *, checkpoint: Path | None = None, url: str | None = None
+    network: Path,
+    photos: Sequence[Path],
+    *,
+    checkpoint: Path | None = None,
+    url: str | None = None,
+    tls: TLS | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> Report:
     """Compare every artefact that is there with the reference.
 
@@ -43,10 +50,13 @@ def verify(
         photos: image files.
         checkpoint: folder of the checkpoint; None does without.
         url: ``host:port`` of a running server to compare too.
+        tls: its encryption; None speaks plain text.
+        headers: metadata for its calls.
 
     Raises:
         ArtefactError: no graph, a graph that is not the one its metadata names, or a photo that
             cannot be read.
+        OSError: a file of ``tls`` cannot be read.
     """
     metadata = ModelMetadata.load(network / METADATA_NAME)
     graph = network / ONNX_NAME
@@ -72,7 +82,10 @@ def verify(
     stages.append(_int8_stage(network, metadata, names, pixels, expected))
     stages.append(_tensorrt_stage(network, metadata, names, pixels, expected))
     stages.append(_inductor_stage(network, metadata, names, pixels, expected))
-    stages.append(_triton_stage(url, photos, expected))
+    if url is None:
+        stages.append(StageResult("triton", "skip", note="no server named (--url)"))
+    else:
+        stages.append(_triton_stage(url, tls, headers, photos, expected))
     return Report(metadata.checkpoint_sha256, metadata.spec.id, reference, names, stages)
 
 
@@ -251,12 +264,14 @@ def _built_stage(
 
 
 def _triton_stage(
-    url: str | None, photos: Sequence[Path], expected: npt.NDArray[Any]
+    url: str,
+    tls: TLS | None,
+    headers: Mapping[str, str] | None,
+    photos: Sequence[Path],
+    expected: npt.NDArray[Any],
 ) -> StageResult:
-    if url is None:
-        return StageResult("triton", "skip", note="no server named (--url)")
     try:
-        stage, actual, note = triton_scores(url, photos)
+        stage, actual, note = triton_scores(url, photos, tls, headers)
     except NimaError as error:
         return StageResult("triton", "fail", note=f"{url}: {error}")
     return compare(stage, [path.name for path in photos], expected, actual, note)

@@ -18,6 +18,7 @@ import trustme
 from _corpus import seeds
 from _load import supervised
 from tritonclient.utils import InferenceServerException
+from typer.testing import CliRunner
 
 from nima_build import health
 from nima_build.server import (
@@ -265,6 +266,29 @@ def test_mutual_tls(
     assert health.main([server.grpc_url]) == 2
     monkeypatch.setenv("NIMA_TLS_KEY", str(certificates["client.key"]))
     assert health.main([server.grpc_url]) == 0
+
+
+def test_commands_with_a_server_show_their_certificate(
+    start_server: Callable[..., object], certificates: dict[str, Path], tmp_path: Path
+) -> None:
+    from nima_build.cli.verify import app as verify
+    from nima_training.cli.analyse import app as analyse
+
+    server = start_server(tls=_tls(certificates, mutual=True))
+    asked = ["--url", server.grpc_url, "--tls-ca", str(certificates["ca.pem"])]
+    shown = ["--tls-cert", str(certificates["client.pem"])]
+    shown += ["--tls-key", str(certificates["client.key"]), "--header", "tenant=a"]
+    (tmp_path / "photos").mkdir()
+    photo = tmp_path / "photos" / "a.jpg"
+    photo.write_bytes(PHOTO)
+    for app, arguments in (
+        (verify, [str(photo), *asked]),
+        (analyse, [str(photo.parent), *asked, f"--out={tmp_path / 'out'}", "--kind=exposure"]),
+    ):
+        refused = CliRunner().invoke(app, arguments)
+        assert refused.exit_code != 0
+        done = CliRunner().invoke(app, [*arguments, *shown])
+        assert done.exit_code == 0, done.output
 
 
 def _tracked(suffix: str = "") -> list[Path]:

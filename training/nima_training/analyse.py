@@ -7,7 +7,7 @@ strength with intervals over photos. Scores come from a checkpoint or from a run
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from nima_client._connection import TLS
 from nima_client.preprocess import (
     DEFAULT_LIMITS,
     ImageRejected,
@@ -49,15 +50,18 @@ def checkpoint_scorer(checkpoint: Checkpoint) -> Scorer:
 
 
 @contextmanager
-def server_scorer(url: str) -> Iterator[Scorer]:
+def server_scorer(
+    url: str, tls: TLS | None = None, headers: Mapping[str, str] | None = None
+) -> Iterator[Scorer]:
     """Score with the server at a gRPC address, through :mod:`nima_client`.
 
     Raises:
         nima_client.NimaError: it cannot be reached, or is no server of this contract.
+        OSError: a file of ``tls`` cannot be read.
     """
     from nima_client import NimaClient
 
-    with NimaClient(url) as client:
+    with NimaClient(url, tls=tls, headers=headers) as client:
         client.score([Image.new("RGB", (64, 64))])  # a wrong address is told before any photo
 
         def score(images: Sequence[Image.Image]) -> np.ndarray:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from nima_client.cli._connection import Header, TlsCa, TlsCert, TlsKey, credentials
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -27,6 +29,10 @@ def verify(
     url: Annotated[
         str | None, typer.Option(help="host:port of a running server to compare too.")
     ] = None,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    header: Header = None,
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Write the whole report here.")
     ] = None,
@@ -49,6 +55,7 @@ def verify(
     from nima_client._files import write_atomic
     from nima_client.contract import NETWORK_MODEL
 
+    tls, headers = credentials(tls_ca, tls_cert, tls_key, header)
     try:
         folder = network or default_repository() / NETWORK_MODEL / "1"
         source = checkpoint or (BUNDLED_CHECKPOINT if network is None else None)
@@ -58,7 +65,14 @@ def verify(
             golden = make_golden(folder, golden_photos(), source)
             golden.save()
             typer.echo(f"{GOLDEN_PATH}: {len(golden.scores)} scores")
-        report = verify(folder, photos or golden_photos(), checkpoint=source, url=url)
+        report = verify(
+            folder,
+            photos or golden_photos(),
+            checkpoint=source,
+            url=url,
+            tls=tls,
+            headers=headers,
+        )
         if json_path is not None:
             write_atomic(json_path, (json.dumps(report.to_dict(), indent=2) + "\n").encode())
     except (ArtefactError, OSError) as error:

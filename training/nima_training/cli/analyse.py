@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from nima_client.cli._connection import Header, TlsCa, TlsCert, TlsKey, credentials
+
 app = typer.Typer(add_completion=False)
 
 
@@ -16,6 +18,10 @@ def analyse(
     out: Annotated[Path, typer.Option(help="Folder for the table, the figures and the page.")],
     checkpoint: Annotated[Path | None, typer.Option(help="Score with this checkpoint.")] = None,
     url: Annotated[str | None, typer.Option(help="Score with this server (gRPC).")] = None,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    header: Header = None,
     kind: Annotated[list[str] | None, typer.Option(help="Distortion; repeat. All.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many photos, evenly spaced.")] = 100,
 ) -> None:
@@ -33,6 +39,7 @@ def analyse(
     if (checkpoint is None) == (url is None):
         typer.echo("nima analyse: give either --checkpoint or --url", err=True)
         raise typer.Exit(2)
+    tls, headers = credentials(tls_ca, tls_cert, tls_key, header)
     console = Console(stderr=True)
     try:
         paths = list_photos(photos, limit)
@@ -41,7 +48,7 @@ def analyse(
                 loaded = load_checkpoint(checkpoint)
                 score, source = checkpoint_scorer(loaded), f"the checkpoint {loaded.meta['name']}"
             else:
-                score = stack.enter_context(server_scorer(str(url)))
+                score = stack.enter_context(server_scorer(str(url), tls, headers))
                 source = "a running server"
             status = stack.enter_context(console.status("scoring"))
             result = run(score, paths, out, source, kind, lambda name: status.update(name))
