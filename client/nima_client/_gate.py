@@ -5,26 +5,29 @@ its next: where both share the cores it runs ahead, and under overload the netwo
 images whose callers have gone. Through a :class:`Gate` the decoder waits while enough images are
 between the steps, so that the queue stands before the first step, which refuses what is too late.
 
-A small file that all of them map into memory holds two words for each process, which only that
-process writes but for :meth:`Gate.wait` below: its share of what is between the steps (their sum
-is the count) and since when it is at work. Monotonic time is one clock for all processes of a
-machine.
+A small file that all of them map into memory has a place of two words for each process, which only
+that process writes but for :meth:`Gate.wait` below: its share of what is between the steps (their
+sum is the count) and since when it is at work. A place belongs to whoever holds its lock, and with
+the process the kernel takes the lock away: the next process goes on with that share, so that any
+number may come and go. Monotonic time is one clock for all processes of a machine.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import mmap
 import os
+import struct
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-_WORDS = 1024
+_WORDS = 4096
 _SIZE = _WORDS * 8
-# The first words of the file; behind them come two for each process.
-_PROCESSES, _LAST_MOVED, _FIRST = range(3)
+# The first words of the file: places in use or once used, and when something moved last.
+_PLACES, _LAST_MOVED, _FIRST = range(3)
 _POLL_SECONDS = 0.001
 _STILL_SECONDS = 0.25
 # A process that was killed at its work is at it for ever: not counted after this long.
@@ -62,7 +65,7 @@ class Gate(OpenGate):
 
     Raises:
         OSError: no such file.
-        ValueError: more processes than it has room for.
+        ValueError: more processes at once than it has room for.
     """
 
     def __init__(self, path: str | Path, limit: int) -> None:
@@ -70,11 +73,18 @@ class Gate(OpenGate):
         self._words = memoryview(mmap.mmap(self._file, _SIZE)).cast("q")
         self._limit = limit
         with self._locked():
-            self._share = _FIRST + 2 * self._words[_PROCESSES]
-            if self._share + 2 > _WORDS:
+            used, room = self._words[_PLACES], (_WORDS - _FIRST) // 2
+            # New places first: to try the old ones takes time where all their owners live.
+            for place in itertools.chain(range(used, room), range(used)):
+                self._share = _FIRST + 2 * place
+                if self._lock(self._share, fcntl.F_WRLCK):
+                    break
+            else:
                 raise ValueError(f"{path} has no room for another process")
-            self._words[_PROCESSES] += 1
+            self._words[_PLACES] = max(used, place + 1)
         self._working_since = self._share + 1
+        # It may be left from one that was killed at its work.
+        self._words[self._working_since] = 0
 
     def between(self) -> int:
         """Images that passed the first step and were not begun by the second.
@@ -108,7 +118,9 @@ class Gate(OpenGate):
     @contextlib.contextmanager
     def taken(self, images: int) -> Iterator[None]:
         """Second step, around its work on images."""
-        self._words[self._working_since] = time.monotonic_ns()
+        now = time.monotonic_ns()
+        self._words[_LAST_MOVED] = now
+        self._words[self._working_since] = now
         self._words[self._share] -= images
         try:
             yield
@@ -119,21 +131,34 @@ class Gate(OpenGate):
     def _still(self) -> bool:
         """Whether nothing has gone in, begun or ended for long, and nothing is at work."""
         now = time.monotonic_ns()
+        # Who is at work before when it moved: work that ends between the two has moved just now.
+        at_work = [since for since in self._words[_FIRST + 1 : self._end() : 2] if since]
         if now - self._words[_LAST_MOVED] < _STILL_SECONDS * 1e9:
             return False
-        working = self._words[_FIRST + 1 : self._end() : 2]
-        return all(now - since > _LONGEST_WORK_SECONDS * 1e9 for since in working if since)
+        return all(now - since > _LONGEST_WORK_SECONDS * 1e9 for since in at_work)
 
     def _end(self) -> int:
-        return _FIRST + 2 * self._words[_PROCESSES]
+        return _FIRST + 2 * self._words[_PLACES]
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        """Alone among all processes."""
+        self._lock(_PLACES, fcntl.F_WRLCK, wait=True)
         try:
             yield
         finally:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
+            self._lock(_PLACES, fcntl.F_UNLCK)
+
+    def _lock(self, word: int, kind: int, *, wait: bool = False) -> bool:
+        """Lock or unlock a word; whether it could be done. The lock is that of this open file."""
+        command = fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK
+        # struct flock: type, whence, start, length, and a process id that must be 0 here.
+        region = struct.pack("hhqqi4x", kind, os.SEEK_SET, word * 8, 8, 0)
+        try:
+            fcntl.fcntl(self._file, command, region)
+        except BlockingIOError:
+            return False
+        return True
 
 
 def open_gate(parameters: Mapping[str, str]) -> OpenGate:
