@@ -5,14 +5,28 @@ The frozen one is in ``tests/reliability/test_faults.py``.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
 import time
+import types
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
-from nima_build.server import EmbeddedServer, Probe, RestartPolicy, ServerOptions, Supervisor
+import psutil
+
+from nima_build.server import (
+    EmbeddedServer,
+    Probe,
+    RestartPolicy,
+    Rollout,
+    ServerError,
+    ServerOptions,
+    Supervisor,
+)
 
 QUICK = RestartPolicy(check_seconds=0.1, probe_seconds=0.5, probe_timeout=2.0)
 
@@ -91,15 +105,95 @@ def test_a_healthy_server_is_left_alone():
         assert (server.pid, supervisor.restarts, said) == (before, 0, [])
 
 
-def test_a_busy_server_is_not_a_dead_one(encode, infer):
-    policy = RestartPolicy(check_seconds=0.1, probe_seconds=0.2, probe_timeout=20.0, failures=1)
+def test_a_busy_server_is_not_a_dead_one(encode, infer, monkeypatch):
+    policy = RestartPolicy(check_seconds=0.1, probe_seconds=0.2, probe_timeout=20.0)
     photo = encode(size=(1600, 1200))
-    with supervised(policy) as (server, supervisor, said):
-        threads = [
-            threading.Thread(target=lambda: infer(server.grpc_url, [photo] * 16)) for _ in range(8)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
+    probed, probe = [], Probe.__call__
+    with supervised(policy) as (server, supervisor, said), ThreadPoolExecutor(8) as pool:
+        monkeypatch.setattr(
+            Probe, "__call__", lambda self: probed.append(probe(self)) or probed[-1]
+        )
+        calls = [pool.submit(infer, server.grpc_url, [photo] * 16) for _ in range(8)]
+        assert all(len(call.result(60)["MEAN"]) == 16 for call in calls)
+        assert probed, "no probe came while it was busy"
         assert (supervisor.restarts, said) == (0, [])
+
+
+def test_a_restart_that_took_too_long_leaves_nothing_that_nobody_watches(monkeypatch):
+    with supervised() as (server, supervisor, said):
+        ready = server._wait_ready
+
+        def late() -> None:
+            monkeypatch.setattr(server, "_wait_ready", ready)
+            ready()
+            raise ServerError("not in time")
+
+        monkeypatch.setattr(server, "_wait_ready", late)
+        os.kill(server.pid, signal.SIGKILL)
+        wait_for_restart(server, supervisor, 1)
+        assert "restart failed: not in time" in said
+        os.kill(min(server.stub_pids()), signal.SIGKILL)
+        wait_for_restart(server, supervisor, 2)
+
+
+def test_a_stub_lost_during_a_rollout_is_missed(monkeypatch):
+    with supervised() as (server, supervisor, said):
+        monkeypatch.setattr(
+            server, "options", dataclasses.replace(server.options, start_timeout=2.0)
+        )
+
+        def action(_: object) -> Rollout:
+            os.kill(min(server.stub_pids()), signal.SIGKILL)
+            return Rollout(1, 1, server.metadata, 0.0)
+
+        server._change(action)
+        monkeypatch.undo()
+        wait_for_restart(server, supervisor, 1)
+        assert "1 of 5 Python stubs went with the rollout" in said[0]
+
+
+def test_a_child_that_just_ended_is_no_stub_and_hides_none(monkeypatch):
+    with supervised() as (server, _, _):
+        gone = psutil.Process()
+        monkeypatch.setattr(gone, "status", lambda: (_ for _ in ()).throw(psutil.NoSuchProcess(1)))
+        children = psutil.Process.children
+        monkeypatch.setattr(
+            psutil.Process, "children", lambda self, **given: [gone, *children(self, **given)]
+        )
+        assert len(server.stub_pids()) == 5
+        assert server.defect() is None
+
+
+def test_each_failed_restart_is_waited_for_twice_as_long_up_to_a_limit():
+    said: list[str] = []
+
+    class Broken:
+        """A server that does not come up."""
+
+        def probe(self, timeout: float) -> Any:
+            return types.SimpleNamespace(close=lambda: None)
+
+        def defect(self) -> str:
+            return "gone"
+
+        def end_processes(self, grace: float) -> None:
+            pass
+
+        def launch(self) -> None:
+            raise ServerError("no")
+
+    policy = RestartPolicy(
+        check_seconds=0.01, probe_seconds=60, backoff_first=0.01, backoff_limit=0.05
+    )
+    supervisor = Supervisor(Broken(), policy, report=said.append)
+    thread = threading.Thread(target=supervisor.run)
+    thread.start()
+    deadline = time.monotonic() + 30
+    while len(said) < 10 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    supervisor.stop()
+    thread.join(30)
+    waits = [line.split("restarting in ")[1] for line in said if "restarting" in line]
+    assert waits[:5] == ["0.01 s", "0.02 s", "0.04 s", "0.05 s", "0.05 s"]
+    assert said[1] == "restart failed: no"
+    assert supervisor.restarts == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -75,6 +76,7 @@ class EmbeddedServer:
         self._ports: list[int] = []
         self._log_start = 0
         self._stubs: frozenset[int] = frozenset()
+        self._lost_in_change: str | None = None
         self._changing = threading.Lock()
 
     def __enter__(self) -> EmbeddedServer:
@@ -138,21 +140,24 @@ class EmbeddedServer:
 
         if self.pid is None:
             return frozenset()
-        try:
-            children = psutil.Process(self.pid).children(recursive=True)
-            return frozenset(c.pid for c in children if c.status() != psutil.STATUS_ZOMBIE)
-        except psutil.Error:
-            return frozenset()
+        running = set()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):  # this one ended just now
+                    if child.status() != psutil.STATUS_ZOMBIE:
+                        running.add(child.pid)
+        return frozenset(running)
 
     def defect(self) -> str | None:
         """What is visibly wrong with the processes (server or stub gone); None when all run."""
         if self._process is None:
-            return "the server has not been started"
+            return "tritonserver does not run"
         code = self._process.poll()
         if code is not None:
             return f"tritonserver ended with status {code}"
-        missing = self._stubs - self.stub_pids()
-        return f"Python stub {min(missing)} is gone" if missing else None
+        if missing := self._stubs - self.stub_pids():
+            return f"Python stub {min(missing)} is gone"
+        return self._lost_in_change
 
     def start(self) -> None:
         """Render the repository, start the server and wait until an inference answers.
@@ -221,6 +226,8 @@ class EmbeddedServer:
                 while len(self.stub_pids()) != count and time.monotonic() < deadline:
                     time.sleep(_POLL_SECONDS)
                 self._stubs = self.stub_pids()
+                if lost := max(0, count - len(self._stubs)):
+                    self._lost_in_change = f"{lost} of {count} Python stubs went with the rollout"
             self.metadata = done.metadata
             return done
 
@@ -232,7 +239,7 @@ class EmbeddedServer:
             try:
                 return self.launch()
             except ServerCrashed:
-                self.end_processes(grace=0)
+                continue
         self.launch()
 
     def _choose_ports(self) -> None:
@@ -249,7 +256,8 @@ class EmbeddedServer:
         """Start the process over the rendered repository, on the ports chosen once.
 
         Raises:
-            ServerError: it ended, or no inference answered within ``start_timeout``.
+            ServerError: it ended, or no inference answered within ``start_timeout``; nothing is
+                left running.
         """
         require_free(self.options.host, self._listened_ports())
         try:
@@ -270,7 +278,12 @@ class EmbeddedServer:
                 start_new_session=True,
                 preexec_fn=_end_with_parent,
             )
-        self._wait_ready()
+        try:
+            self._wait_ready()
+        except BaseException:
+            # Were it to come up later, nobody would know its stubs.
+            self.end_processes(grace=0)
+            raise
         self._stubs = self.stub_pids()
 
     def _command(self) -> list[str]:
@@ -348,7 +361,7 @@ class EmbeddedServer:
             except ProcessLookupError:
                 pass
             process.wait()
-        self._stubs = frozenset()
+        self._stubs, self._lost_in_change = frozenset(), None
         if self._private is not None:
             remove_shared_memory(self._private.shm_prefix)
 
