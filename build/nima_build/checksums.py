@@ -71,8 +71,12 @@ def write_artefacts(
         path.unlink(missing_ok=True)
 
 
-def check_checksums(repository: Path) -> int:
+def check_checksums(repository: Path, model: str = "") -> int:
     """Compare every artefact the manifest names with its SHA-256.
+
+    Args:
+        repository: folder of the models.
+        model: look at those of one model only.
 
     Returns:
         How many there are.
@@ -89,6 +93,8 @@ def check_checksums(repository: Path) -> int:
         if len(entry) != 2:
             raise ArtefactError(f"{path} is unreadable: run `nima export` again")
         digest, name = entry
+        if model and not name.startswith(f"{model}/"):
+            continue
         artefact = repository / name
         if not artefact.is_file():
             raise ArtefactError(f"{artefact} is missing: run `nima export` again")

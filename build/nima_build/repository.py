@@ -238,6 +238,17 @@ def cpu_instances(images: int) -> dict[str, int]:
     return {PREPROCESS_MODEL: max(FEWEST_DECODERS, images + 1), NETWORK_MODEL: images}
 
 
+def python_instances(repository: Path) -> int:
+    """Instances that Triton's Python backend runs of a rendered repository, on one device."""
+    count = 0
+    for model in MODELS:
+        config = read_config(repository / model / "config.pbtxt")
+        if config.backend == "python":
+            versions = len(config.version_policy.specific.versions) or 1
+            count += versions * sum(group.count or 1 for group in config.instance_group)
+    return count
+
+
 def _instances(source: Path, options: RenderOptions) -> int:
     """Requests that it works on at once: on a CPU the network's, on a GPU the decoder's."""
     model = NETWORK_MODEL if options.profile in CPU_PROFILES else PREPROCESS_MODEL

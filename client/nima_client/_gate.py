@@ -30,6 +30,7 @@ _SIZE = _WORDS * 8
 _PLACES, _LAST_MOVED, _FIRST = range(3)
 _POLL_SECONDS = 0.001
 _STILL_SECONDS = 0.25
+_LOOKS = 20
 # A process that was killed at its work is at it for ever: not counted after this long.
 _LONGEST_WORK_SECONDS = 10.0
 
@@ -100,15 +101,20 @@ class Gate(OpenGate):
         So when nothing has moved for long although something seems to wait, nothing does: the count
         starts again from nothing. So it does when it turns out that something did wait.
         """
+        looks = 0
         while (count := self.between()) != 0:
-            if count < 0 or self._still():
+            # A machine that stood still as a whole moves again in any order: look for a while.
+            looked = count < self._limit or looks >= _LOOKS
+            if count < 0 or (looked and self._still()):
                 with self._locked():
                     if self.between() == count:
                         self._words[self._share] -= count
                 return
             if count < self._limit:
                 return
+            begin = time.monotonic()
             time.sleep(_POLL_SECONDS)
+            looks = looks + 1 if time.monotonic() - begin < _STILL_SECONDS / 5 else 0
 
     def passed(self, images: int) -> None:
         """First step, when it is done with images that go on."""

@@ -19,6 +19,7 @@ import psutil
 import pytest
 from _load import photos, supervised
 
+from nima_build.checksums import write_checksums
 from nima_build.metadata import METADATA_NAME, ModelMetadata
 from nima_build.server import EmbeddedServer, RolloutError, ServerOptions
 from nima_client import NO_RETRIES, ImageScore, NimaClient
@@ -42,6 +43,7 @@ def variant(repository: Path, folder: Path, name: str, scale: float) -> Path:
         "onnx_sha256": hashlib.sha256((version / "model.onnx").read_bytes()).hexdigest(),
     }
     ModelMetadata(**values).save(version / METADATA_NAME)
+    write_checksums(copy)
     return copy
 
 
@@ -169,6 +171,7 @@ def test_by_signals_and_across_a_restart(repository: Path, tmp_path: Path) -> No
             served / NETWORK_MODEL,
             dirs_exist_ok=True,
         )
+        write_checksums(served)
         process.send_signal(signal.SIGHUP)
         assert "version 2 (second, checkpoint" in wait_for("in place of 1")
         second = scores_of(url)
@@ -202,11 +205,13 @@ def test_a_bad_version_leaves_the_old_one_in_place(repository: Path, tmp_path: P
     path = broken / NETWORK_MODEL / "1" / METADATA_NAME
     digest = hashlib.sha256((broken / NETWORK_MODEL / "1" / "model.onnx").read_bytes()).hexdigest()
     ModelMetadata(**ModelMetadata.load(path).__dict__ | {"onnx_sha256": digest}).save(path)
+    write_checksums(broken)
     other = variant(repository, tmp_path, "other", 0.5)
     path = other / NETWORK_MODEL / "1" / METADATA_NAME
     values = ModelMetadata.load(path).__dict__
     wide = values["preprocessing"] | {"resize_size": 256}
     ModelMetadata(**values | {"preprocessing": wide}).save(path)
+    write_checksums(other)
 
     with EmbeddedServer(ServerOptions(model_repository=repository, instances=1)) as server:
         first = scores_of(server.grpc_url)

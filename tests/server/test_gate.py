@@ -118,6 +118,20 @@ def test_a_burst_after_a_quiet_time_is_not_taken_for_lost(
     assert network.between() == 2
 
 
+def test_after_a_stall_of_the_whole_machine_the_network_has_time_to_go_on(path: Path) -> None:
+    decoder, network = Gate(path, 2), Gate(path, 2)
+    decoder.passed(2)
+    time.sleep(0.4)  # nobody runs
+
+    def go_on() -> None:
+        with network.taken(1):
+            pass
+
+    threading.Timer(0.005, go_on).start()
+    decoder.wait()
+    assert decoder.between() == 1
+
+
 def test_written_off_but_begun_after_all_does_not_widen_it_for_ever(path: Path) -> None:
     decoder, network = Gate(path, 2), Gate(path, 2)
     decoder.passed(2)

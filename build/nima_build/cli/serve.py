@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from types import FrameType
@@ -117,7 +116,6 @@ def serve(
     from nima_build.repository import default_repository
     from nima_build.server import (
         EmbeddedServer,
-        Rollout,
         ServerError,
         ServerOptions,
         ServerTLS,
@@ -173,25 +171,31 @@ def serve(
         if starting or supervisor.launching:
             raise KeyboardInterrupt
 
-    def change(action: Callable[[], Rollout]) -> None:
+    def change(number: int) -> None:
         try:
-            done = action()
-        except ServerError as error:
+            if number == signal.SIGHUP:
+                done = server.roll_out(model_repository or default_repository())
+            else:
+                done = server.roll_back()
+        except (ServerError, ArtefactError) as error:
             report(str(error))
+        except Exception as error:
+            # Nobody else would say a word of what ends this thread.
+            report(f"the version was not changed: {type(error).__name__}: {error}")
         else:
             report(
                 f"version {done.version} ({done.metadata.name}, checkpoint "
                 f"{done.metadata.checkpoint_sha256[:12]}) in place of {done.previous} "
                 f"after {done.seconds:.1f} s"
             )
+            if done.remains:
+                report(f"version {done.previous} still takes memory: {done.remains}")
 
     def on_change(number: int, _frame: FrameType | None) -> None:
         if starting:
             return
-        source = model_repository or default_repository()
-        action = (lambda: server.roll_out(source)) if number == signal.SIGHUP else server.roll_back
         # Beside the supervisor's loop, which goes on meanwhile.
-        threading.Thread(target=change, args=(action,), daemon=True).start()
+        threading.Thread(target=change, args=(number,), daemon=True).start()
 
     starting = True
     signal.signal(signal.SIGHUP, on_change)

@@ -21,6 +21,7 @@ from nima_build.repository import (
     RenderOptions,
     cpu_instances,
     default_repository,
+    python_instances,
     render,
 )
 from nima_build.server._arguments import command, environment
@@ -36,6 +37,7 @@ from nima_client.contract import NETWORK_MODEL, PREPROCESS_MODEL
 
 _PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.05
+_SETTLED_SECONDS = 1.0
 _CRASHES_WHILE_STARTING = 2
 # Severity E in tritonserver's own lines (without CUDA, two of them are always there), Python
 # tracebacks of the models, and the last word of a server that gives up.
@@ -76,6 +78,7 @@ class EmbeddedServer:
         self._ports: list[int] = []
         self._log_start = 0
         self._stubs: frozenset[int] = frozenset()
+        self._stubs_an_instance = 1
         self._lost_in_change: str | None = None
         self._changing = threading.Lock()
 
@@ -216,20 +219,37 @@ class EmbeddedServer:
         folder = self._folder
         client = self.probe(self.options.patience).connect()
         with self._changing, client:
-            # Stubs of the version that goes end, some time after its last request; until there are
-            # as many as before, none is missed.
-            count, self._stubs = len(self._stubs), frozenset()
+            # Stubs of the version that goes end, some time after its last request: none is missed
+            # until they have.
+            pid, self._stubs = self.pid, frozenset()
             try:
                 done = action(Repository(folder / "models", client, self._admin_token))
             finally:
-                deadline = time.monotonic() + self.options.patience
-                while len(self.stub_pids()) != count and time.monotonic() < deadline:
-                    time.sleep(_POLL_SECONDS)
-                self._stubs = self.stub_pids()
-                if lost := max(0, count - len(self._stubs)):
-                    self._lost_in_change = f"{lost} of {count} Python stubs went with the rollout"
+                self._count_stubs(pid)
             self.metadata = done.metadata
             return done
+
+    def _count_stubs(self, pid: int | None) -> None:
+        """Watch the stubs there are once they are as many as the rendered configs ask for.
+
+        Args:
+            pid: of the server whose stubs they are; another one was counted when it was launched.
+        """
+        wanted = self._stubs_an_instance * python_instances(self._folder / "models")
+        found, since = frozenset[int](), time.monotonic()
+        deadline = since + self.options.patience
+        while self.pid == pid is not None and (now := time.monotonic()) < deadline:
+            if (running := self.stub_pids()) != found:
+                found, since = running, now
+            # As many may also be there while some begin and others end.
+            if len(found) == wanted and now - since > _SETTLED_SECONDS:
+                break
+            time.sleep(_POLL_SECONDS)
+        if self.pid != pid:
+            return
+        self._stubs = found
+        if lost := max(0, wanted - len(found)):
+            self._lost_in_change = f"{lost} of {wanted} Python stubs went with the rollout"
 
     def _launch_patiently(self) -> None:
         """Launch, again where tritonserver crashed: 2.51's Python backend aborts now and then when
@@ -285,6 +305,9 @@ class EmbeddedServer:
             self.end_processes(grace=0)
             raise
         self._stubs = self.stub_pids()
+        # One for each GPU: an instance count is that of one device.
+        instances = python_instances(self._folder / "models")
+        self._stubs_an_instance = max(1, round(len(self._stubs) / instances))
 
     def _command(self) -> list[str]:
         assert self._private is not None

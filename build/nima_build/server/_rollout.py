@@ -6,27 +6,31 @@ which network it comes from::
 
     nima/2  ->  nima_preprocess/1  ->  nima_network/2
 
-1. Copy the network beside the old one, load both, and run the new one once.
+1. Copy the network, check the copy, put it beside the old one, load both, and run the new one once.
 2. Point the ensemble at it and load that: Triton puts the new one in place, and lets go of the old
    one when its requests in flight are done.
 3. Unload the old network. Its files stay, for :func:`roll_back`; those of any other go, a version
    that was withdrawn among them.
 
-Every step leaves a repository that a restarted server can load.
+Every step leaves a repository that a restarted server can load. What :func:`roll_back` goes back to
+stands in the ensemble's config, and so changes with it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import filecmp
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nima_build.checksums import CHECKSUMS_NAME, check_checksums
 from nima_build.metadata import METADATA_NAME, ArtefactError, ModelMetadata
 from nima_build.repository import ONNX_NAME, check_graph, load_metadata, read_config
 from nima_build.server._gpu import GPU_MODEL, check_gpu
@@ -42,6 +46,8 @@ from nima_client.contract import (
 )
 from nima_client.preprocess import PreprocessSpec
 
+# In the ensemble's parameters: the version that was served before; empty after a rollback.
+_BEFORE = "served_before"
 _UNLOAD_SECONDS = 60.0
 _POLL_SECONDS = 0.05
 
@@ -59,12 +65,14 @@ class Rollout:
         previous: what they saw before.
         metadata: identity of the network that now answers.
         seconds: from the first step to the old network's end.
+        remains: why the old network is still loaded; empty when it is not.
     """
 
     version: int
     previous: int
     metadata: ModelMetadata
     seconds: float
+    remains: str = ""
 
 
 class Repository:
@@ -97,24 +105,18 @@ class Repository:
         Raises:
             RolloutError: it cannot take the place of the present one, or did not load.
         """
-        metadata = self._check(source)
+        current = self.current()
         version = max(self.versions()) + 1
-        target = self._folder / NETWORK_MODEL / str(version)
-        partial = target.with_name(f".{version}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            shutil.copytree(
-                source / NETWORK_MODEL / "1", partial, ignore=shutil.ignore_patterns("*.pyc", "__*")
-            )
-            partial.rename(target)
-        except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise RolloutError(f"cannot copy the new network: {error}") from None
-        try:
-            return self._switch(version, metadata)
-        except RolloutError:
-            shutil.rmtree(target, ignore_errors=True)
-            raise
+        target = self._version(version)
+        with self._staged(source) as staged:
+            metadata = self._check(staged)
+            files = staged / NETWORK_MODEL / "1"
+            if _same_files(files, self._version(current)):
+                raise RolloutError(
+                    f"{metadata.name} is what version {current} serves already: nothing was changed"
+                )
+            files.rename(target)
+        return self._switch(version, metadata, before=current)
 
     def roll_back(self) -> Rollout:
         """Serve again what was served before the present version, which is thereby withdrawn.
@@ -122,24 +124,49 @@ class Repository:
         Raises:
             RolloutError: there is none, or it did not load.
         """
-        current = self.current()
-        earlier = [v for v in self.versions() if v < current]
-        if not earlier:
-            raise RolloutError(f"nothing older than version {current} is kept to go back to")
-        path = self._folder / NETWORK_MODEL / str(earlier[-1]) / METADATA_NAME
-        return self._switch(earlier[-1], ModelMetadata.load(path))
+        earlier = read_config(self._config(MODEL_NAME)).parameters[_BEFORE].string_value
+        if not earlier or int(earlier) not in self.versions():
+            raise RolloutError(f"nothing older than version {self.current()} is kept to go back to")
+        version = int(earlier)
+        return self._switch(version, ModelMetadata.load(self._version(version) / METADATA_NAME))
 
     # -- inside --------------------------------------------------------------------------------
 
     def _config(self, model: str) -> Path:
         return self._folder / model / "config.pbtxt"
 
+    def _version(self, version: int) -> Path:
+        return self._folder / NETWORK_MODEL / str(version)
+
+    @contextlib.contextmanager
+    def _staged(self, source: Path) -> Iterator[Path]:
+        """A copy of a repository's network: what is checked there is what will be served."""
+        staged = self._folder.with_name(f".{self._folder.name}.staged")
+        shutil.rmtree(staged, ignore_errors=True)
+        try:
+            files = staged / NETWORK_MODEL / "1"
+            files.mkdir(parents=True)
+            # Contents alone: of a folder that nobody may write, no copy could be removed again.
+            for path in sorted((source / NETWORK_MODEL / "1").iterdir()):
+                if path.is_file() and path.suffix != ".pyc":
+                    shutil.copyfile(path, files / path.name)
+            if (source / CHECKSUMS_NAME).is_file():
+                shutil.copyfile(source / CHECKSUMS_NAME, staged / CHECKSUMS_NAME)
+            yield staged
+        except OSError as error:
+            raise RolloutError(f"cannot copy the new network: {error}") from None
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+
     def _check(self, source: Path) -> ModelMetadata:
+        """The metadata of a network that may take the place of the present one."""
         try:
             metadata = load_metadata(source)
             onnx = source / NETWORK_MODEL / "1" / ONNX_NAME
             if not onnx.is_file() or sha256_file(onnx) != metadata.onnx_sha256:
                 raise RolloutError(f"{onnx} is not the file that {METADATA_NAME} describes")
+            if (source / CHECKSUMS_NAME).is_file():
+                check_checksums(source, NETWORK_MODEL)
             ensemble = read_config(self._config(MODEL_NAME)).parameters
             check_graph(source, ensemble["precision"].string_value or "fp32")
             if read_config(self._config(NETWORK_MODEL)).default_model_filename == GPU_MODEL:
@@ -155,25 +182,53 @@ class Repository:
             )
         return metadata
 
-    def _switch(self, version: int, metadata: ModelMetadata) -> Rollout:
+    def _switch(self, version: int, metadata: ModelMetadata, before: int | None = None) -> Rollout:
+        """Serve a version that lies in the repository.
+
+        Args:
+            version: of the network.
+            metadata: its identity.
+            before: what a rollback will go back to. None for a rollback, after which there is
+                nothing to go back to.
+        """
         begin, previous = time.monotonic(), self.current()
-        before = {model: self._config(model).read_bytes() for model in (MODEL_NAME, NETWORK_MODEL)}
+        configs = {m: self._config(m).read_bytes() for m in (MODEL_NAME, NETWORK_MODEL)}
         try:
             self._edit(NETWORK_MODEL, lambda config: _serve_only(config, previous, version))
             self._client.load_model(NETWORK_MODEL, headers=self._headers)
             self._try_network(version)
-            self._edit(MODEL_NAME, lambda config: _point_at(config, version, metadata))
+            self._edit(MODEL_NAME, lambda config: _point_at(config, version, metadata, before))
             (self._folder / MODEL_NAME / str(version)).mkdir(exist_ok=True)
             self._client.load_model(MODEL_NAME, headers=self._headers)
-        except Exception as error:
-            self._restore(before)
+        except BaseException as error:
+            if before is not None:
+                # First, since it may be what has filled the disk.
+                shutil.rmtree(self._version(version), ignore_errors=True)
+            self._restore(configs)
+            if not isinstance(error, Exception):
+                raise
             raise RolloutError(f"version {version} was not put in place: {error}") from None
-        # From here on the new version serves; what is left is to free the old one's memory.
-        self._wait_unloaded(previous)
-        self._edit(NETWORK_MODEL, lambda config: _serve_only(config, version))
-        self._client.load_model(NETWORK_MODEL, headers=self._headers)
+        remains = self._let_go(previous, version)
         self._keep_only(version, previous)
-        return Rollout(version, previous, metadata, time.monotonic() - begin)
+        return Rollout(version, previous, metadata, time.monotonic() - begin, remains)
+
+    def _let_go(self, previous: int, version: int) -> str:
+        """Free the old network's memory; why that could not be done, or nothing.
+
+        The new version serves already, so that no failure here is one of the rollout.
+        """
+        remains = ""
+        try:
+            self._wait_unloaded(previous)
+        except Exception as error:
+            remains = f"{error}"
+        try:
+            # Even where the server has gone meanwhile: the next one reads it.
+            self._edit(NETWORK_MODEL, lambda config: _serve_only(config, version))
+            self._client.load_model(NETWORK_MODEL, headers=self._headers)
+        except Exception as error:
+            remains = f"{error}"
+        return remains
 
     def _keep_only(self, *versions: int) -> None:
         for model in (MODEL_NAME, NETWORK_MODEL):
@@ -211,7 +266,9 @@ class Repository:
 
     def _restore(self, before: dict[str, bytes]) -> None:
         for model, config in before.items():
-            write_atomic(self._config(model), config)
+            # On a full disk the rest is put right nevertheless.
+            with contextlib.suppress(OSError):
+                write_atomic(self._config(model), config)
         for model in (MODEL_NAME, NETWORK_MODEL):
             try:
                 self._client.load_model(model, headers=self._headers)
@@ -225,10 +282,19 @@ def _serve_only(config: Any, *versions: int) -> None:
     config.version_policy.specific.versions.extend(sorted(set(versions)))
 
 
-def _point_at(config: Any, version: int, metadata: ModelMetadata) -> None:
+def _same_files(one: Path, other: Path) -> bool:
+    names = {path.name for path in one.iterdir()}
+    compiled = {path.name for path in other.iterdir() if not path.is_file()}
+    if names != {path.name for path in other.iterdir()} - compiled:
+        return False
+    return not any(filecmp.cmpfiles(one, other, names, shallow=False)[1:])
+
+
+def _point_at(config: Any, version: int, metadata: ModelMetadata, before: int | None) -> None:
     for step in config.ensemble_scheduling.step:
         if step.model_name == NETWORK_MODEL:
             step.model_version = version
     for key, value in metadata.served().to_parameters().items():
         config.parameters[key].string_value = value
+    config.parameters[_BEFORE].string_value = "" if before is None else str(before)
     _serve_only(config, version)
