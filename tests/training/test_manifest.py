@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from nima_training.cli.prepare import app as prepare
 from nima_training.data import ava, sources
+from nima_training.data.checks import PhotoNames
 from nima_training.data.manifest import build_manifest, data_sha256
+from nima_training.distill.photos import list_photos
 from nima_training.split import group_near_duplicates
 
 MakeSet = Callable[[Path, int], tuple[Path, Path]]
@@ -116,6 +118,41 @@ def test_ids_may_be_names_or_paths_but_not_ambiguous(
         "b/y.jpg",
         "z.png",
     ]
+
+
+def test_the_nearest_name_of_a_photo_wins(
+    tmp_path: Path, make_photo: Callable[..., Image.Image]
+) -> None:
+    photos = tmp_path / "photos"
+    for seed, name in enumerate(("a.png", "s/a.png", "s/b.png", "b.png.jpg", "c.png", "C.png")):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        make_photo(seed).save(photos / name)
+    names = PhotoNames(photos)
+
+    def found(image_id: str) -> list[str]:
+        return [path.relative_to(photos).as_posix() for path in names.find(image_id)]
+
+    assert found("a.png") == ["a.png"]  # a path, and the file name of another
+    assert found("b.png") == ["s/b.png"]  # a file name, and another without its suffix
+    assert found("b.PNG.jpg") == ["b.png.jpg"]
+    assert found("C.png") == ["C.png"]
+    assert found("a") == ["a.png", "s/a.png"]
+    assert found("c.Png") == ["C.png", "c.png"]
+    assert found("d") == []
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow without AVIF")
+def test_avif_is_found_wherever_photos_are(
+    tmp_path: Path, make_photo: Callable[..., Image.Image]
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    make_photo(1).save(photos / "x.avif")
+    (photos / "._x.avif").write_bytes(b"what macOS leaves beside a file")
+    (tmp_path / "own.csv").write_text("image_id,mean\nx,4\n")
+    report = build_manifest(sources.read_own(tmp_path / "own.csv"), photos, tmp_path / "m.parquet")
+    assert (report.kept, report.dropped) == (1, {})
+    assert list_photos(photos) == [photos / "x.avif"]
 
 
 def test_a_smaller_limit_brings_photos_back(tmp_path: Path, make_set: MakeSet) -> None:

@@ -25,10 +25,10 @@ from nima_build.int8._taps import constants, own_constants
 from nima_build.int8._weights import fit_weights
 from nima_build.metadata import ExportError
 from nima_client.contract import PIXELS
+from nima_client.library.sources import is_photo
 from nima_client.preprocess import ImageRejected, PreprocessSpec, preprocess
 
 CALIBRATION_PHOTOS = 200
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 _IN_INT8 = ["Conv", "Clip", "Relu", "Add", "GlobalAveragePool"]
 
 
@@ -109,7 +109,7 @@ def calibration_pixels(photos: Path, spec: PreprocessSpec) -> npt.NDArray[Any]:
         ExportError: no photo there can be decoded.
         OSError: a photo cannot be read.
     """
-    files = sorted(path for path in photos.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    files = sorted(path for path in photos.rglob("*") if is_photo(path.name))
     # Spread over the folder: neighbours in a listing are often of one series.
     step = max(1, len(files) // CALIBRATION_PHOTOS)
     images = []

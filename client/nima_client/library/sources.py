@@ -128,6 +128,12 @@ def find_photos(paths: Iterable[str | os.PathLike[str]], *, recursive: bool = Tr
     return Sources(tuple(files.values()), tuple(archives.values()))
 
 
+def is_photo(name: str) -> bool:
+    """Whether a file of this name or path counts as a photo of its folder; hidden ones do not."""
+    base = os.path.basename(name)
+    return not base.startswith(".") and os.path.splitext(base)[1].lower() in IMAGE_SUFFIXES
+
+
 def read_tar(archive: Path) -> Iterator[Photo]:
     """The photos of a tar archive in stored order (WebDataset shards are such), as a stream.
 
@@ -137,7 +143,7 @@ def read_tar(archive: Path) -> Iterator[Photo]:
     try:
         with tarfile.open(archive, "r|*") as tar:
             for member in tar:
-                if not member.isfile() or not _is_photo(member.name):
+                if not member.isfile() or not is_photo(member.name):
                     continue
                 file = tar.extractfile(member)
                 if file is not None:
@@ -157,7 +163,7 @@ def _expand(argument: str) -> list[Path]:
         matches = sorted(glob.glob(os.path.expanduser(argument), recursive=True))
         if not matches:
             raise SourceError(f"nothing matches {argument!r}")
-        return [m for m in map(Path, matches) if m.is_dir() or _is_photo(m.name) or _is_tar(m)]
+        return [m for m in map(Path, matches) if m.is_dir() or is_photo(m.name) or _is_tar(m)]
     raise SourceError(f"{argument}: no such file or folder")
 
 
@@ -166,7 +172,7 @@ def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
         folders[:] = (f for f in folders if recursive and not f.startswith("."))
         folders.sort(key=_natural)
         for name in sorted(names, key=_natural):
-            if _is_photo(name) or _is_tar(Path(name)):
+            if is_photo(name) or _is_tar(Path(name)):
                 yield Path(here, name)
 
 
@@ -174,11 +180,6 @@ def _natural(name: str) -> tuple[tuple[tuple[int, str], ...], str]:
     """Sort key that counts the digits in a name as numbers."""
     parts = re.split(r"([0-9]+)", name)
     return tuple((int(p), "") if p.isdecimal() else (-1, p.casefold()) for p in parts), name
-
-
-def _is_photo(name: str) -> bool:
-    base = os.path.basename(name)
-    return not base.startswith(".") and os.path.splitext(base)[1].lower() in IMAGE_SUFFIXES
 
 
 def _is_tar(path: Path) -> bool:

@@ -1,57 +1,31 @@
 """``nima prepare``: a table of ratings and a folder of photos to one checked, split manifest.
 
-Every file is read once: hashed, its header inspected, decoded whole, and reduced to a difference
-hash that finds near-duplicates. What is broken is dropped and reported with its reason, never
-fatal. The checks are kept in a JSON-lines file beside the manifest, so that a killed run goes on.
+What is broken or missing is dropped and reported with its reason, never fatal. The checks of the
+files (:mod:`nima_training.data.checks`) are kept beside the manifest, so that a killed run goes on.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from nima_client.preprocess import (
-    DEFAULT_LIMITS,
-    ImageRejected,
-    PreprocessSpec,
-    decode,
-    inspect_header,
-)
+from nima_training.data.checks import PhotoNames, check_files
 from nima_training.files import write_json, write_parquet
 from nima_training.split import (
-    difference_hash,
     group_near_duplicates,
     join_groups,
     split_by_group,
     unit_hash,
 )
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 DEFAULT_FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
 AVA_VALIDATION = 0.05
-
-
-@dataclass(frozen=True)
-class FileCheck:
-    """What one reading of a file found. ``error`` is None for a usable photo."""
-
-    path: str
-    size: int
-    mtime_ns: int
-    sha256: str = ""
-    width: int = 0
-    height: int = 0
-    dhash: str = ""
-    error: str | None = None
 
 
 @dataclass
@@ -75,96 +49,6 @@ class Report:
         return f"{self.labelled} labelled, {self.kept} kept ({split}); dropped: {dropped}"
 
 
-def check_file(path: Path) -> FileCheck:
-    """Read, decode and hash one file; never raises for a bad one."""
-    try:
-        stat = path.stat()
-        data = path.read_bytes()
-    except OSError as error:
-        return FileCheck(str(path), 0, 0, error=f"unreadable: {error.strerror}")
-    common = (str(path), stat.st_size, stat.st_mtime_ns, hashlib.sha256(data).hexdigest())
-    try:
-        header = inspect_header(data, DEFAULT_LIMITS)
-        image = decode(data, PreprocessSpec(), DEFAULT_LIMITS)
-    except ImageRejected as error:
-        return FileCheck(*common, error=f"{error.code.value.lower()}: {error.detail}")
-    digest = f"{difference_hash(image):016x}"
-    return FileCheck(*common, header.width, header.height, digest)
-
-
-def find_files(photos: Path) -> dict[str, list[Path]]:
-    """What a label file may call a photo, in lower case -> the paths that it fits.
-
-    The names of each photo below ``photos``: the path from there, the file name, and the file name
-    without its suffix.
-    """
-    if not photos.is_dir():
-        raise ValueError(f"{photos} is not a folder of photos")
-    found: dict[str, list[Path]] = {}
-    for path in sorted(photos.rglob("*")):
-        if path.suffix.lower() in SUFFIXES:
-            for name in {path.relative_to(photos).as_posix(), path.name, path.stem}:
-                found.setdefault(name.lower(), []).append(path)
-    return found
-
-
-def check_files(
-    paths: list[Path],
-    workers: int,
-    cache: Path | None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Iterator[FileCheck]:
-    """:func:`check_file` for each path in order, reusing checks of unchanged files in ``cache``.
-
-    ``progress`` is called with the number of files read so far and of those to read.
-    """
-    known: dict[str, FileCheck] = {}
-    if cache is not None and cache.exists():
-        for line in cache.read_text().splitlines():
-            try:
-                check = FileCheck(**json.loads(line))
-            except (json.JSONDecodeError, TypeError):
-                continue  # the line that a kill cut short
-            known[check.path] = check
-
-    def fresh(path: Path) -> bool:
-        old = known.get(str(path))
-        if old is None:
-            return True
-        try:
-            stat = path.stat()
-        except OSError:  # a link that leads nowhere: reading it tells the reason
-            return True
-        return (old.size, old.mtime_ns) != (stat.st_size, stat.st_mtime_ns)
-
-    todo = [path for path in paths if fresh(path)]
-    if workers > 1 and len(todo) > 64:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
-            new = executor.map(check_file, todo, chunksize=32)
-            known |= _remember(new, cache, lambda done: progress(done, len(todo)))
-    else:
-        new = (check_file(path) for path in todo)
-        known |= _remember(new, cache, lambda done: progress(done, len(todo)))
-    yield from (known[str(path)] for path in paths)
-
-
-def _remember(
-    checks: Iterator[FileCheck], cache: Path | None, progress: Callable[[int], None]
-) -> dict[str, FileCheck]:
-    result = {}
-    file = cache.open("a", encoding="utf-8") if cache is not None else None
-    try:
-        for done, check in enumerate(checks, start=1):
-            result[check.path] = check
-            progress(done)
-            if file is not None:
-                file.write(json.dumps(asdict(check)) + "\n")
-    finally:
-        if file is not None:
-            file.close()
-    return result
-
-
 def build_manifest(
     ratings: pd.DataFrame,
     photos: Path,
@@ -183,7 +67,7 @@ def build_manifest(
     Args:
         ratings: a table of :mod:`nima_training.data.sources`.
         photos: folder that is searched recursively; an image id is a file name with or without
-            its suffix, or a path from this folder.
+            its suffix, or a path from this folder (:class:`nima_training.data.checks.PhotoNames`).
         out: the Parquet manifest.
         test_ids: an official test split, of image ids or file names without suffix; of the rest 5 %
             become validation. None: groups (given, widened by near-duplicates) are dealt out by
@@ -193,16 +77,16 @@ def build_manifest(
         min_side: smaller photos are dropped.
         workers: processes.
         seed: of the split.
-        progress: as in :func:`check_files`.
+        progress: as in :func:`nima_training.data.checks.check_files`.
 
     Raises:
         ValueError: no labelled photo is usable, or none is in ``test_ids``.
     """
     report = Report(labelled=len(ratings))
-    files = find_files(photos)
+    names = PhotoNames(photos)
     rows = []
     for row in ratings.to_dict("records"):
-        paths = files.get(str(row["image_id"]).lower(), [])
+        paths = names.find(str(row["image_id"]))
         if len(paths) == 1:
             rows.append((row, paths[0]))
         else:

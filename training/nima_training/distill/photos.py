@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nima_client.library.sources import IMAGE_SUFFIXES, is_photo
 from nima_training.distill.config import SPLIT_FRACTIONS
 from nima_training.distill.views import open_photo
 from nima_training.split import difference_hash, group_near_duplicates, split_by_group
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 def list_photos(folder: Path, limit: int | None = None) -> list[Path]:
@@ -19,9 +18,9 @@ def list_photos(folder: Path, limit: int | None = None) -> list[Path]:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder of photos")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in folder.iterdir() if is_photo(path.name))
     if not paths:
-        raise ValueError(f"no photos ({', '.join(sorted(SUFFIXES))}) in {folder}")
+        raise ValueError(f"no photos ({', '.join(sorted(IMAGE_SUFFIXES))}) in {folder}")
     count = len(paths) if limit is None else min(limit, len(paths))
     return [paths[i * len(paths) // count] for i in range(count)]
 
