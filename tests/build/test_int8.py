@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
-from nima_build.int8 import _taps, to_int8
+from nima_build import int8
+from nima_build.int8 import _taps, calibration_pixels, to_int8
 from nima_build.int8._ranges import equalise
 from nima_build.int8._taps import Stream, narrow_places, tapped
 from nima_build.int8._weights import LARGEST, refitted, rounded
 from nima_build.onnx_session import cpu_session
+from nima_client.preprocess import PreprocessSpec
 
 SIDE = 24
 
@@ -233,3 +238,14 @@ def test_a_dead_channel_keeps_its_bias(pixels: np.ndarray) -> None:
     tensors["b2"].CopyFrom(numpy_helper.from_array(bias, "b2"))
     off = np.abs(means(to_int8(model, pixels), pixels) - means(model, pixels))
     assert off.max() < 0.05
+
+
+def test_calibration_photos_are_spread_over_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for shade in range(7):
+        Image.new("RGB", (32, 32), (shade, 0, 0)).save(tmp_path / f"{shade}.png")
+    spec = PreprocessSpec(resize_size=32, crop_size=32)
+    for count, chosen in ((4, [0, 1, 3, 5]), (7, list(range(7))), (200, list(range(7)))):
+        monkeypatch.setattr(int8, "CALIBRATION_PHOTOS", count)
+        assert calibration_pixels(tmp_path, spec)[:, 0, 0, 0].tolist() == chosen

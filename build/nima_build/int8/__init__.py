@@ -105,15 +105,17 @@ def _in_fp32(model: onnx.ModelProto) -> list[str]:
 def calibration_pixels(photos: Path, spec: PreprocessSpec) -> npt.NDArray[Any]:
     """Up to :data:`CALIBRATION_PHOTOS` photos of a folder, preprocessed: uint8 ``[N, S, S, 3]``.
 
+    They are evenly spaced in the sorted listing of the folder and its subfolders.
+
     Raises:
         ExportError: no photo there can be decoded.
         OSError: a photo cannot be read.
     """
     files = sorted(path for path in photos.rglob("*") if is_photo(path.name))
     # Spread over the folder: neighbours in a listing are often of one series.
-    step = max(1, len(files) // CALIBRATION_PHOTOS)
+    count = min(CALIBRATION_PHOTOS, len(files))
     images = []
-    for path in files[::step][:CALIBRATION_PHOTOS]:
+    for path in (files[i * len(files) // count] for i in range(count)):
         try:
             images.append(preprocess(path.read_bytes(), spec))
         except ImageRejected:
