@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +126,36 @@ def test_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.json").write_text(json.dumps({**text, "format": 9}))
     with pytest.raises(CheckpointError, match="format 9"):
         load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("failing", ["metadata", "disk"])
+def test_a_save_that_fails_leaves_the_old_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    old, new = (create_model("mobilenet_v3_small", "none") for _ in range(2))
+    save_checkpoint(tmp_path, old, meta())
+    if failing == "metadata":
+        with pytest.raises(CheckpointError, match="metadata is not JSON"):
+            save_checkpoint(tmp_path, new, meta(metrics={"spearman": float("nan")}))
+        with pytest.raises(CheckpointError, match="metadata is not JSON"):
+            save_checkpoint(tmp_path, new, meta(training={"photos": tmp_path}))
+    else:
+        synced = []
+
+        def full_at_the_second(descriptor: int) -> None:
+            synced.append(descriptor)
+            if len(synced) == 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", full_at_the_second)
+        with pytest.raises(OSError, match="No space left"):
+            save_checkpoint(tmp_path, new, meta())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint.json",
+        "model.safetensors",
+    ]
+    kept = load_checkpoint(tmp_path).model.state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in old.state_dict().items())
 
 
 def test_reference_quantiles_refuse_nan() -> None:

@@ -7,6 +7,7 @@ SHA-256 of the safetensors file is the checkpoint's identity and travels to the 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import subprocess
@@ -18,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from nima_client._files import sha256_file, write_atomic
+from nima_client._files import sha256_file, write_together
 from nima_training.distribution import NUM_RATINGS
-from nima_training.files import write_json
+from nima_training.files import json_bytes
 
 if TYPE_CHECKING:
     from nima_client.preprocess import PreprocessSpec
@@ -83,7 +84,10 @@ def save_checkpoint(directory: str | Path, model: nn.Module, meta: Mapping[str, 
         The directory.
 
     Raises:
-        CheckpointError: a field is missing or malformed.
+        CheckpointError: a field is missing or malformed, or JSON cannot hold it (NaN).
+        OSError: it could not be written.
+
+    Whatever is raised, a checkpoint that was there before stays as it was.
     """
     from safetensors.torch import save
 
@@ -93,8 +97,7 @@ def save_checkpoint(directory: str | Path, model: nn.Module, meta: Mapping[str, 
             raise CheckpointError(f"checkpoint metadata lacks {field!r}")
     _check_reference(meta["reference"])
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    weights = directory / WEIGHTS_FILE
-    write_atomic(weights, save(state))
+    weights = save(state)
     full = {
         "format": FORMAT,
         "training": {},
@@ -103,10 +106,15 @@ def save_checkpoint(directory: str | Path, model: nn.Module, meta: Mapping[str, 
         "git_commit": git_commit(),
         **meta,
         "num_ratings": NUM_RATINGS,
-        "weights_sha256": sha256_file(weights),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
-    # The JSON goes last and names the weights by hash: a crash between the two is detected on load.
-    write_json(directory / META_FILE, full)
+    try:
+        described = json_bytes(full)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"checkpoint metadata is not JSON: {error}") from error
+    # The JSON goes last and names the weights by hash: were the machine to stop between the two
+    # renames, loading would refuse the pair.
+    write_together({directory / WEIGHTS_FILE: weights, directory / META_FILE: described})
     return directory
 
 

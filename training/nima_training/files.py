@@ -12,9 +12,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+def json_bytes(value: object) -> bytes:
+    """``value`` as indented JSON. NaN is refused (ValueError): it is not JSON."""
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+
+
 def write_json(path: Path, value: object) -> None:
-    """Write ``value`` as indented JSON. NaN is refused (ValueError): it is not JSON."""
-    write_atomic(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+    """Write ``value`` by way of :func:`json_bytes`."""
+    write_atomic(path, json_bytes(value))
 
 
 def write_parquet(path: Path, table: pd.DataFrame) -> None:
