@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -16,15 +17,22 @@ from torch import nn
 
 from nima_client.preprocess import PreprocessSpec
 from nima_training.checkpoint import load_checkpoint
+from nima_training.distill.agreement import (
+    HeldOut,
+    agreement,
+    agreement_line,
+    measure_once,
+)
 from nima_training.distill.config import DistillConfig, StageConfig, ViewConfig
 from nima_training.distill.photos import split_photos
 from nima_training.distill.pool import build_pool
 from nima_training.distill.recipe import distill
 from nima_training.distill.stages import Stage, learning_rate_factor, train_stage
+from nima_training.distill.teacher import TFLiteTeacher
 from nima_training.distill.views import test_views as held_out_views
 from nima_training.distill.views import training_view
 from nima_training.losses import DistillationLoss
-from nima_training.mobilenet_v1 import multiply_adds
+from nima_training.mobilenet_v1 import MobileNetV1, multiply_adds
 from nima_training.split import difference_hash, group_near_duplicates, split_by_group
 
 MakePhoto = Callable[..., Image.Image]
@@ -178,6 +186,60 @@ def test_the_whole_recipe_resumes_and_writes_a_checkpoint(
             tmp_path / "work/pool-train", photos[:5], 32, PreprocessSpec(),
             replace(config.view, mixed=0.5), config.seed, 1,
         )  # fmt: skip
+
+
+def test_a_held_out_set_of_one_view_has_no_correlation() -> None:
+    one = torch.full((1, 10), 0.1)
+    values = agreement(one, one)
+    assert (values["views"], values["spearman_mean"], values["mae_mean"]) == (1, None, 0)
+    assert agreement_line("held-out clean", values) == (
+        "held-out clean, 1 views: Spearman undefined, MAE 0.0000, EMD r=2 0.0000, r=1 0.0000"
+    )
+
+
+def test_a_distillation_of_thirteen_photos_ends_well(
+    photos: list[Path], shared_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "few"
+    folder.mkdir()
+    for path in photos[:13]:
+        shutil.copy(path, folder)
+    parts = {"train": photos[:11], "selection": photos[11:12], "test": photos[12:13]}
+    monkeypatch.setattr("nima_training.distill.recipe.split_photos", lambda *_: parts)
+    teacher = shared_dir / "models" / "nima_mobilenet_aesthetic_int8.tflite"
+    tiny = StageConfig(0.5, batch_size=8, size=96, frozen_parts=9)
+    config = DistillConfig(
+        folder, teacher, tmp_path / "work", tmp_path / "out", budget=520e6, prune_views=16,
+        views=16, small_stage=tiny, full_stage=replace(tiny, epochs=0), workers=1,
+    )  # fmt: skip
+    metrics = distill(config, Console(quiet=True))
+    assert metrics["clean"]["views"] == 1
+    assert metrics["clean"]["spearman_mean"] is None
+    assert load_checkpoint(tmp_path / "out").meta["metrics"]["held_out"] == metrics
+
+
+def test_views_measured_by_the_batch_give_the_same_figures(photos: list[Path]) -> None:
+    torch.manual_seed(5)
+    model = MobileNetV1(widths=[8] * 14).eval()
+    generator = torch.Generator().manual_seed(6)
+
+    class Teacher:
+        """Answers by what it is shown; ``most`` is the largest number of views at once."""
+
+        most = 0
+        head = torch.randn(3, 10, generator=generator)
+
+        def __call__(self, pixels: np.ndarray) -> np.ndarray:
+            self.most = max(self.most, len(pixels))
+            colour = torch.from_numpy(pixels.mean((1, 2)) / 64).float()
+            return np.asarray(torch.softmax(colour @ self.head, 1).numpy())
+
+    teacher = Teacher()
+    arguments = photos[:11], cast(TFLiteTeacher, teacher), SPEC, 3
+    by_batch = measure_once(model, *arguments)
+    assert teacher.most == 32
+    assert by_batch["all"]["views"] == 44
+    assert by_batch == HeldOut(*arguments).measure(model)
 
 
 def test_bundled_checkpoint_is_whole_and_near_its_teacher() -> None:

@@ -63,5 +63,5 @@ def distill(
         typer.echo(f"nima distill: {error}", err=True)
         raise typer.Exit(2) from error
     for part, values in metrics.items():
-        console.print(agreement_line(part, values), soft_wrap=True)
+        console.print(agreement_line(f"held-out {part}", values), soft_wrap=True)
     console.print(f"checkpoint written to {out}")

@@ -22,16 +22,16 @@ def measure(
 ) -> None:
     """Print one line for each held-out set, as `nima distill` does at its end."""
     from nima_training.checkpoint import load_checkpoint
-    from nima_training.distill.agreement import HeldOut, agreement_line
+    from nima_training.distill.agreement import agreement_line, measure_once
     from nima_training.distill.photos import split_photos
     from nima_training.distill.teacher import TFLiteTeacher
 
     loaded = load_checkpoint(checkpoint)
     seed = int(loaded.meta["training"]["seed"])
     test = split_photos(photos, seed)["test"]
-    held_out = HeldOut(test, TFLiteTeacher(teacher, threads), loaded.spec, seed)
-    for part, values in held_out.measure(loaded.model).items():
-        typer.echo(agreement_line(part, values))
+    metrics = measure_once(loaded.model, test, TFLiteTeacher(teacher, threads), loaded.spec, seed)
+    for part, values in metrics.items():
+        typer.echo(agreement_line(f"held-out {part}", values))
 
 
 if __name__ == "__main__":

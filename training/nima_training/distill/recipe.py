@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ from rich.console import Console
 from torch import Tensor
 
 from nima_client._files import sha256_file
-from nima_client.preprocess import PreprocessSpec, preprocess
+from nima_client.preprocess import PreprocessSpec
 from nima_training import distribution
 from nima_training.checkpoint import reference_quantiles, save_checkpoint
-from nima_training.distill.agreement import HeldOut
+from nima_training.distill.agreement import HeldOut, agreement_line, measure_once
 from nima_training.distill.config import DistillConfig, StageConfig
 from nima_training.distill.half import round_to_half
 from nima_training.distill.matching import Matching, varied
@@ -36,7 +37,7 @@ from nima_training.distill.teacher import TFLiteTeacher
 from nima_training.files import write_json
 from nima_training.folded import with_folded_norms
 from nima_training.imports import import_tflite
-from nima_training.inference import network_input, predict
+from nima_training.inference import network_input, predict_files
 from nima_training.mobilenet_v1 import MobileNetV1, multiply_adds
 from nima_training.state import load_state, save_state
 
@@ -87,10 +88,8 @@ def distill(config: DistillConfig, console: Console) -> dict[str, Any]:
         student.load_state_dict(state)
         result = selection.measure(student)["all"]
         student.load_state_dict(current)
-        return result["mae_mean"], (
-            f"selection spearman {result['spearman_mean']:.4f}, MAE {result['mae_mean']:.4f}, "
-            f"EMD r=2 {result['emd_r2']:.4f}"
-        )
+        error = result["mae_mean"]
+        return math.inf if error is None else error, agreement_line("selection", result)
 
     console.print("pruned: " + measured(student.state_dict())[1], soft_wrap=True)
 
@@ -170,11 +169,19 @@ def write_checkpoint(
     teacher: TFLiteTeacher,
     out: Path,
 ) -> dict[str, Any]:
-    """Measure on the held-out photos and write the checkpoint with its reference quantiles."""
-    metrics: dict[str, Any] = HeldOut(photos["test"], teacher, SPEC, config.seed).measure(model)
+    """Measure on the held-out photos and write the checkpoint with its reference quantiles.
+
+    Raises:
+        ValueError: a photo has become unreadable; names it.
+    """
+    metrics: dict[str, Any] = measure_once(model, photos["test"], teacher, SPEC, config.seed)
     everything = sorted(path for part in photos.values() for path in part)
-    pixels = np.stack([preprocess(path.read_bytes(), SPEC) for path in everything])
-    means = distribution.mean(predict(with_folded_norms(model), pixels, SPEC)).numpy()
+    predicted, _, failures = predict_files(
+        with_folded_norms(model), everything, SPEC, workers=config.threads
+    )
+    for index, reason in failures.items():
+        raise ValueError(f"{everything[index]}: {reason}")
+    means = distribution.mean(predicted).numpy()
     data = hashlib.sha256("".join(sha256_file(path) for path in everything).encode())
     training = json.loads(json.dumps(asdict(config), default=lambda path: path.name))
     training.pop("work_dir")
