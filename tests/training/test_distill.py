@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,9 +15,11 @@ import torch
 from PIL import Image
 from rich.console import Console
 from torch import nn
+from typer.testing import CliRunner
 
 from nima_client.preprocess import PreprocessSpec
 from nima_training.checkpoint import load_checkpoint
+from nima_training.cli.distill import app as distill_app
 from nima_training.distill.agreement import (
     HeldOut,
     agreement,
@@ -143,6 +146,42 @@ def test_a_stage_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     finished = Toy()
     finished.run(tmp_path / "b.pt", monkeypatch)
     assert finished.calls == 0
+
+
+def test_a_loss_that_is_no_number_ends_the_stage_with_an_error_to_print(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = Toy()
+    toy.x[5] = torch.nan
+    with pytest.raises(ValueError, match=r"stage toy, step \d: the loss is nan on the views \["):
+        toy.run(tmp_path / "a.pt", monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--small-epochs", "-1"), ("--full-epochs", "nan"), ("--small-minutes", "0"),
+        ("--full-minutes", "-3"), ("--full-minutes", "nan"),
+    ],
+)  # fmt: skip
+def test_limits_that_would_leave_the_student_untrained_are_refused(
+    tmp_path: Path, option: str, value: str
+) -> None:
+    arguments = [str(tmp_path)]
+    for name in ("--teacher", "--out", "--work-dir"):
+        arguments += [name, str(tmp_path / "none")]
+    result = CliRunner().invoke(distill_app, [*arguments, option, value])
+    assert result.exit_code == 2
+    assert "Invalid value" in result.output
+
+
+def test_a_stage_without_training_is_refused() -> None:
+    for minutes in (0.0, -3.0, math.nan):
+        with pytest.raises(ValueError, match="give more than 0"):
+            StageConfig(1, max_minutes=minutes)
+    for epochs in (-1.0, math.nan):
+        with pytest.raises(ValueError, match="give 0"):
+            StageConfig(epochs)
 
 
 def test_the_whole_recipe_resumes_and_writes_a_checkpoint(

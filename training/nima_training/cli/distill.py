@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -23,10 +23,14 @@ def distill(
     ] = 380,
     name: Annotated[str, typer.Option(help="Name stored in the checkpoint.")] = "nima_mobilenet",
     views: Annotated[int, typer.Option(min=64, help="Augmented views to make.")] = 24_000,
-    small_epochs: Annotated[float, typer.Option(help="Epochs on views of 160 pixels.")] = 8,
-    small_minutes: Annotated[Optional[float], typer.Option(help="Time limit of it.")] = None,  # noqa: UP045
-    full_epochs: Annotated[float, typer.Option(help="Epochs on views as served.")] = 8,
-    full_minutes: Annotated[Optional[float], typer.Option(help="Time limit of it.")] = None,  # noqa: UP045
+    small_epochs: Annotated[
+        float, typer.Option(min=0, help="Epochs on views of 160 pixels; 0: none.")
+    ] = 8,
+    small_minutes: Annotated[float | None, typer.Option(min=0.01, help="Time limit of it.")] = None,
+    full_epochs: Annotated[
+        float, typer.Option(min=0, help="Epochs on views as served; 0: none.")
+    ] = 8,
+    full_minutes: Annotated[float | None, typer.Option(min=0.01, help="Time limit of it.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split, the views and the order.")] = 20,
     workers: Annotated[int, typer.Option(min=1, help="Processes that make views.")] = 2,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the training step.")] = 2,
@@ -46,18 +50,18 @@ def distill(
         return replace(base, epochs=epochs, max_minutes=minutes)
 
     console = Console()
-    config = replace(
-        defaults,
-        name=name,
-        budget=budget * 1e6,
-        views=views,
-        seed=seed,
-        workers=workers,
-        threads=threads,
-        small_stage=stage(defaults.small_stage, small_epochs, small_minutes),
-        full_stage=stage(defaults.full_stage, full_epochs, full_minutes),
-    )
     try:
+        config = replace(
+            defaults,
+            name=name,
+            budget=budget * 1e6,
+            views=views,
+            seed=seed,
+            workers=workers,
+            threads=threads,
+            small_stage=stage(defaults.small_stage, small_epochs, small_minutes),
+            full_stage=stage(defaults.full_stage, full_epochs, full_minutes),
+        )
         metrics = run(config, console)
     except (ValueError, OSError) as error:
         typer.echo(f"nima distill: {error}", err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class StageConfig:
     """One training stage. The learning rate warms up, then falls along a cosine to zero."""
 
     epochs: float
+    """Passes over the views; a run leaves a stage of 0 out."""
     learning_rate: float = 1e-4
     size: int | None = None
     """Teacher and student see views resized to so many pixels; None leaves them as served."""
@@ -36,6 +38,20 @@ class StageConfig:
     batch_size: int = 32
     max_minutes: float | None = None
     """The cosine ends at whichever comes first, the epochs or these minutes of training."""
+
+    def __post_init__(self) -> None:
+        """Refuse limits that would pass untrained weights off as trained.
+
+        Raises:
+            ValueError: negative epochs, or minutes that are not above 0.
+        """
+        if not 0 <= self.epochs < math.inf:
+            raise ValueError(f"a stage of {self.epochs} epochs: give 0 (left out) or more")
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise ValueError(
+                f"a stage of {self.max_minutes} minutes: give more than 0, or 0 epochs to leave it "
+                "out"
+            )
 
 
 @dataclass(frozen=True)

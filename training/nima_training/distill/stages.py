@@ -22,6 +22,10 @@ LOG_EVERY = 25
 WARMUP = 0.03
 
 
+class LossNotFinite(ValueError):
+    """Training cannot go on; the message names stage, step and views."""
+
+
 @dataclass
 class Stage:
     """What a stage trains and on what.
@@ -58,6 +62,9 @@ def train_stage(
 
     Batch norms keep their statistics: distorted and mixed views would pull them away from those of
     photos. Killed at any moment, the stage goes on from the last saved step when called again.
+
+    Raises:
+        LossNotFinite: the loss became NaN or infinite.
     """
     config, network = stage.config, stage.network
     parameters = [p for p in network.parameters() if p.requires_grad]
@@ -103,8 +110,9 @@ def train_stage(
             group["lr"] = config.learning_rate * learning_rate_factor(progress)
         value = stage.loss(rows, np.random.default_rng((seed, 7, step)))
         if not torch.isfinite(value):
-            raise FloatingPointError(
-                f"{stage.name}: loss is {value.item()} on pool rows {rows.tolist()}"
+            raise LossNotFinite(
+                f"stage {stage.name}, step {step}: the loss is {value.item()} on the views "
+                f"{rows.tolist()}; try another --seed in another --work-dir, or a larger --budget"
             )
         optimiser.zero_grad(set_to_none=True)
         value.backward()
