@@ -225,12 +225,13 @@ def test_linked_photos_and_links_that_lead_nowhere(tmp_path: Path, make_set: Mak
         assert pd.read_parquet(out)["path"][0] == "photo000.png"
 
 
-def test_data_hash_depends_on_ratings_and_split(tmp_path: Path, make_set: MakeSet) -> None:
+def test_data_hash_depends_on_ratings_split_and_order(tmp_path: Path, make_set: MakeSet) -> None:
     photos, labels = make_set(tmp_path, 10)
     build_manifest(sources.read_own(labels), photos, tmp_path / "m.parquet")
     frame = pd.read_parquet(tmp_path / "m.parquet")
     original = data_sha256(frame)
-    assert original == data_sha256(frame.sample(frac=1, random_state=0))
+    assert original == data_sha256(pd.read_parquet(tmp_path / "m.parquet"))
+    assert original != data_sha256(frame.sample(frac=1, random_state=0))
     changed = frame.copy()
     changed.loc[0, "p3"] += 0.01
     assert data_sha256(changed) != original

@@ -167,7 +167,10 @@ def _grouped_split(frame: pd.DataFrame, fractions: dict[str, float], seed: int) 
 
 
 def data_sha256(frame: pd.DataFrame) -> str:
-    """Hash of what a training run depends on: photos, ratings and split, in a fixed order."""
+    """Hash of what a training run depends on: photos, ratings and split, in the order of the rows.
+
+    The order counts, since the batches of a run are drawn by row numbers.
+    """
     columns = ["image_id", "sha256", "split", *[f"p{rating}" for rating in range(1, 11)]]
-    text = frame.sort_values("image_id")[columns].to_csv(index=False, float_format="%.9g")
+    text = frame[columns].to_csv(index=False, float_format="%.9g")
     return hashlib.sha256(text.encode()).hexdigest()
