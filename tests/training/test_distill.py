@@ -36,7 +36,7 @@ from nima_training.distill.views import test_views as held_out_views
 from nima_training.distill.views import training_view
 from nima_training.losses import DistillationLoss
 from nima_training.mobilenet_v1 import MobileNetV1, multiply_adds
-from nima_training.split import difference_hash, group_near_duplicates, split_by_group
+from nima_training.split import difference_hash, group_near_duplicates, split_by_group, unit_hash
 
 MakePhoto = Callable[..., Image.Image]
 SPEC = PreprocessSpec(resize_size=64, crop_size=64)
@@ -75,7 +75,7 @@ def test_photos_that_are_too_few_for_three_parts_are_refused(
     for path in photos[:2]:
         shutil.copy(path, folder)
     teacher = shared_dir / "models" / "nima_mobilenet_aesthetic_int8.tflite"
-    with pytest.raises(ValueError, match=r"no photo for selection, test: .* needs more photos"):
+    with pytest.raises(ValueError, match=r"no photo for test: .* needs more photos"):
         distill(
             DistillConfig(folder, teacher, tmp_path / "work", tmp_path / "out", views=64),
             Console(quiet=True),
@@ -92,9 +92,35 @@ def test_split_keeps_look_alikes_together(make_photo: MakePhoto) -> None:
     names = [f"{i}.jpg" for i in range(60)]
     parts = split_by_group(names, groups, {"a": 0.5, "b": 0.5})
     assert parts[30:] == parts[:30]
-    assert set(parts) == {"a", "b"}
-    more = split_by_group([*names, "new.jpg"], [*groups, 60], {"a": 0.5, "b": 0.5})
-    assert more[:60] == parts  # adding photos moves none
+    assert parts.count("a") == parts.count("b")
+
+
+def test_adding_photos_moves_none_from_200_groups_on() -> None:
+    names = [f"{i}.jpg" for i in range(201)]
+    shares = {"a": 0.5, "b": 0.5}
+    parts = split_by_group(names[:200], list(range(200)), shares)
+    # By the hash of the name alone, as ever since.
+    assert parts == ["a" if unit_hash(name, 0) < 0.5 else "b" for name in names[:200]]
+    assert parts.count("a") != 100
+    assert split_by_group(names, list(range(201)), shares)[:200] == parts
+
+
+def test_few_groups_are_cut_at_the_shares() -> None:
+    shares = {"train": 0.8, "val": 0.1, "test": 0.1}
+    for count, expected in (
+        (25, [20, 3, 2]), (199, [159, 20, 20]), (5, [3, 1, 1]), (3, [1, 1, 1]), (2, [1, 1, 0]),
+        (1, [1, 0, 0]),
+    ):  # fmt: skip
+        names = [f"scene{i // 4}" for i in range(4 * count)]
+        groups = [i - i % 4 for i in range(4 * count)]
+        seen = set()
+        for seed in range(4):
+            parts = split_by_group(names, groups, shares, seed)
+            assert [parts.count(part) for part in shares] == [4 * n for n in expected]
+            assert all(len(set(parts[i : i + 4])) == 1 for i in groups)
+            seen.add(tuple(parts))
+        assert len(seen) > 1 or count < 3  # the seed chooses which
+    assert "c" not in split_by_group(names * 9, list(range(9)), {"a": 0.9, "b": 0.1, "c": 0})
 
 
 def test_learning_rate_warms_up_and_falls() -> None:

@@ -2,7 +2,8 @@
 
 A difference hash (64 bits: is each pixel of a 9x8 thumbnail brighter than its right neighbour)
 finds re-encoded and resized copies; groups of near-equal hashes are then dealt out by a hash of
-their first name, so that a split doesn't change when photos are added.
+their first name, so that a split doesn't change when photos are added. Few groups are put in the
+order of that hash and cut instead, since chance would give a part far more or less than its share.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import numpy as np
 from PIL import Image
 
 MAX_HAMMING = 4
+FEW_GROUPS = 200
+"""With fewer groups than these, :func:`split_by_group` cuts at the shares."""
 
 
 def difference_hash(image: Image.Image) -> int:
@@ -96,9 +99,32 @@ def unit_hash(key: str, seed: int) -> float:
 def split_by_group(
     names: Sequence[str], groups: Sequence[int], fractions: dict[str, float], seed: int = 0
 ) -> list[str]:
-    """Deal whole groups to the parts of ``fractions`` (names to shares that sum to 1)."""
+    """Deal whole groups to the parts of ``fractions``.
+
+    From :data:`FEW_GROUPS` groups on, each goes by the hash of its name alone, and adding photos
+    moves none. Fewer are cut at the shares, and each part has a group if there are enough.
+
+    Args:
+        names: of the items; a group is called by the name of the item that it is numbered by.
+        groups: the group of each item to deal, as from :func:`join_groups`.
+        fractions: part -> its share; the shares sum to 1.
+        seed: of the hash.
+
+    Returns:
+        The part of each item of ``groups``.
+
+    Raises:
+        ValueError: the shares do not sum to 1.
+    """
     if abs(sum(fractions.values()) - 1) > 1e-6:
         raise ValueError(f"split fractions must sum to 1, got {fractions}")
+    if len(distinct := set(groups)) < FEW_GROUPS:
+        order = sorted(distinct, key=lambda group: (unit_hash(names[group], seed), group))
+        dealt = [
+            part for part, count in _counts(len(order), fractions).items() for _ in range(count)
+        ]
+        part_of = dict(zip(order, dealt, strict=True))
+        return [part_of[group] for group in groups]
     parts = list(fractions)
     edges = np.cumsum([fractions[part] for part in parts])
     result = []
@@ -106,3 +132,17 @@ def split_by_group(
         position = unit_hash(names[group], seed)
         result.append(parts[min(int(np.searchsorted(edges, position, "right")), len(parts) - 1)])
     return result
+
+
+def _counts(total: int, fractions: dict[str, float]) -> dict[str, int]:
+    """``total`` in whole numbers by shares (largest remainders); none is 0 that need not be."""
+    counts = {part: int(share * total + 1e-9) for part, share in fractions.items()}
+    by_remainder = sorted(fractions, key=lambda part: counts[part] - fractions[part] * total)
+    for part in by_remainder[: total - sum(counts.values())]:
+        counts[part] += 1
+    for part, share in fractions.items():
+        largest = max(counts, key=lambda name: counts[name])
+        if share > 0 and counts[part] == 0 and counts[largest] > 1:
+            counts[part] += 1
+            counts[largest] -= 1
+    return counts
