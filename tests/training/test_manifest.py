@@ -17,7 +17,7 @@ from nima_training.data import ava, sources
 from nima_training.data.checks import PhotoNames
 from nima_training.data.manifest import build_manifest, data_sha256
 from nima_training.distill.photos import list_photos
-from nima_training.split import group_near_duplicates
+from nima_training.split import MAX_HAMMING, group_near_duplicates, unit_hash
 
 MakeSet = Callable[[Path, int], tuple[Path, Path]]
 
@@ -184,6 +184,106 @@ def test_avas_own_lists_decide_the_split(
     assert set(frame["image_id"][frame["split"] == "test"]) == set(chosen["image_id"]) & test_ids
     assert frame["split"].value_counts()["test"] == 25
     assert "train" in set(frame["split"])
+
+
+def test_nothing_related_to_an_official_test_photo_is_trained_on(
+    tmp_path: Path, make_photo: Callable[..., Image.Image]
+) -> None:
+    photos = tmp_path / "ava"
+    photos.mkdir()
+    for seed in range(60):
+        make_photo(seed).save(photos / f"{seed}.png")
+    make_photo(0).resize((144, 128)).save(photos / "copy.jpg", quality=60)
+    shutil.copy(photos / "1.png", photos / "same.png")  # its group knows it, its file goes
+    # An equal hash by chance: every pixel as far from its neighbour, at another level.
+    dark = np.asarray(make_photo(2).convert("L").resize((9, 8), Image.Resampling.BILINEAR))
+    for name, level in (("2", 0), ("dark", 20)):
+        grey = Image.fromarray((dark // 2 + 5 * level).astype(np.uint8))
+        grey.resize((90, 80), Image.Resampling.NEAREST).save(photos / f"{name}.png")
+    ids = [*map(str, range(60)), "copy", "same", "dark"]
+    ratings = sources.table(
+        ids, np.full((63, 10), 0.1), np.full(63, np.nan),
+        [{"3": "s", "4": "s", "same": "t", "5": "t"}.get(i, i) for i in ids],
+    )  # fmt: skip
+    test_ids = {"0", "1", "2", "3"}
+    for seed in range(3):
+        report = build_manifest(
+            ratings, photos, tmp_path / "m.parquet", test_ids=test_ids, seed=seed
+        )
+        frame = pd.read_parquet(tmp_path / "m.parquet").set_index("image_id")
+        assert set(frame.index[frame["split"] == "test"]) == test_ids
+        assert report.dropped == {
+            "duplicate": ["same"],
+            "related to a test photo": ["4", "5", "copy"],
+        }
+        assert report.split == {"train": 52, "val": 3, "test": 4}
+        assert "3 related to a test photo" in report.summary()
+        by_chance = int(frame["dhash"]["2"], 16) ^ int(frame["dhash"]["dark"], 16)
+        assert by_chance.bit_count() <= MAX_HAMMING
+
+
+def test_checks_of_a_version_without_thumbnails_are_made_anew(
+    tmp_path: Path, make_set: MakeSet
+) -> None:
+    photos, labels = make_set(tmp_path, 4)
+    ratings, checks = sources.read_own(labels), tmp_path / "m.checks.jsonl"
+    build_manifest(ratings, photos, tmp_path / "m.parquet")
+    old = [json.loads(line) for line in checks.read_text().splitlines()]
+    for check in old:
+        assert len(check.pop("thumbnail")) == 144
+    checks.write_text("".join(json.dumps(check) + "\n" for check in old))
+    report = build_manifest(ratings, photos, tmp_path / "m.parquet", test_ids={"photo001"})
+    assert report.split["test"] == 1
+    assert len(checks.read_text().splitlines()) == 8
+
+
+def test_val_takes_whole_groups_beside_an_official_test_split(
+    tmp_path: Path, make_set: MakeSet
+) -> None:
+    photos, labels = make_set(tmp_path, 60)
+    ratings = sources.read_own(labels)
+    ratings["group"] = [f"scene{i // 5}" for i in range(60)]
+    for seed in range(4):
+        report = build_manifest(
+            ratings, photos, tmp_path / "m.parquet", test_ids={"photo000"}, seed=seed
+        )
+        assert report.dropped["related to a test photo"] == [f"photo00{i}" for i in range(1, 5)]
+        assert report.split == {"train": 50, "val": 5, "test": 1}
+        frame = pd.read_parquet(tmp_path / "m.parquet")
+        assert (frame.groupby("group")["split"].nunique() == 1).all()
+
+
+def test_large_sets_are_dealt_beside_an_official_split_by_their_ids(
+    tmp_path: Path, make_photo: Callable[..., Image.Image]
+) -> None:
+    photos = tmp_path / "ava"
+    photos.mkdir()
+    for seed in range(240):
+        make_photo(seed).save(photos / f"{seed}.png")
+    ids = [str(seed) for seed in range(240)]
+    ratings = sources.table(ids, np.full((240, 10), 0.1), np.full(240, np.nan))
+    build_manifest(ratings, photos, tmp_path / "m.parquet", test_ids=set(ids[:20]))
+    frame = pd.read_parquet(tmp_path / "m.parquet")
+    assert frame["split"].tolist() == ["test"] * 20 + [
+        "val" if unit_hash(image_id, 0) < 0.05 else "train" for image_id in ids[20:]
+    ]
+
+
+def test_parts_that_are_empty_or_small_are_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], make_set: MakeSet
+) -> None:
+    for count, expected in (
+        (2, ["train: 1 photos of 1 groups", "val: 1 photos of 1 groups", "test has no photo"]),
+        (40, ["val: 4 photos of 4 groups", "test: 4 photos of 4 groups"]),
+        (120, []),
+    ):
+        photos, labels = make_set(tmp_path / str(count), count)
+        out = tmp_path / "m.parquet"
+        prepare([str(labels), "--photos", str(photos), "--out", str(out)], standalone_mode=False)
+        told = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+        assert len(told) == len(expected)
+        for line, start in zip(told, expected, strict=True):
+            assert line.startswith(f"nima prepare: warning: {start}")
 
 
 @pytest.mark.parametrize("written", ["{}", "{}.jpg", "part/{}.jpg"])

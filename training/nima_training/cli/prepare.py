@@ -63,6 +63,8 @@ def prepare(
         typer.echo(f"nima prepare: {error}", err=True)
         raise typer.Exit(2) from error
     typer.echo(report.summary())
+    for warning in report.warnings:
+        typer.echo(f"nima prepare: warning: {warning}", err=True)
     typer.echo(f"manifest: {out}; every dropped image: {out.with_suffix('.report.json')}")
 
 

@@ -23,7 +23,7 @@ from nima_client.preprocess import (
     decode,
     inspect_header,
 )
-from nima_training.split import difference_hash
+from nima_training.split import difference_hash, grey_thumbnail
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class FileCheck:
     width: int = 0
     height: int = 0
     dhash: str = ""
+    thumbnail: str = ""
+    """Of :func:`nima_training.split.grey_thumbnail`, row by row in hexadecimal."""
     error: str | None = None
 
 
@@ -54,7 +56,8 @@ def check_file(path: Path) -> FileCheck:
     except ImageRejected as error:
         return FileCheck(*common, error=f"{error.code.value.lower()}: {error.detail}")
     digest = f"{difference_hash(image):016x}"
-    return FileCheck(*common, header.width, header.height, digest)
+    thumbnail = grey_thumbnail(image).tobytes().hex()
+    return FileCheck(*common, header.width, header.height, digest, thumbnail)
 
 
 class PhotoNames:
@@ -110,7 +113,7 @@ def check_files(
 
     def fresh(path: Path) -> bool:
         old = known.get(str(path))
-        if old is None:
+        if old is None or (old.error is None and not old.thumbnail):  # of an older version
             return True
         try:
             stat = path.stat()

@@ -7,25 +7,23 @@ files (:mod:`nima_training.data.checks`) are kept beside the manifest, so that a
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from nima_training.data.checks import PhotoNames, check_files
 from nima_training.files import write_json, write_parquet
-from nima_training.split import (
-    group_near_duplicates,
-    join_groups,
-    split_by_group,
-    unit_hash,
-)
+from nima_training.split import group_near_duplicates, join_groups, split_by_group
 
 DEFAULT_FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
-AVA_VALIDATION = 0.05
+OFFICIAL_FRACTIONS = {"val": 0.05, "train": 0.95}
+"""Of what an official test split and its look-alikes leave."""
+FEW = 10
+"""A part of fewer groups of photos than these is warned of."""
 
 
 @dataclass
@@ -36,6 +34,7 @@ class Report:
     kept: int = 0
     dropped: dict[str, list[str]] = field(default_factory=dict)
     split: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     def drop(self, reason: str, image_id: str) -> None:
         """Note one image as dropped."""
@@ -69,9 +68,10 @@ def build_manifest(
         photos: folder that is searched recursively; an image id is a file name with or without
             its suffix, or a path from this folder (:class:`nima_training.data.checks.PhotoNames`).
         out: the Parquet manifest.
-        test_ids: an official test split, of image ids or file names without suffix; of the rest 5 %
-            become validation. None: groups (given, widened by near-duplicates) are dealt out by
-            ``fractions``.
+        test_ids: an official test split, of image ids or file names without suffix, kept as it is.
+            Other photos of a group with one of it, or that show the same picture, are dropped; of
+            the rest 5 % become validation. None: groups (given, widened by near-duplicates) are
+            dealt out by ``fractions``.
         styles: image id, or file name without suffix -> style names.
         fractions: shares of train, val and test; default 80/10/10.
         min_side: smaller photos are dropped.
@@ -97,6 +97,7 @@ def build_manifest(
         [path for _, path in rows], workers, out.with_suffix(".checks.jsonl"), progress
     )
     kept: list[dict[str, Any]] = []
+    thumbnails = []
     for (row, path), check in zip(rows, checks, strict=True):
         if check.error is not None:
             report.drop(check.error.split(":")[0], str(row["image_id"]))
@@ -104,6 +105,7 @@ def build_manifest(
         if min(check.width, check.height) < min_side:
             report.drop("too small", str(row["image_id"]))
             continue
+        thumbnails.append(np.frombuffer(bytes.fromhex(check.thumbnail), np.uint8))
         found = {
             **row,
             "path": path.relative_to(photos).as_posix(),
@@ -112,26 +114,27 @@ def build_manifest(
         }  # fmt: skip
         own = (styles[name] for name in _names(found) if styles and name in styles)
         kept.append({**found, "styles": next(own, [])})
-    kept = _without_duplicates(kept, test_ids, report)
     if not kept:
         raise ValueError(f"no labelled photo is usable; {report.summary()}; searched {photos}")
-    frame = pd.DataFrame(kept)
-    if test_ids is not None:
-        frame["split"] = [
-            "test" if not test_ids.isdisjoint(_names(row))
-            else "val" if unit_hash(row["image_id"], seed) < AVA_VALIDATION else "train"
-            for row in kept
-        ]  # fmt: skip
-        if "test" not in set(frame["split"]):
-            raise ValueError(
-                f"none of the {len(frame)} usable photos is in the official test split, which "
-                f"names e.g. {next(iter(sorted(test_ids)), 'none')!r}: name image ids or files as "
-                "it does, or leave it out (--ava-lists)"
-            )
+    labels = [str(row["group"]) for row in kept]
+    hashes = [int(row["dhash"], 16) for row in kept]
+    shares = fractions or DEFAULT_FRACTIONS
+    parts = list(shares if test_ids is None else DEFAULT_FRACTIONS)
+    if test_ids is None:
+        # Of files of equal bytes, too, before all but one go: they tie their groups together.
+        groups = join_groups(group_near_duplicates(hashes), labels)
+        keep = _without_duplicates(kept, set(), report)
+        split = split_by_group(labels, [groups[i] for i in keep], shares, seed)
     else:
-        frame["split"] = _grouped_split(frame, fractions or DEFAULT_FRACTIONS, seed)
+        alike = group_near_duplicates(hashes, thumbnails=np.stack(thumbnails))
+        groups = join_groups(alike, labels)
+        keep = _without_duplicates(kept, test_ids, report)
+        keep, split = _official_split(kept, keep, groups, test_ids, seed, report)
+    frame = pd.DataFrame([kept[i] for i in keep])
+    frame["split"] = split
     report.kept = len(frame)
-    report.split = {str(k): int(v) for k, v in Counter(frame["split"]).items()}
+    report.split = {part: split.count(part) for part in parts}
+    report.warnings = _warnings(split, [groups[i] for i in keep], report.split)
     write_parquet(out, frame)
     write_json(out.with_suffix(".report.json"), asdict(report))
     return report
@@ -143,27 +146,64 @@ def _names(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def _without_duplicates(
-    rows: list[dict[str, Any]], test_ids: set[str] | None, report: Report
-) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]], test_ids: set[str], report: Report
+) -> list[int]:
     """Drop files of equal bytes; the copy in the official test split stays, else the first."""
-    in_test = test_ids or set()
-    order = sorted(range(len(rows)), key=lambda i: (in_test.isdisjoint(_names(rows[i])), i))
+    order = sorted(range(len(rows)), key=lambda i: (test_ids.isdisjoint(_names(rows[i])), i))
     seen: set[str] = set()
-    keep = set()
+    keep = []
     for index in order:
         if rows[index]["sha256"] in seen:
-            report.drop("duplicate", rows[index]["image_id"])
+            report.drop("duplicate", str(rows[index]["image_id"]))
         else:
             seen.add(rows[index]["sha256"])
-            keep.add(index)
-    return [row for index, row in enumerate(rows) if index in keep]
+            keep.append(index)
+    return sorted(keep)
 
 
-def _grouped_split(frame: pd.DataFrame, fractions: dict[str, float], seed: int) -> list[str]:
-    """Split by ``group``, groups that share a near-duplicate joined."""
-    alike = group_near_duplicates([int(value, 16) for value in frame["dhash"]])
-    groups = join_groups(alike, frame["group"].astype(str).tolist())
-    return split_by_group(frame["group"].astype(str).tolist(), groups, fractions, seed)
+def _official_split(
+    rows: list[dict[str, Any]],
+    keep: list[int],
+    groups: list[int],
+    test_ids: set[str],
+    seed: int,
+    report: Report,
+) -> tuple[list[int], list[str]]:
+    """The indexes that stay of ``keep``, and their parts.
+
+    The test photos are those of the list, so that figures compare with those of others: what is
+    related to one of them is dropped, and the rest dealt to train and val.
+    """
+    test = {i for i in keep if not test_ids.isdisjoint(_names(rows[i]))}
+    if not test:
+        raise ValueError(
+            f"none of the {len(keep)} usable photos is in the official test split, which "
+            f"names e.g. {next(iter(sorted(test_ids)), 'none')!r}: name image ids or files as "
+            "it does, or leave it out (--ava-lists)"
+        )
+    tested = {groups[i] for i in test}
+    rest = []
+    for index in keep:
+        if groups[index] not in tested:
+            rest.append(index)
+        elif index not in test:
+            report.drop("related to a test photo", str(rows[index]["image_id"]))
+    names = [str(row["group"]) for row in rows]
+    dealt = split_by_group(names, [groups[i] for i in rest], OFFICIAL_FRACTIONS, seed)
+    parts = dict.fromkeys(test, "test") | dict(zip(rest, dealt, strict=True))
+    return sorted(parts), [parts[index] for index in sorted(parts)]
+
+
+def _warnings(split: list[str], groups: list[int], counts: dict[str, int]) -> list[str]:
+    """What is amiss with the sizes of the parts."""
+    found = []
+    for part, count in counts.items():
+        own = len({group for group, name in zip(groups, split, strict=True) if name == part})
+        if own == 0:
+            found.append(f"{part} has no photo: more are needed")
+        elif own < FEW:
+            found.append(f"{part}: {count} photos of {own} groups, too few to rely on")
+    return found
 
 
 def data_sha256(frame: pd.DataFrame) -> str:
