@@ -125,20 +125,35 @@ def test_the_dashboard_is_whole() -> None:
     assert max(x for x, _ in cells) < 24
 
 
+def at_rest(read: Callable[[], dict[str, tuple[float, float]]]) -> dict[str, tuple[float, float]]:
+    """Counters that have not moved for half a second: Triton counts after it has answered."""
+    value, since = read(), time.monotonic()
+    while time.monotonic() - since < 0.5:
+        time.sleep(0.05)
+        if (now := read()) != value:
+            value, since = now, time.monotonic()
+    return value
+
+
 def test_refused_images_are_counted_as_the_rules_say(shared_server) -> None:
     """An answer of the preprocessing that the network never sees; the ensemble fails twice."""
     models = ("nima", PREPROCESS_MODEL, NETWORK_MODEL)
-    succeeded = {m: successes(shared_server, m) for m in models}
-    failed = {m: sum(failures(shared_server, m).values()) for m in models}
+
+    def counts() -> dict[str, tuple[float, float]]:
+        """Successes and failures of each model."""
+        server = shared_server
+        return {m: (successes(server, m), sum(failures(server, m).values())) for m in models}
+
+    before = at_rest(counts)
     with NimaClient(shared_server.grpc_url, request_size=1) as client:
         results = client.score([BAD_PHOTO] * 5, on_error="return")
     assert [r.code for r in results] == ["UNDECODABLE"] * 5
-    assert {m: successes(shared_server, m) - n for m, n in succeeded.items()} == {
-        "nima": 0, PREPROCESS_MODEL: 5, NETWORK_MODEL: 0,
-    }  # fmt: skip
-    assert {m: sum(failures(shared_server, m).values()) - n for m, n in failed.items()} == {
-        "nima": 10, PREPROCESS_MODEL: 0, NETWORK_MODEL: 0,
-    }  # fmt: skip
+    expected = {"nima": (0, 10), PREPROCESS_MODEL: (5, 0), NETWORK_MODEL: (0, 0)}
+    moved, end = {}, time.monotonic() + 10
+    while moved != expected and time.monotonic() < end:
+        after = at_rest(counts)
+        moved = {m: tuple(a - b for a, b in zip(after[m], before[m])) for m in models}
+    assert moved == expected
 
 
 @pytest.mark.parametrize("step", [PREPROCESS_MODEL, NETWORK_MODEL])
@@ -151,12 +166,11 @@ def test_a_dead_stub_moves_the_counters_that_its_alert_looks_at(
         client.score_one(seeds("JPEG")[0])
         for pid in stubs_of(server, step):
             os.kill(pid, signal.SIGKILL)
-        time.sleep(1)  # the counters follow a moment later
-        before = successes(server, step)
+        before = at_rest(lambda: {step: (successes(server, step), 0)})
         results = client.score(seeds("JPEG"), on_error="return")
     assert not any(isinstance(result, ImageScore) for result in results)
-    assert successes(server, step) == before
     assert failures(server, step)["BACKEND"] + pending(server, step) > 0
+    assert at_rest(lambda: {step: (successes(server, step), 0)}) == before
     with urllib.request.urlopen(f"http://{server.http_url}/v2/health/ready", timeout=5) as answer:
         assert answer.status == 200
 
