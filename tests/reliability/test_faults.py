@@ -204,5 +204,7 @@ def test_a_server_that_crashes_while_starting_is_started_again(
     monkeypatch.setattr(EmbeddedServer, "_wait_ready", crash_twice)
     with EmbeddedServer(ServerOptions(model_repository=repository, instances=1)) as server:
         assert len(set(launches)) == 3
-        assert drive(NimaClient(server.grpc_url), 5).check(5, expected_scores(server.grpc_url))
+        with NimaClient(server.grpc_url) as client:
+            account = drive(client, 5)
+        assert account.check(5, expected_scores(server.grpc_url)) == {"scored": 5}
         server.end_processes(grace=0)
