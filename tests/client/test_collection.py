@@ -131,6 +131,37 @@ def test_a_journal_gives_its_rows_in_the_order_of_the_photos(tmp_path: Path) -> 
         assert journal.failed == 1
 
 
+def test_a_line_that_a_crash_cut_short_is_dropped(tmp_path: Path) -> None:
+    def row(name: str) -> Row:
+        return Row(name, 5.0, 1.0, None, (0.1,) * 10)
+
+    path = tmp_path / "journal"
+    with Journal(path) as journal:
+        journal.open("sha", resume=False)
+        journal.add(row("0"))
+    whole = path.read_bytes()
+    for torn in (b'{"score": {"fi', b'{"score"', b"{", b""):
+        path.write_bytes(whole + torn)
+        with Journal(path) as journal:
+            journal.open("sha", resume=True)
+            assert journal.done == {"0"}
+            assert [photo.name for photo in journal.left(entries(2))] == ["1"]
+            journal.add(row("1"))
+            assert [r.file for r in journal.rows()] == ["0", "1"]
+        with Journal(path) as journal:
+            journal.open("sha", resume=True)
+            assert journal.done == {"0", "1"}
+            assert list(journal.rows()) == [row("0"), row("1")]
+    # Cut within its first line, it is new.
+    path.write_bytes(whole[:9])
+    with Journal(path) as journal:
+        journal.open("sha", resume=True)
+        journal.add(row("1"))
+    with Journal(path) as journal:
+        journal.open("sha", resume=True)
+        assert [r.file for r in journal.rows()] == ["1"]
+
+
 def test_ctrl_c_keeps_what_was_scored_beside_a_photo_that_took_too_long(
     tmp_path: Path, photo: Callable[..., bytes]
 ) -> None:
