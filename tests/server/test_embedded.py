@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import concurrent.futures
 import glob
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import psutil
 import pytest
 from tritonclient.utils import InferenceServerException
 
@@ -113,19 +115,27 @@ def test_limits_are_model_parameters(encode, infer):
         server.end_processes(grace=0)
 
 
+def in_group(process: psutil.Process, group: int) -> bool:
+    """Whether it belongs to a process group; what has just ended does not."""
+    try:
+        return os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return False
+
+
 def test_a_stopped_server_leaves_nothing_behind(tmp_path):
     server = EmbeddedServer(ServerOptions(instances=1, log_file=tmp_path / "triton.log"))
     with server:
         group = server.pid
         assert Probe(server.grpc_url)().alive
         assert server.defect() is None
+        assert [p for p in psutil.process_iter() if in_group(p, group)]
         prefix = server._private.shm_prefix
         assert glob.glob(f"/dev/shm/{prefix}*")
         folder = server._folder
     assert not folder.exists()
     assert not glob.glob(f"/dev/shm/{prefix}*")
-    alive = subprocess.run(["ps", "-o", "pid=", "-g", str(group)], capture_output=True, text=True)
-    assert alive.stdout.strip() == ""
+    assert [p for p in psutil.process_iter() if in_group(p, group)] == []
     assert "successfully loaded 'nima'" in (tmp_path / "triton.log").read_text()
 
 

@@ -30,9 +30,13 @@ def serve() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start ``nima serve``; whatever still runs at the end is ended by its pid."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(*arguments: str) -> subprocess.Popen[str]:
+    def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [*SERVE, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*SERVE, *arguments],
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         started.append(process)
         return process
@@ -92,12 +96,14 @@ def test_it_stops_while_it_restarts_the_server(serve):
     assert alive(children) == []
 
 
-def test_a_killed_supervisor_leaves_nothing_to_the_next(serve):
+def test_a_killed_supervisor_leaves_nothing_to_the_next(serve, tmp_path):
     """SIGKILL of `nima serve` while its tritonserver is stopped: the worst case of an orphan."""
+    # Any other server that starts on this machine would clear it too, and first.
+    private = {"TMPDIR": str(tmp_path)}
     ports = free_ports("127.0.0.1", 3)
     names = ("grpc", "http", "metrics")
     fixed = [f"--{name}-port={port}" for name, port in zip(names, ports)]
-    first = serve(*fixed, "--instances=1")
+    first = serve(*fixed, "--instances=1", **private)
     printed = endpoints(first)
     orphans = family(first)
     (orphan,) = (p for p in orphans if p.name() == "tritonserver")
@@ -108,9 +114,10 @@ def test_a_killed_supervisor_leaves_nothing_to_the_next(serve):
     first.kill()
     first.wait()
     assert folder.is_dir()
+    assert folder.is_relative_to(tmp_path)
     assert glob.glob(f"/dev/shm/{prefix}*")
 
-    second = serve(*fixed, "--instances=1")
+    second = serve(*fixed, "--instances=1", **private)
     assert endpoints(second) == printed
     assert alive(orphans) == []
     assert not folder.exists()
