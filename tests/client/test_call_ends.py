@@ -117,15 +117,15 @@ def test_a_deadline_while_an_async_iterable_is_waited_for_is_told(
             source = Waiting([photo(i) for i in range(3)])
             images = generated(source) if generator else source
             start = time.monotonic()
-            results = await client.score(images, timeout=0.3, on_error="return")
-            assert time.monotonic() - start < 2.0
+            results = await client.score(images, timeout=1.5, on_error="return")
+            assert time.monotonic() - start < 10.0
             assert [r.index for r in results] == [0, 1, 2, 3]
             assert all(isinstance(r, ImageScore) for r in results[:3])
             assert isinstance(results[3], ImageFailure)
             assert results[3].code == "DEADLINE"
             assert source.asked == 4
             with pytest.raises(ScoringError) as caught:
-                await client.score(Waiting([photo(0)]), timeout=0.2)
+                await client.score(Waiting([photo(0)]), timeout=1.5)
             assert sorted(caught.value.scores) == [0]
             assert isinstance(caught.value.__cause__, DeadlineExceeded)
 
@@ -149,7 +149,7 @@ def test_an_async_iterable_is_read_to_its_end_as_far_as_nothing_is_waited_for(
             start = time.monotonic()
             waits = Waiting([photo(0)] * 20)
             results = await client.score(waits, timeout=0.2, on_error="return")
-            assert time.monotonic() - start < 2.0
+            assert time.monotonic() - start < 10.0
             # One more for what did not come.
             assert [r.index for r in results] == list(range(21))
             assert {r.code for r in results if isinstance(r, ImageFailure)} == {"DEADLINE"}
@@ -192,8 +192,8 @@ def closing(server: KServeServer) -> Make:
             await asyncio.sleep(0.3)
             start = time.monotonic()
             await client.close()
-            (error,) = await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 5.0)
-            assert time.monotonic() - start < 2.0
+            (error,) = await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 20.0)
+            assert time.monotonic() - start < 10.0
             assert isinstance(error, BaseException)
             return error
 
@@ -206,7 +206,7 @@ def closing(server: KServeServer) -> Make:
 def test_an_asyncio_client_can_be_closed_while_calls_wait(
     server: KServeServer, photo: Make, closing: Make
 ) -> None:
-    server.delay = 10.0
+    server.delay = 60.0
     assert isinstance(closing(lambda client: client.score_one(photo(0))), RequestCancelled)
     error = closing(lambda client: client.score([photo(i) for i in range(40)]))
     assert isinstance(error, ScoringError)
@@ -224,7 +224,7 @@ def test_an_asyncio_client_can_be_closed_while_calls_wait(
 def test_an_asyncio_client_can_be_closed_while_the_first_contact_waits(
     server: KServeServer, photo: Make, closing: Make
 ) -> None:
-    server.describe_delay = 10.0
+    server.describe_delay = 60.0
     error = closing(lambda client: client.score_one(photo(0)), ready=False)
     assert isinstance(error, RequestCancelled)
 
@@ -235,7 +235,7 @@ def test_an_asyncio_client_can_be_closed_while_the_first_contact_waits(
 def test_a_cancelled_task_is_cancelled_although_its_client_is_closed_too(
     server: KServeServer, photo: Make, ready: bool
 ) -> None:
-    server.delay = server.describe_delay = 10.0
+    server.delay = server.describe_delay = 60.0
 
     async def main() -> None:
         client = AsyncNimaClient(server.url)
@@ -247,7 +247,7 @@ def test_a_cancelled_task_is_cancelled_although_its_client_is_closed_too(
         task.cancel()
         await client.close()
         with pytest.raises(asyncio.CancelledError):
-            await asyncio.wait_for(task, 5.0)
+            await asyncio.wait_for(task, 20.0)
 
     asyncio.run(main())
 
@@ -260,7 +260,7 @@ def test_a_request_that_is_cancelled_elsewhere_ends_its_call(photo: Make) -> Non
     async def main() -> None:
         async with AsyncNimaClient(transport=FakeTransport(handler)) as client:
             with pytest.raises(RequestCancelled):
-                await asyncio.wait_for(client.score_one(photo(0)), 5.0)
+                await asyncio.wait_for(client.score_one(photo(0)), 20.0)
 
     asyncio.run(main())
 

@@ -267,14 +267,14 @@ def test_an_async_client_follows_from_one_event_loop_to_the_next(
 
 
 def test_a_client_can_be_closed_while_others_wait(server: KServeServer, photo: Make) -> None:
-    server.delay = 10.0
+    server.delay = 60.0
     client = NimaClient(server.url)
     client.model_info()
     threading.Timer(0.3, client.close).start()
     start = time.monotonic()
     with pytest.raises(TransportError):
         client.score_one(photo(0))
-    assert time.monotonic() - start < 5.0
+    assert time.monotonic() - start < 10.0
 
 
 class Unreachable(FakeTransport):
@@ -304,14 +304,16 @@ def test_the_retry_budget_limits_retries_and_not_the_first_contact(
     with pytest.raises(ConnectError):
         client.score_one(photo(0))
     client.score_one(photo(0), timeout=3.0)
-    assert fake.timeouts == [pytest.approx(7.0, abs=0.5), pytest.approx(3.0, abs=0.5)]
+    first, second = fake.timeouts
+    assert 5.0 < first <= 7.0
+    assert 1.0 < second <= 3.0
 
     fake = Unreachable(10**6)
-    short = RetryPolicy(attempts=10**6, budget_s=0.3, initial_backoff_s=0.01, max_backoff_s=0.01)
+    short = RetryPolicy(attempts=10**6, budget_s=1.0, initial_backoff_s=0.01, max_backoff_s=0.01)
     start = time.monotonic()
     with pytest.raises(ConnectError):
         caller(transport=fake, retry=short).model_info()
-    assert 0.3 <= time.monotonic() - start < 3.0
+    assert 1.0 <= time.monotonic() - start < 5.0
     assert len(fake.timeouts) > 5
 
 

@@ -168,21 +168,21 @@ def test_reading_the_facts_again_ends_with_the_call(
     client.model_info()
     server.description = describe_model(versions=("2",))
     server.model_version = "2"
-    server.describe_delay = 20.0
+    server.describe_delay = 60.0
     start = time.monotonic()
     with pytest.raises(DeadlineExceeded):
         client.score_one(photo(0), timeout=0.5)
     results = client.score([photo(i) for i in range(9)], timeout=0.5, on_error="return")
     assert {result.code for result in results} == {"DEADLINE"}
-    assert time.monotonic() - start < 3.0
+    assert time.monotonic() - start < 15.0
     server.describe_delay = 0.0
     assert client.score_one(photo(0)).model_version == "2"
 
 
 def test_both_questions_of_a_contact_share_its_time(caller: Make, server: KServeServer) -> None:
-    server.describe_delay = 0.5
+    server.describe_delay = 1.0
     with pytest.raises(DeadlineExceeded):
-        caller(server.url, connect_timeout=0.8).model_info()
+        caller(server.url, connect_timeout=1.6).model_info()
 
 
 @pytest.mark.parametrize("kind", [DeadlineExceeded, RequestCancelled])

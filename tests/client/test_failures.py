@@ -185,15 +185,16 @@ def test_a_restart_in_the_middle_loses_nothing(caller: Make, photo: Make) -> Non
 
 def test_a_drain_lets_requests_under_way_finish(caller: Make, photo: Make) -> None:
     server = KServeServer()
-    server.delay = 0.3
+    stopped: list[threading.Event] = []
+
+    def stop(number: int, images: list[bytes], context: Any) -> None:
+        stopped.append(server.server.stop(30))  # begins, and lets this one finish
+        time.sleep(0.3)
+
+    server.behaviour = stop
     client = caller(server.url, retry=NO_RETRIES)
-    client.model_info()
-    stopper = threading.Timer(0.1, lambda: server.stop(grace=5))
-    stopper.start()
-    try:
-        assert client.score_one(photo(0)).mean > 0
-    finally:
-        stopper.join()
+    assert client.score_one(photo(0)).mean > 0
+    assert stopped[0].wait(40)
     with pytest.raises(RequestError) as caught:
         client.score_one(photo(0))
     assert caught.value.stage is Stage.TRANSPORT
@@ -202,7 +203,7 @@ def test_a_drain_lets_requests_under_way_finish(caller: Make, photo: Make) -> No
 def test_a_server_that_goes_away_for_good_leaves_the_good_scores(caller: Make, photo: Make) -> None:
     server = KServeServer()
     server.behaviour = lambda number, images, context: (
-        threading.Thread(target=server.stop).start() or time.sleep(0.2) if number == 8 else None
+        stop_under_way(server, context) if number == 8 else None
     )
     policy = RetryPolicy(attempts=50, budget_s=0.4, initial_backoff_s=0.02, max_backoff_s=0.1)
     client = caller(server.url, retry=policy, max_in_flight=2)
@@ -211,7 +212,8 @@ def test_a_server_that_goes_away_for_good_leaves_the_good_scores(caller: Make, p
     assert len(caught.value.scores) >= 6
     assert len(caught.value.scores) + len(caught.value.failures) == 30
     assert caught.value.stages == {Stage.TRANSPORT}
-    assert isinstance(caught.value.__cause__, ConnectError)
+    # The word of the server that ends, or nobody there: whichever came last.
+    assert isinstance(caught.value.__cause__, (ConnectError, ServerStopping))
 
 
 def test_a_stream_whose_server_is_gone_ends_with_the_reason(caller: Make, photo: Make) -> None:
@@ -225,8 +227,10 @@ def test_a_stream_whose_server_is_gone_ends_with_the_reason(caller: Make, photo:
             if len(reached) == 5:
                 server.stop()
 
-    with pytest.raises(ConnectError):
+    # The server says that it ends, or is gone already.
+    with pytest.raises((ConnectError, ServerStopping)) as caught:
         collect()
+    assert caught.value.stage is Stage.TRANSPORT
     assert len(reached) <= 8
     assert not any(isinstance(result, ImageFailure) for result in reached[:5])
 
@@ -237,23 +241,24 @@ def test_a_stream_whose_server_is_gone_ends_with_the_reason(caller: Make, photo:
 def test_the_deadline_of_a_call_reaches_the_server(
     caller: Make, server: KServeServer, photo: Make
 ) -> None:
-    server.delay = 5.0
+    server.delay = 60.0
     client = caller(server.url)
     client.model_info()
     start = time.monotonic()
     with pytest.raises(DeadlineExceeded):
-        client.score_one(photo(0), timeout=0.3)
-    assert time.monotonic() - start < 2.0
+        client.score_one(photo(0), timeout=1.0)
+    assert time.monotonic() - start < 10.0
     # Half of it may pass in the queue: what is handed out later ends too late.
-    assert 100_000 < server.timeouts_us[0] <= 150_000
+    assert 0 < server.timeouts_us[0] <= 500_000
     wait_until(lambda: server.cancelled == 1)
 
 
 def test_a_deadline_keeps_what_was_reached(caller: Make, server: KServeServer, photo: Make) -> None:
     server.behaviour = lambda number, images, context: (
-        server._sleep(5.0, context) if number > 3 else None
+        server._sleep(60.0, context) if number > 3 else None
     )
-    client = caller(server.url, max_in_flight=1, timeout=0.5)
+    client = caller(server.url, max_in_flight=1, timeout=2.0)
+    client.model_info()
     with pytest.raises(ScoringError) as caught:
         client.score([photo(i) for i in range(10)])
     assert sorted(caught.value.scores) == [0, 1, 2]
@@ -263,9 +268,9 @@ def test_a_deadline_keeps_what_was_reached(caller: Make, server: KServeServer, p
 
 def test_a_request_has_its_own_limit(caller: Make, server: KServeServer, photo: Make) -> None:
     server.behaviour = lambda number, images, context: (
-        server._sleep(5.0, context) if number == 1 else None
+        server._sleep(60.0, context) if number == 1 else None
     )
-    client = caller(server.url, request_timeout=0.3, max_in_flight=2)
+    client = caller(server.url, request_timeout=2.0, max_in_flight=2)
     results = client.score([photo(i) for i in range(5)], on_error="return")
     failed = [r for r in results if isinstance(r, ImageFailure)]
     assert [r.code for r in failed] == ["DEADLINE"]
@@ -302,7 +307,14 @@ def test_a_closed_client_says_so(caller: Make, server: KServeServer, photo: Make
 def test_never_more_under_way_than_allowed(
     caller: Make, server: KServeServer, photo: Make, window: int
 ) -> None:
-    server.delay = 0.02
+    full = threading.Barrier(window)
+
+    def together(number: int, images: list[bytes], context: Any) -> None:
+        if number <= window:
+            full.wait(30)
+        time.sleep(0.02)
+
+    server.behaviour = together
     caller(server.url, max_in_flight=window).score([photo(i) for i in range(40)])
     assert server.peak == window
 
@@ -342,7 +354,13 @@ def test_unknown_statuses_become_model_errors() -> None:
     assert str(error).endswith("[request id]")
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+def stop_under_way(server: KServeServer, context: Any) -> None:
+    """Stop the server, which cancels the request that it is stopped in."""
+    threading.Thread(target=server.stop).start()
+    server._sleep(60.0, context)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it never happened"

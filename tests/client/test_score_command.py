@@ -484,11 +484,16 @@ def test_what_was_scored_is_shown_although_the_server_went_away(
     from nima_client import RetryPolicy
     from nima_client.cli import _server
 
-    monkeypatch.setattr(_server, "PATIENT", RetryPolicy(budget_s=0.2))
+    # Time enough for a second attempt, which finds nobody.
+    monkeypatch.setattr(_server, "PATIENT", RetryPolicy(budget_s=2.0))
     server = KServeServer()
-    server.behaviour = lambda number, images, context: (
-        threading.Thread(target=server.stop).start() or time.sleep(0.5) if number == 3 else None
-    )
+
+    def stop(number: int, images: list[bytes], context: object) -> None:
+        if number == 3:
+            threading.Thread(target=server.stop).start()
+            server._sleep(60.0, context)  # until it is cancelled
+
+    server.behaviour = stop
     done = run(folder, "--in-flight", 1, url=server.url)
     assert done.returncode == 3
     assert "2.jpg" in done.stdout

@@ -35,7 +35,10 @@ def waits(gate: Gate, seconds: float) -> bool:
     return thread.is_alive()
 
 
-def test_first_step_waits_while_the_limit_is_between_the_steps(path: Path) -> None:
+def test_first_step_waits_while_the_limit_is_between_the_steps(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_gate, "_STILL_SECONDS", 30.0)
     decoders, network = [Gate(path, 2), Gate(path, 2)], Gate(path, 2)
     with network.taken(0):  # it is alive
         pass
@@ -86,11 +89,11 @@ def test_lost_below_the_limit_do_not_narrow_it_for_ever(path: Path) -> None:
 def test_a_slow_network_is_not_taken_for_an_idle_one(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_gate, "_STILL_SECONDS", 0.5)
+    monkeypatch.setattr(_gate, "_STILL_SECONDS", 1.0)
     decoder, network = Gate(path, 1), Gate(path, 1)
     with network.taken(0):
         decoder.passed(1)
-        assert waits(decoder, 0.8), "it is at work, however long that takes"
+        assert waits(decoder, 1.5), "it is at work, however long that takes"
         decoder.passed(1)
     assert waits(decoder, 0.1), "and has been until just now"
 
@@ -182,7 +185,8 @@ def test_processes_that_open_it_at_once_get_places_of_their_own(path: Path) -> N
         process.communicate(timeout=30)
 
 
-def test_the_config_names_file_and_limit(path: Path) -> None:
+def test_the_config_names_file_and_limit(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_gate, "_STILL_SECONDS", 5.0)
     gate = open_gate({"gate": str(path), "gate_limit": "2"})
     gate.passed(1)
     gate.wait()
