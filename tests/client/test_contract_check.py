@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -147,18 +148,33 @@ def test_a_server_that_stops_being_nima_is_noticed(
 
 
 def test_weights_behind_a_restarted_server_are_read_again(caller: Make, photo: Make) -> None:
-    with KServeServer() as first:
+    first, others = KServeServer(), []
+    described = threading.Event()
+
+    def restart() -> None:
+        first.stop()
+        others.append(KServeServer(lambda *_: described.wait(30), port=first.port))
+        newer = dataclasses.replace(FAKE_MODEL, checkpoint_name="newer")
+        others[0].description = describe_model(newer)
+        described.set()
+
+    thread = threading.Thread(target=restart)
+
+    def ends(number: int, images: list[bytes], context: Any) -> None:
+        if number == 2:
+            thread.start()
+            first._sleep(60.0, context)  # until it is cancelled
+
+    first.behaviour = ends
+    try:
         client = caller(first.url)
         assert client.score_one(photo(0)).checkpoint_name == "fake"
-        port = first.port
-    second = KServeServer(port=port)
-    try:
-        newer = dataclasses.replace(FAKE_MODEL, checkpoint_name="newer")
-        second.description = describe_model(newer)
-        # The same version number as before: only the broken connection tells.
+        # The same version number as before: only the broken request tells.
         assert client.score([photo(0)])[0].checkpoint_name == "newer"
     finally:
-        second.stop()
+        thread.join(30)
+        for server in (first, *others):
+            server.stop()
 
 
 def test_reading_the_facts_again_ends_with_the_call(
