@@ -23,9 +23,9 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 from nima_build.bench import BenchError
-from nima_build.bench.limit import network_session
 from nima_build.bench.photos import LARGE_MEGAPIXELS, Photo, load_photos
-from nima_build.repository import default_repository, load_metadata
+from nima_build.onnx_session import cpu_session
+from nima_build.repository import check_graph, default_repository, load_metadata
 from nima_client.preprocess import PreprocessSpec, preprocess
 
 
@@ -73,7 +73,7 @@ def main() -> None:
         parser.error(f"no JPEG of {LARGE_MEGAPIXELS:g} megapixels or more in {options.folder}")
     repository = default_repository()
     spec = load_metadata(repository).spec
-    session = network_session(repository / "nima_network" / "1" / "model.onnx")
+    session = cpu_session(check_graph(repository, "fp32"))
 
     def rating(pixels: np.ndarray) -> float:
         return float(session.run(["MEAN"], {"PIXELS": pixels[None]})[0][0, 0])

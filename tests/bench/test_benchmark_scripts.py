@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import runpy
 import shutil
 import socket
 import sys
@@ -25,6 +26,40 @@ def load_script(path: Path):
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+SCRIPTS = sorted(
+    str(path.relative_to(BENCHMARKS))
+    for path in BENCHMARKS.glob("**/*.py")
+    if "ArgumentParser(" in path.read_text()
+)
+
+
+def run_script(monkeypatch, name: str, *arguments: str) -> None:
+    """Run a script as ``python benchmarks/NAME`` does, in this process: its imports are shared."""
+    path = BENCHMARKS / name
+    known = set(sys.modules)
+    monkeypatch.setattr(sys, "argv", [str(path), *arguments])
+    monkeypatch.setattr(sys, "path", [str(path.parent), *sys.path])
+    try:
+        runpy.run_path(str(path), run_name="__main__")
+    finally:
+        # Two folders have a ``variants``: none may be found in the place of the other.
+        for module in set(sys.modules) - known:
+            if BENCHMARKS in Path(getattr(sys.modules[module], "__file__", None) or "/").parents:
+                del sys.modules[module]
+
+
+def test_every_script_is_there():
+    assert {"decode.py", "variants.py", "peers/compare.py", "gpu/serve.py"} <= set(SCRIPTS)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_starts(name, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_script(monkeypatch, name, "--help")
+    assert ended.value.code == 0
+    assert "usage: " in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
