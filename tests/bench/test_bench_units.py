@@ -5,18 +5,18 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import itertools
 import json
 import struct
 import subprocess
 import sys
-from itertools import pairwise
 
 import pytest
 from typer.testing import CliRunner
 
-from nima_build.bench import BenchError
+from nima_build.bench import BenchError, session
 from nima_build.bench.cpu import CpuMeter, CpuTime
-from nima_build.bench.limit import Limit
+from nima_build.bench.limit import Limit, Pace
 from nima_build.bench.open_loop import due_times, percentiles
 from nima_build.bench.perf_analyzer import Load, Measured, find_perf_analyzer, parse_report
 from nima_build.bench.photos import load_photos, perf_inputs, split_by_size
@@ -88,10 +88,10 @@ def test_a_load_is_closed_or_open():
 
 def test_report_of_perf_analyzer_is_read():
     text = (
-        "Concurrency,Inferences/Second,Client Send,p50 latency,p90 latency,p95 latency,p99 latency"
-        "\n1,10,5,100000,1,1,1\n8,126.5,7,63000,70000,71500,78000\n"
+        "Concurrency,Inferences/Second,Client Send,p50 latency,p90 latency,p95 latency,p99 latency,"
+        "Avg latency\n1,10,5,100000,1,1,1,1\n8,126.5,7,63000,70000,71500,78000,64000\n"
     )
-    assert parse_report(text) == Measured(126.5, 63.0, 71.5, 78.0)
+    assert parse_report(text) == Measured(126.5, 63.0, 71.5, 78.0, 64.0)
     with pytest.raises(BenchError, match="cannot be read"):
         parse_report("Concurrency\n")
 
@@ -106,7 +106,7 @@ def test_due_times_are_poisson_at_the_rate():
     times = due_times(rate=200.0, seconds=50.0, seed=3)
     assert times == sorted(times) == due_times(200.0, 50.0, 3)
     assert len(times) == pytest.approx(10_000, rel=0.05)
-    gaps = [b - a for a, b in pairwise(times)]
+    gaps = [b - a for a, b in itertools.pairwise(times)]
     # Of exponential gaps 1/e are longer than the mean.
     assert sum(gap > 1 / 200 for gap in gaps) / len(gaps) == pytest.approx(0.368, abs=0.03)
     assert len(due_times(rate=0.001, seconds=1.0, seed=0)) == 1
@@ -118,7 +118,7 @@ def test_percentiles_in_milliseconds():
 
 
 def sample(repeat: int, throughput: float, limit: float, tool: str = "perf_analyzer") -> Sample:
-    measured = Measured(throughput, 10.0 + repeat, 20.0, 30.0)
+    measured = Measured(throughput, 10.0 + repeat, 20.0, (30.0, 44.0, 12.0)[repeat], 12.0 + repeat)
     stages = Stages(requests=50, queue=1.0, decode=2.0, network=4.0, server=8.0)
     cpu = CpuTime(in_process=8.0, server=9.0, generator=1.0)
     return Sample("small", tool, Load(concurrency=8), repeat, measured, limit, stages, 0, cpu)
@@ -143,7 +143,10 @@ def test_shares_are_medians_of_the_ratios_not_ratios_of_the_medians(result):
     assert row.throughput == 90.0
     assert (row.low, row.high) == (57.0, 104.5)
     assert row.share == pytest.approx(0.95)
-    assert row.transport == pytest.approx(3.0)
+    # 3, 4 and 1: the median of the ratios is not the ratio of the medians (30 / 11).
+    assert row.tail == pytest.approx(3.0)
+    # Means less means, 4, 5 and 6.
+    assert row.transport == pytest.approx(5.0)
     assert rows(result, "small", "sdk") == []
 
 
@@ -155,10 +158,86 @@ def test_reports_hold_every_sample_and_the_limit(result, tmp_path):
     assert "| 8 in flight | 8.00 | 9.00 | 1.00 | 80% | 89% |" in to_markdown(result)
     assert float(table[0]["cpu_share"]) == pytest.approx(0.8)
     assert float(table[0]["cpu_server_share"]) == pytest.approx(8 / 9, rel=1e-3)
+    assert "| 20.0 | 30.0 | 3.00 |" in to_markdown(result)
     written = write_report(result, tmp_path / "out")
     document = json.loads((tmp_path / "out" / "results.json").read_text())
     assert document["samples"][1]["share_of_limit"] == pytest.approx(0.95)
     assert {"results.json", "results.csv", "summary.md"} <= {path.name for path in written}
+
+
+def test_transport_is_told_when_it_is_below_zero():
+    stages = Stages(requests=5, queue=0.0, decode=2.0, network=4.0, server=8.0)
+    assert stages.transport(7.5) == pytest.approx(-0.5)
+
+
+class NoMeter:
+    """Stands for what reads the server's statistics."""
+
+    def __init__(self, url: str) -> None:
+        self.lap = self.close = lambda: None
+
+
+class NoLimits(NoMeter):
+    """Stands for the processes that measure the limit."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __enter__(self) -> NoLimits:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def measure(self, _seconds: float) -> Limit:
+        return Limit(300.0, 150.0, 100.0, 10.0)
+
+    def pace(self, *_: object) -> Pace:
+        return Pace(100.0, 10.0)
+
+
+@pytest.fixture
+def sweep(monkeypatch, folder):
+    """Runs two rounds of one load over small and large photos; the load generator fails once."""
+    monkeypatch.setattr(session, "StageMeter", NoMeter)
+    monkeypatch.setattr(session, "LimitMeter", NoLimits)
+
+    def run(fail_at: int):
+        calls = itertools.count()
+
+        def load(*_: object) -> Measured:
+            if next(calls) == fail_at:
+                raise BenchError("perf_analyzer failed\nas told")
+            return Measured(90.0, 10.0, 20.0, 30.0, 11.0)
+
+        monkeypatch.setattr(session, "run_perf_analyzer", load)
+        return session.run_sweep(
+            *("127.0.0.1:1", split_by_size(load_photos([folder])), None, "", ""),
+            session.Sweep(concurrencies=(1,), rate_shares=(), repeats=2),
+            *("a network", lambda _line: None),
+        )
+
+    return run
+
+
+def test_a_failure_leaves_what_was_measured_and_is_told(sweep, tmp_path):
+    # Each set: one call to warm up, one a round.
+    assert (sweep(99).failure, len(sweep(99).samples)) == ("", 4)
+    for fail_at, samples, sets in (
+        (2, 1, ["small"]),
+        (3, 2, ["small"]),
+        (5, 3, ["small", "large"]),
+    ):
+        result = sweep(fail_at)
+        assert len(result.samples) == samples
+        assert list(result.sets) == list(result.limits) == sets
+        assert result.failure == "perf_analyzer failed as told"
+        write_report(result, tmp_path)
+        assert "**Incomplete**: ended early by a failure (perf_analyzer failed as told)" in (
+            (tmp_path / "summary.md").read_text()
+        )
+        assert json.loads((tmp_path / "results.json").read_text())["complete"] is False
+    for nothing in (0, 1):
+        with pytest.raises(BenchError, match="as told"):
+            sweep(nothing)
 
 
 def test_cpu_time_is_that_of_the_server_and_of_ended_children():

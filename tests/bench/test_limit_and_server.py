@@ -6,25 +6,35 @@ hour to hour. The bounds are generous; `nima bench` has the real figures.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
+import os
 import resource
+import signal
 import statistics
+import subprocess
+import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from nima_build.bench import BenchError
 from nima_build.bench.limit import LimitMeter
 from nima_build.bench.open_loop import run_open_loop
 from nima_build.bench.perf_analyzer import Load, find_perf_analyzer, run_perf_analyzer
 from nima_build.bench.photos import PhotoSet, load_photos, write_perf_inputs
+from nima_build.bench.served import served_network
 from nima_build.bench.session import Sweep, run_sweep
 from nima_build.bench.stages import StageMeter
-from nima_build.repository import ONNX_NAME, default_repository
+from nima_build.cli.bench import app as bench_app
+from nima_build.repository import ONNX_NAME, default_repository, load_metadata
 from nima_build.server import EmbeddedServer, ServerOptions
 from nima_client import NimaClient
 from nima_client.contract import NETWORK_MODEL
@@ -153,9 +163,71 @@ def test_a_sweep_measures_everything_in_turn(triton, photos, perf_analyzer):
         ("perf_analyzer", True),
         ("sdk", True),
     ]
+    # The mean, which perf_analyzer tells in a column of its own, is no percentile in disguise.
+    assert all(0.2 * s.measured.p50 < s.measured.mean < 5 * s.measured.p99 for s in result.samples)
+    assert all(s.stages.transport(s.measured.mean) < s.measured.mean for s in result.samples)
     assert all(s.limit > 0 and s.measured.throughput > 0 for s in result.samples)
     assert [s.load.batch for s in result.samples] == [2, 2, 1, 1]
     assert len(lines) == 4
+
+
+@pytest.fixture
+def waiting_bench(triton, photos, tmp_path, encoded):
+    """``nima bench`` against the server, held up in its load generator, and its processes."""
+    (tmp_path / "photo.jpg").write_bytes(encoded[0])
+    generator = tmp_path / "perf_analyzer"
+    generator.write_text('#!/bin/sh\ntouch "$TMPDIR/begun"\nexec sleep 60\n')
+    generator.chmod(0o755)
+    command = [sys.executable, "-m", "nima_client.cli.main", "bench", str(tmp_path / "photo.jpg")]
+    bench = subprocess.Popen(
+        [*command, "--url", triton.grpc_url, "--out", str(tmp_path / "out")],
+        env={**os.environ, "TMPDIR": str(tmp_path), "NIMA_PERF_ANALYZER": str(generator)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "begun").exists():
+        assert bench.poll() is None, bench.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    children = psutil.Process(bench.pid).children(recursive=True)
+    yield bench, children
+    for process in (bench, *children):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    bench.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_ending_a_run_from_outside_leaves_no_process(waiting_bench, tmp_path, number):
+    bench, children = waiting_bench
+    workers = [c for c in children if "--multiprocessing-fork" in c.cmdline()]
+    assert len(workers) == len(os.sched_getaffinity(0))
+    bench.send_signal(number)
+    status = bench.wait(20)
+    killed = number == signal.SIGKILL
+    assert status == (-number if killed else 128 + number)
+    assert psutil.wait_procs(workers if killed else children, timeout=5)[1] == []
+    if not killed:
+        assert list(tmp_path.glob("nima-*")) == []
+
+
+def test_a_server_that_runs_something_else_is_not_measured(triton, photos, tmp_path, monkeypatch):
+    metadata = load_metadata(default_repository())
+    served = served_network(triton.grpc_url, metadata, "fp32")
+    assert served == f"{metadata.name} ({metadata.checkpoint_sha256[:12]}), fp32"
+    other = replace(metadata, name="other", checkpoint_sha256="f" * 64)
+    with pytest.raises(BenchError, match=r"would run other \(ffffffffffff.*--model-repository"):
+        served_network(triton.grpc_url, other, "fp32")
+    with pytest.raises(BenchError, match="cannot be measured"):
+        served_network("127.0.0.1:1", metadata, "fp32")
+    # The command asks before it measures anything.
+    monkeypatch.setenv("NIMA_PERF_ANALYZER", "/bin/false")
+    (tmp_path / "photo.jpg").write_bytes(photos[0].data)
+    arguments = [str(tmp_path), "--url", triton.grpc_url, "--precision", "int8"]
+    done = CliRunner().invoke(bench_app, arguments)
+    assert done.exit_code == 1
+    assert "runs fp32, but the limit would run int8: give --precision fp32" in done.output
 
 
 def test_processes_keep_the_memory_of_a_camera_photo():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nima_build.bench import BenchError
+from nima_build.processes import end_with_parent
 from nima_client.preprocess import PreprocessSpec
 
 STAGES = ("decode", "network", "combined")
@@ -70,6 +72,10 @@ def _work(
     from nima_client.contract import OUTPUT_DISTRIBUTION, OUTPUT_MEAN, OUTPUT_STD, PIXELS
     from nima_client.preprocess import preprocess
 
+    parent = multiprocessing.parent_process()
+    end_with_parent(signal.SIGKILL, parent.pid if parent is not None else None)
+    # Ctrl-C reaches the whole group; the parent ends this process in its own time.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.sched_setaffinity(0, {core})
     session = cpu_session(onnx)
     outputs = [OUTPUT_DISTRIBUTION, OUTPUT_MEAN, OUTPUT_STD]
@@ -100,6 +106,8 @@ def _work(
 class LimitMeter:
     """Measures the limit with one process per core; a context manager that ends them.
 
+    Enter it in a thread that lives as long: the kernel ends the processes with that thread.
+
     The processes sleep between measurements, so that the meter can be kept through a whole run and
     asked again and again in turn with the server.
 
@@ -121,6 +129,14 @@ class LimitMeter:
         self._answers: Any = None
 
     def __enter__(self) -> LimitMeter:
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._answers = context.Queue()
         for core in self._cores:
@@ -135,7 +151,6 @@ class LimitMeter:
             self._orders.append(orders)
         for _ in self._cores:
             self._answer(_START_TIMEOUT)
-        return self
 
     def __exit__(self, *_: object) -> None:
         for orders in self._orders:

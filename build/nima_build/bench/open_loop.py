@@ -93,13 +93,19 @@ def run_open_loop(
         seed: of the random times.
 
     Raises:
-        BenchError: not one request was answered.
+        BenchError: not one request was answered, or not the one that is sent beforehand.
     """
-    latencies, failures, taken = asyncio.run(_run(url, photos, due_times(rate, seconds, seed)))
+    from nima_client import NimaError
+
+    try:
+        latencies, failures, taken = asyncio.run(_run(url, photos, due_times(rate, seconds, seed)))
+    except NimaError as error:
+        raise BenchError(f"the first photo was not scored: {error}") from None
     if not latencies:
         raise BenchError(f"no request was answered: {failures[0]}")
+    mean = statistics.fmean(latencies) * 1000
     return OpenLoopResult(
-        measured=Measured(len(latencies) / taken, *percentiles(latencies)),
+        measured=Measured(len(latencies) / taken, *percentiles(latencies), mean),
         sent=len(latencies) + len(failures),
         failed=len(failures),
         first_failure=failures[0] if failures else "",

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nima_build.bench.machine import one_line
-from nima_build.bench.perf_analyzer import Load
+from nima_build.bench.perf_analyzer import Load, Measured
 from nima_build.bench.session import Result, Sample
+from nima_build.bench.stages import Stages
 from nima_client._files import write_atomic
 
 _COLUMNS = (
     *("photos", "tool", "concurrency", "rate", "request_size", "repeat"),
     *("images_per_second", "limit"),
-    *("share_of_limit", "p50_ms", "p95_ms", "p99_ms"),
+    *("share_of_limit", "p50_ms", "p95_ms", "p99_ms", "mean_ms"),
     *("queue_ms", "decode_ms", "network_ms", "server_ms", "failed"),
     *("cpu_ms_in_process", "cpu_ms_server", "cpu_ms_generator", "cpu_share", "cpu_server_share"),
 )
@@ -32,7 +33,8 @@ class Row:
         load: the load.
         throughput: images per second; ``low`` and ``high`` are the least and the most.
         share: of the machine's limit, the median of the rounds' own ratios.
-        transport: what a client sees beyond the server's own time.
+        tail: p99/p50, the median of the rounds' own ratios.
+        transport: mean latency of a client beyond the server's own mean, likewise.
         cpu: CPU milliseconds an image (in process, server, generator) and the share of the limit
             they make possible; None where they were not measured.
     """
@@ -45,6 +47,7 @@ class Row:
     p50: float
     p95: float
     p99: float
+    tail: float
     queue: float
     decode: float
     network: float
@@ -66,12 +69,11 @@ def _row(load: Load, samples: list[Sample]) -> Row:
     def median(of: Callable[[Sample], float]) -> float:
         return statistics.median(of(sample) for sample in samples)
 
-    def stage(name: str) -> float:
-        values = [getattr(s.stages, name) for s in samples if s.stages is not None]
+    def stage(of: Callable[[Stages, Measured], float]) -> float:
+        values = [of(s.stages, s.measured) for s in samples if s.stages is not None]
         return statistics.median(values) if values else float("nan")
 
     rates = [sample.measured.throughput for sample in samples]
-    p50 = median(lambda s: s.measured.p50)
     times = [s.cpu.to_dict() for s in samples if s.cpu is not None]
     return Row(
         load=load,
@@ -79,13 +81,14 @@ def _row(load: Load, samples: list[Sample]) -> Row:
         low=min(rates),
         high=max(rates),
         share=median(lambda s: s.share),
-        p50=p50,
+        p50=median(lambda s: s.measured.p50),
         p95=median(lambda s: s.measured.p95),
         p99=median(lambda s: s.measured.p99),
-        queue=stage("queue"),
-        decode=stage("decode"),
-        network=stage("network"),
-        transport=max(0.0, p50 - stage("server")),
+        tail=median(lambda s: s.measured.p99 / s.measured.p50),
+        queue=stage(lambda stages, _: stages.queue),
+        decode=stage(lambda stages, _: stages.decode),
+        network=stage(lambda stages, _: stages.network),
+        transport=stage(lambda stages, measured: stages.transport(measured.mean)),
         failed=sum(sample.failed for sample in samples),
         cpu={key: statistics.median(t[key] for t in times) for key in times[0]} if times else None,
     )
@@ -102,8 +105,8 @@ def to_csv(result: Result) -> str:
             [stages.queue, stages.decode, stages.network, stages.server] if stages else [""] * 4
         )
         m = s.measured
-        figures = [m.throughput, s.limit, s.share, m.p50, m.p95, m.p99, *inside]
-        shown = [f"{v:.4g}" if isinstance(v, float) else v for v in figures]
+        figures = [m.throughput, s.limit, s.share, m.p50, m.p95, m.p99, m.mean]
+        shown = [f"{v:.4g}" if isinstance(v, float) else v for v in [*figures, *inside]]
         writer.writerow(
             [s.photos, s.tool, s.load.concurrency, s.load.rate, s.load.batch, s.repeat]
             + [*shown, s.failed]
@@ -115,6 +118,8 @@ def to_csv(result: Result) -> str:
 def to_markdown(result: Result) -> str:
     """The tables, each under the limit of the machine."""
     text = [f"# Load test\n\n{one_line(result.machine)}. Network: {result.network}.\n"]
+    if result.failure:
+        text.append(f"**Incomplete**: ended early by a failure ({result.failure}).\n")
     for name, description in result.sets.items():
         limit = result.median_limit(name)
         text.append(
@@ -134,14 +139,14 @@ def to_markdown(result: Result) -> str:
                 text.append(f"CPU time an image:\n\n{_cpu_table(table)}\n")
     repeats = 1 + max((s.repeat for s in result.samples), default=0)
     text.append(
-        f"Medians of {repeats} rounds (least to most in brackets). The limit is measured right "
-        "before and after every measurement; a share is the median of the ratios to both's mean. "
-        "Queue, decode and network are means inside the server (copies included), transport is "
-        "the p50 a client sees less the server's own time. CPU time does not count what other "
-        "programs took, so it holds on a shared machine, too. Its first ratio is the share of the "
-        "limit that server and generator can reach on the same busy cores, its last the server's "
-        "with the generator elsewhere. Figures of different runs must not "
-        "be compared.\n"
+        f"Medians of {'up to ' if result.failure else ''}{repeats} rounds (least to most in "
+        "brackets). The limit is measured right before and after every measurement; a share is the "
+        "median of the ratios to both's mean, p99/p50 that of the rounds' own. Queue, decode and "
+        "network are means inside the server (copies included), transport is the mean a client "
+        "sees less the server's own. CPU time does not count what other programs took, so it holds "
+        "on a shared machine, too. Its first ratio is the share of the limit that server and "
+        "generator can reach on the same busy cores, its last the server's with the generator "
+        "elsewhere. Figures of different runs must not be compared.\n"
     )
     return "\n".join(text)
 
@@ -155,7 +160,7 @@ def _table(table: Iterable[Row]) -> str:
     for r in table:
         lines.append(
             f"| {r.load.label} | {r.throughput:.1f} ({r.low:.1f}–{r.high:.1f}) | {r.share:.0%} "
-            f"| {r.p50:.1f} | {r.p95:.1f} | {r.p99:.1f} | {r.p99 / r.p50:.2f} "
+            f"| {r.p50:.1f} | {r.p95:.1f} | {r.p99:.1f} | {r.tail:.2f} "
             f"| {r.queue:.1f} | {r.decode:.1f} | {r.network:.1f} | {r.transport:.1f} "
             f"| {r.failed} |"
         )

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nima_build.bench import BenchError
 from nima_build.bench.cpu import CpuMeter, CpuTime
 from nima_build.bench.limit import Limit, LimitMeter, Pace
 from nima_build.bench.machine import describe_machine
@@ -82,6 +83,7 @@ class Result:
         limits: limit by photo set; one entry a round.
         samples: every measurement.
         network: name and hash of the network served.
+        failure: what ended the run before its end; empty for a complete one.
     """
 
     machine: dict[str, Any]
@@ -89,6 +91,7 @@ class Result:
     sets: dict[str, str] = field(default_factory=dict)
     limits: dict[str, list[Limit]] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
+    failure: str = ""
 
     def median_limit(self, photos: str) -> Limit:
         """Median of each figure over the rounds."""
@@ -105,6 +108,8 @@ class Result:
         return {
             "machine": self.machine,
             "network": self.network,
+            "complete": not self.failure,
+            "failure": self.failure,
             "photo_sets": self.sets,
             "limits": limits,
             "samples": samples,
@@ -135,12 +140,42 @@ def run_sweep(
         report: receives one line a measurement.
         server_pids: gives the server's processes, to read their CPU time.
 
+    Returns:
+        Everything measured. After a failure (of the load generator, of the server) that is what
+        came before it, and ``failure`` says what it was.
+
     Raises:
-        BenchError: the load generator failed.
+        BenchError: it failed before anything was measured.
     """
     result = Result(machine=describe_machine(), network=network)
     meter = StageMeter(url)
     cpu = CpuMeter(server_pids) if server_pids is not None else None
+    try:
+        _measure_sets(result, url, sets, spec, onnx, perf_analyzer, sweep, report, meter, cpu)
+    except (BenchError, OSError) as error:
+        if not result.samples:
+            raise
+        result.failure = " ".join(str(error).split())
+        measured = {sample.photos for sample in result.samples}
+        for name in set(result.sets) - measured:
+            del result.sets[name], result.limits[name]
+    finally:
+        meter.close()
+    return result
+
+
+def _measure_sets(
+    result: Result,
+    url: str,
+    sets: Sequence[PhotoSet],
+    spec: PreprocessSpec,
+    onnx: Path,
+    perf_analyzer: Path,
+    sweep: Sweep,
+    report: Callable[[str], None],
+    meter: StageMeter,
+    cpu: CpuMeter | None,
+) -> None:
     with tempfile.TemporaryDirectory(prefix="nima-bench-") as folder:
         for photos in sets:
             result.sets[photos.name] = photos.describe()
@@ -162,8 +197,6 @@ def run_sweep(
                     report=report,
                 )
                 bench.run(sweep)
-    meter.close()
-    return result
 
 
 @dataclass

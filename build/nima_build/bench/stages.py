@@ -28,8 +28,13 @@ class Stages:
     server: float
 
     def transport(self, latency: float) -> float:
-        """What a client sees (ms) and the server does not: network, encoding, the client's own."""
-        return max(0.0, latency - self.server)
+        """What a client sees and the server does not: network, encoding, the client's own.
+
+        Args:
+            latency: the client's mean in ms, since ``server`` is a mean. Below zero by a little
+                where the two did not count the very same requests.
+        """
+        return latency - self.server
 
     def to_dict(self) -> dict[str, float]:
         """JSON-ready fields."""
@@ -50,24 +55,33 @@ class StageMeter:
         import tritonclient.grpc as triton
         from tritonclient.utils import InferenceServerException
 
+        self._url, self._error = url, InferenceServerException
         self._client: Any = triton.InferenceServerClient(url)
         try:
             self._last = self._read()
-        except InferenceServerException as error:
+        except BenchError:
             self._client.close()
-            raise BenchError(f"no Triton answers at {url} ({error.message()})") from None
+            raise
 
     def _read(self) -> dict[str, tuple[int, int, int, int]]:
         """Per model: successful requests, and nanoseconds of all, queue and compute."""
+        try:
+            statistics = self._client.get_inference_statistics()
+        except self._error as error:
+            raise BenchError(f"no Triton answers at {self._url} ({error.message()})") from None
         read = {}
-        for entry in self._client.get_inference_statistics().model_stats:
+        for entry in statistics.model_stats:
             stats = entry.inference_stats
             compute = stats.compute_input.ns + stats.compute_infer.ns + stats.compute_output.ns
             read[entry.name] = (stats.success.count, stats.success.ns, stats.queue.ns, compute)
         return read
 
     def lap(self) -> Stages | None:
-        """Means since the last look; None when no request succeeded in between."""
+        """Means since the last look; None when no request succeeded in between.
+
+        Raises:
+            BenchError: the server no longer answers.
+        """
         before, self._last = self._last, self._read()
 
         def mean(model: str, field: int) -> float:

@@ -58,15 +58,19 @@ def bench(
 ) -> None:
     """Load-test a server with perf_analyzer and through the client, in turn with the limit.
 
-    The limit is what the same decoder and network do in process on all cores of this machine.
-    Writes results.json, results.csv, summary.md and plots, and prints the summary.
+    The limit is what the same decoder and network do in process on all cores of this machine. A
+    server named by --url must run the network and precision that the limit does.
+    Writes results.json, results.csv, summary.md and plots, and prints the summary. A run that fails
+    on the way reports what it has, marked as incomplete, and exits with 1.
     """
     from nima_build.bench import BenchError
     from nima_build.bench.perf_analyzer import find_perf_analyzer
     from nima_build.bench.photos import load_photos, split_by_size
     from nima_build.bench.report import to_markdown, write_report
+    from nima_build.bench.served import served_network
     from nima_build.bench.session import Sweep, run_sweep
     from nima_build.metadata import ArtefactError
+    from nima_build.processes import orderly_end
     from nima_build.repository import check_graph, default_repository, load_metadata
     from nima_build.server import EmbeddedServer, ServerError, ServerOptions
 
@@ -89,6 +93,7 @@ def bench(
         metadata = load_metadata(repository)
         onnx = check_graph(repository, precision.value)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(orderly_end())
             pids = None
             if not url:
                 report("starting a server …")
@@ -99,7 +104,7 @@ def bench(
                 )
                 server = stack.enter_context(EmbeddedServer(options))
                 url, pids = server.grpc_url, lambda: {server.pid or 0, *server.stub_pids()}
-            network = f"{metadata.name} ({metadata.checkpoint_sha256[:12]}), {precision.value}"
+            network = served_network(url, metadata, precision.value)
             result = run_sweep(url, sets, metadata.spec, onnx, binary, sweep, network, report, pids)
         files = write_report(result, out)
     except (BenchError, ArtefactError, ServerError, OSError) as error:
@@ -107,3 +112,6 @@ def bench(
         raise typer.Exit(1) from None
     print(to_markdown(result))
     print(f"Written: {', '.join(str(path) for path in files)}")
+    if result.failure:
+        report(f"ended early, the report is incomplete: {result.failure}")
+        raise typer.Exit(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import secrets
@@ -17,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from nima_build.metadata import ModelMetadata
+from nima_build.processes import end_with_parent
 from nima_build.repository import (
     RenderOptions,
     cpu_instances,
@@ -35,7 +35,6 @@ from nima_build.server._rollout import Repository, Rollout
 from nima_client._gate import create_gate
 from nima_client.contract import NETWORK_MODEL, PREPROCESS_MODEL
 
-_PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.05
 _SETTLED_SECONDS = 1.0
 _CRASHES_WHILE_STARTING = 2
@@ -47,11 +46,6 @@ _LOG_ERROR = re.compile(r"Z E \d+ (?!.*(?:CudaDriver|CUDA driver))|Error: |^erro
 def available_cores() -> int:
     """Cores this process may run on (affinity, not the machine's count)."""
     return len(os.sched_getaffinity(0))
-
-
-def _end_with_parent() -> None:
-    """In the child, before exec: no orphaned server when this process is killed."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class EmbeddedServer:
@@ -296,7 +290,8 @@ class EmbeddedServer:
                 stderr=log,
                 env=environment(),
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
+                # No orphaned server when this process is killed.
+                preexec_fn=end_with_parent,
             )
         try:
             self._wait_ready()
