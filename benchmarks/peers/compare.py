@@ -2,11 +2,13 @@
 
     make bench-peers        or        python benchmarks/peers/compare.py --photos FOLDER
 
-All servers run at once and are loaded in turn, a second or two each, for several rounds, with the
-limit of the machine in between: the tables give ratios within a round. Every server answers on
+All servers are up at once and are loaded in turn, a second or two each, for several rounds, with
+the limit of the machine in between: the tables give ratios within a round. Those whose turn it is
+not are stopped (``turns.py``). Every server answers on
 loopback over HTTP to the same load generator, with the same network, and with the same decoder
 except where the name says otherwise. Programs that have no server (Keras, IQA-PyTorch) score the
-same photos from files, in turn with the product.
+same photos from files, in turn with the product. What fails is left out from there on and named;
+the files are written after every round.
 """
 
 from __future__ import annotations
@@ -15,24 +17,24 @@ import argparse
 import contextlib
 import json
 import os
-import signal
-import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import loopback
 import offline
 import servers
-from http_load import closed_loop
-from tables import OfflineSample, Sample, offline_table, plot, tables
+from http_load import LoadError
+from rounds import OFFLINE_CONCURRENCY, Failures, measure, measure_offline
+from tables import OfflineSample, Sample, median_limit, offline_table, plot, tables
 
 from nima_build.bench import BenchError
 from nima_build.bench.limit import LimitMeter
 from nima_build.bench.machine import describe_machine, one_line
-from nima_build.bench.open_loop import percentiles
-from nima_build.bench.photos import load_photos, split_by_size
+from nima_build.bench.photos import photo_set
+from nima_build.processes import orderly_end
 from nima_build.repository import GRAPHS, default_repository, load_metadata
 from nima_client._files import write_atomic
 
@@ -45,84 +47,151 @@ PEERS = {
     "triton-tutorial": servers.triton_tutorial,
 }
 MEAN_TOLERANCE = 0.05  # a full decode instead of the reduced one, rounding
-OFFLINE_CONCURRENCY = 8
 
 
-def check_same_work(targets: list[servers.Target]) -> None:
-    """Every server must score the first photos alike, or its speed means nothing."""
-    for index in range(min(3, len(targets[0].requests))):
-        wanted = targets[0].mean(index)
-        for target in targets[1:]:
-            got = target.mean(index)
-            if abs(got - wanted) > MEAN_TOLERANCE:
-                raise SystemExit(f"{target.name} scores photo {index} {got}, not {wanted}")
+def check_same_work(product: servers.Target, peer: servers.Target) -> None:
+    """Both must score the first photos alike, or the peer's speed means nothing.
+
+    Raises:
+        LoadError, OSError: it does not, or does not answer.
+    """
+    for index in range(min(3, len(product.requests))):
+        wanted, got = product.mean(index), peer.mean(index)
+        if abs(got - wanted) > MEAN_TOLERANCE:
+            raise LoadError(f"it scores photo {index} {got}, not {wanted}")
 
 
-def load(target: servers.Target, concurrency: int, seconds: float) -> dict[str, float]:
-    """Throughput, CPU time and latencies of one server."""
-    before = target.cpu_seconds()
-    rate, latencies, answered = closed_loop(target.address, target.requests, concurrency, seconds)
-    cpu_ms = (target.cpu_seconds() - before) / answered * 1000
-    p50, p95, p99 = percentiles(latencies)
-    return {
-        "images_per_second": rate,
-        "cpu_ms": cpu_ms,
-        "p50_ms": p50,
-        "p95_ms": p95,
-        "p99_ms": p99,
-    }
+@dataclass
+class Run:
+    """What is measured, and where it is written.
+
+    Attributes:
+        out: path of the files, without their suffix.
+        title: the photos.
+        machine: from :func:`nima_build.bench.machine.describe_machine`.
+        network: what every server runs.
+        precision: its graph.
+        concurrencies: requests in flight.
+        seconds: length of a measurement.
+        names: of the servers, the product first.
+        samples: measured so far.
+        alone: of programs without a server.
+        failures: who failed, and when.
+        finished: whether all rounds are over.
+    """
+
+    out: Path
+    title: str
+    machine: dict[str, Any]
+    network: str
+    precision: str
+    concurrencies: list[int]
+    seconds: float
+    names: list[str] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    alone: list[OfflineSample] = field(default_factory=list)
+    failures: Failures = field(default_factory=dict)
+    finished: bool = False
+
+    @contextlib.contextmanager
+    def left_out(self, name: str) -> Iterator[None]:
+        """A failure within it leaves that one out, by name."""
+        try:
+            yield
+        except (RuntimeError, OSError) as error:
+            self.failures[name] = " ".join(str(error).split())[:600]
+            print(f"{name} is left out: {self.failures[name]}", flush=True)
+
+    @property
+    def measured(self) -> list[str]:
+        """The names of which there are samples."""
+        known = {sample.server for sample in self.samples}
+        return [name for name in self.names if name in known]
+
+    def text(self) -> str:
+        """The tables."""
+        rounds = 1 + max(sample.round for sample in self.samples)
+        lines = [f"# Peers, {self.title}", f"{one_line(self.machine)}. Network: {self.network}."]
+        lines += [f"**Left out** {name}: {why}" for name, why in self.failures.items()]
+        if not self.finished:
+            lines.append("**Incomplete**: written before the run was over.")
+        lines += [
+            tables(self.samples, self.measured, self.concurrencies),
+            f"Ratios are medians of {rounds} rounds' own ratios, the rest medians. "
+            f"{self.seconds:g} s a measurement, loaded in turn over HTTP by one generator on the "
+            "same cores, all servers up, those whose turn it is not stopped; the limit is measured "
+            "right before and after every turn.",
+        ]
+        if self.alone:
+            lines += [
+                "## Without a server",
+                offline_table(self.alone),
+                f"Ratios to {self.names[0]} with {OFFLINE_CONCURRENCY} in flight, measured right "
+                "before.",
+            ]
+        return "\n\n".join(lines) + "\n"
+
+    def document(self) -> str:
+        """Everything as JSON; a sample a line, since its latencies are many."""
+        facts = {
+            "machine": self.machine,
+            "network": self.network,
+            "precision": self.precision,
+            "complete": self.finished and not self.failures,
+            "failures": self.failures,
+            "limit_images_per_second": median_limit(self.samples),
+        }
+        parts = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in facts.items()]
+        for key, found in (("samples", self.samples), ("offline", self.alone)):
+            listed = ",\n".join(f"  {json.dumps(asdict(sample))}" for sample in found)
+            parts.append(f' "{key}": [\n{listed}\n ]')
+        return "{\n" + ",\n".join(parts) + "\n}\n"
+
+    def save(self) -> None:
+        """Write JSON, Markdown and PNG, each atomically; nothing while nothing was measured."""
+        if not self.samples:
+            return
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        for suffix, content in (
+            ("json", self.document().encode()),
+            ("md", self.text().encode()),
+            ("png", plot(self.samples, self.measured, self.concurrencies, self.title)),
+        ):
+            write_atomic(self.out.with_name(f"{self.out.name}.{suffix}"), content)
 
 
-def measure(
-    targets: list[servers.Target],
-    meter: LimitMeter,
-    concurrencies: Sequence[int],
-    seconds: float,
-    rounds: int,
-) -> list[Sample]:
-    """Every server at every concurrency, in turn; the order rotates with the rounds."""
-    samples: list[Sample] = []
-    for number in range(rounds):
-        for concurrency in concurrencies:
-            limit = meter.rate("combined", seconds / 2)
-            shift = number % len(targets)
-            for target in targets[shift:] + targets[:shift]:
-                found = load(target, concurrency, seconds)
-                samples.append(Sample(target.name, concurrency, round=number, limit=limit, **found))
-                print(
-                    f"round {number + 1}, {concurrency} in flight, {target.name}: "
-                    f"{found['images_per_second']:.1f} images/s "
-                    f"({found['images_per_second'] / limit:.0%} of the limit), "
-                    f"p50 {found['p50_ms']:.1f} p99 {found['p99_ms']:.1f} ms, "
-                    f"CPU {found['cpu_ms']:.1f} ms an image",
-                    flush=True,
-                )
-    return samples
-
-
-def measure_offline(
-    product: servers.Target, programs: list[offline.Program], seconds: float, rounds: int
-) -> list[OfflineSample]:
-    """Every program without a server, in turn with the product."""
-    samples: list[OfflineSample] = []
-    for number in range(rounds):
-        for program in programs:
-            own = load(product, OFFLINE_CONCURRENCY, seconds)
-            rate, cpu_ms = program.work(seconds)
-            samples.append(
-                OfflineSample(
-                    program.name, number, rate, cpu_ms, own["images_per_second"], own["cpu_ms"]
-                )
-            )
-            print(
-                f"round {number + 1}, {program.name}: {rate:.1f} images/s, CPU {cpu_ms:.1f} ms an "
-                f"image; the product {own['images_per_second']:.1f} and {own['cpu_ms']:.1f}",
-                flush=True,
-            )
-    return samples
+def compare(
+    run: Run, setting: servers.Setting, peers: list[str], programs: list[str], rounds: int
+) -> None:
+    """Servers first, then programs without one."""
+    with contextlib.ExitStack() as up:
+        targets = [up.enter_context(servers.product(setting))]
+        for name in peers:
+            print(f"starting {name} …", flush=True)
+            with run.left_out(name):
+                targets.append(up.enter_context(PEERS[name](setting)))
+        run.names = [target.name for target in targets]
+        for peer in targets[1:]:
+            with run.left_out(peer.name):
+                check_same_work(targets[0], peer)
+        meter = up.enter_context(LimitMeter(setting.photos, setting.metadata.spec, setting.onnx))
+        measure(
+            *(targets, meter, run.concurrencies, run.seconds, rounds),
+            *(run.samples, run.failures, run.save),
+        )
+    if not programs or run.names[0] in run.failures:
+        return
+    with contextlib.ExitStack() as up:
+        product = up.enter_context(servers.product(setting))
+        ready = []
+        for name in programs:
+            with run.left_out(offline.NAMES[name]):
+                ready.append(up.enter_context(offline.program(name, setting)))
+        measure_offline(product, ready, run.seconds, rounds, run.alone, run.failures, run.save)
 
 
 def main() -> None:
+    """Command line; see the module."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", type=Path, required=True, help="folder of photos")
     parser.add_argument("--peers", default=",".join(PEERS), help=f"of {', '.join(PEERS)}")
@@ -149,21 +218,24 @@ def main() -> None:
         print("Ray Serve is left out: it binds beyond loopback, and no network namespace can be "
               "made here (Debian: util-linux, iproute2)")  # fmt: skip
         peers.remove("ray")
-    # Ended from outside (timeout, say), the servers must end, too: they have sessions of their own.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-
     try:
-        sets = {s.name: s for s in split_by_size(load_photos([options.photos]))}
+        chosen = photo_set([options.photos], options.set)
         concurrencies = [int(c) for c in options.concurrency.split(",")]
     except (BenchError, ValueError) as error:
         raise SystemExit(str(error)) from None
-    if options.set not in sets:
-        raise SystemExit(f"{options.photos} has no {options.set} photos")
-    chosen = sets[options.set]
     repository = (options.model_repository or default_repository()).resolve()
     metadata = load_metadata(repository)
-    machine = describe_machine()
-    with tempfile.TemporaryDirectory(prefix="nima-peers-") as folder:
+    run = Run(
+        out=options.out / f"peers-{chosen.name}",
+        title=f"{chosen.name} photos: {chosen.describe()}",
+        machine=describe_machine(),
+        network=f"{metadata.name} ({metadata.checkpoint_sha256[:12]}), {options.precision}",
+        precision=options.precision,
+        concurrencies=concurrencies,
+        seconds=options.seconds,
+    )
+    # Ended from outside (timeout, say), the servers must end, too: they have sessions of their own.
+    with orderly_end(), tempfile.TemporaryDirectory(prefix="nima-peers-") as folder:
         setting = servers.Setting(
             photos=[photo.data for photo in chosen.photos],
             repository=repository,
@@ -173,50 +245,16 @@ def main() -> None:
             folder=Path(folder),
             precision=options.precision,
         )
-        with contextlib.ExitStack() as up:
-            targets = [up.enter_context(servers.product(setting))]
-            for name in peers:
-                print(f"starting {name} …", flush=True)
-                targets.append(up.enter_context(PEERS[name](setting)))
-            check_same_work(targets)
-            meter = up.enter_context(LimitMeter(setting.photos, metadata.spec, setting.onnx))
-            samples = measure(targets, meter, concurrencies, options.seconds, options.rounds)
-        alone: list[OfflineSample] = []
-        with contextlib.ExitStack() as up:
-            if programs:
-                product = up.enter_context(servers.product(setting))
-                ready = [up.enter_context(offline.program(n, setting)) for n in programs]
-                alone = measure_offline(product, ready, options.seconds, options.rounds)
-    names = [target.name for target in targets]
-    text = (
-        f"# Peers, {chosen.name} photos: {chosen.describe()}\n\n{one_line(machine)}. "
-        f"Network: {metadata.name} ({metadata.checkpoint_sha256[:12]}), {options.precision}.\n\n"
-        f"{tables(samples, names, concurrencies)}\n\n"
-        f"Ratios are medians of {options.rounds} rounds' own ratios, the rest medians. "
-        f"{options.seconds:g} s a measurement, all servers up, loaded in turn over HTTP by one "
-        "generator on the same cores; the limit is measured in the same round.\n"
-    )
-    if alone:
-        text += (
-            f"\n## Without a server\n\n{offline_table(alone)}\n\nRatios to {names[0]} with "
-            f"{OFFLINE_CONCURRENCY} in flight, measured right before.\n"
-        )
-    options.out.mkdir(parents=True, exist_ok=True)
-    document = {
-        "machine": machine,
-        "network": metadata.name,
-        "precision": options.precision,
-        "samples": [asdict(s) for s in samples],
-        "offline": [asdict(s) for s in alone],
-    }
-    title = f"{chosen.name}: {chosen.describe()}"
-    for suffix, content in (
-        ("json", (json.dumps(document, indent=1) + "\n").encode()),
-        ("md", text.encode()),
-        ("png", plot(samples, names, concurrencies, title)),
-    ):
-        write_atomic(options.out / f"peers-{chosen.name}.{suffix}", content)
-    print(text)
+        try:
+            compare(run, setting, peers, programs, options.rounds)
+        except (RuntimeError, OSError) as error:
+            raise SystemExit(f"ended early, rounds that were over are kept: {error}") from None
+    run.finished = run.names[0] not in run.failures
+    run.save()
+    if run.samples:
+        print(run.text())
+    if run.failures:
+        raise SystemExit(f"failed: {', '.join(run.failures)}")
 
 
 if __name__ == "__main__":

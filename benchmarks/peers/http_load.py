@@ -31,10 +31,9 @@ def post(host: str, path: str, content_type: str, body: bytes, extra: str = "") 
 class _Connection:
     """One request at a time over one socket."""
 
-    def __init__(self, address: tuple[str, int]) -> None:
-        self.socket = socket.create_connection(address, timeout=10)
+    def __init__(self, address: tuple[str, int], timeout: float = 10.0) -> None:
+        self.socket = socket.create_connection(address, timeout)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.socket.setblocking(False)
         self.unsent = memoryview(b"")
         self.received = bytearray()
         self.begin = 0.0
@@ -78,11 +77,7 @@ class _Connection:
 
 def ask(address: tuple[str, int], request: bytes, timeout: float = 30.0) -> bytes:
     """One request on a connection of its own; its answer's body."""
-    with socket.create_connection(address, timeout=timeout):
-        pass
-    connection = _Connection(address)
-    connection.socket.setblocking(True)
-    connection.socket.settimeout(timeout)
+    connection = _Connection(address, timeout)
     try:
         connection.start(request)
         connection.socket.sendall(request)
@@ -111,7 +106,7 @@ def closed_loop(
         LoadError: see the class.
     """
     selector = selectors.DefaultSelector()
-    connections = [_Connection(address) for _ in range(concurrency)]
+    connections: list[_Connection] = []
     sent = 0
 
     def launch(connection: _Connection, register: bool) -> None:
@@ -124,6 +119,9 @@ def closed_loop(
         (selector.register if register else selector.modify)(connection.socket, events, connection)
 
     try:
+        for _ in range(concurrency):
+            connections.append(_Connection(address))
+            connections[-1].socket.setblocking(False)
         for connection in connections:
             launch(connection, register=True)
         begin = time.perf_counter() + warm_up

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from http_load import LoadError
 from servers import HERE, Setting
 
 NAMES = {
@@ -32,14 +33,18 @@ class Program:
     process: subprocess.Popen[str]
 
     def work(self, seconds: float) -> tuple[float, float]:
-        """Score for so long; images per second, and milliseconds of CPU an image."""
+        """Score for so long; images per second, and milliseconds of CPU an image.
+
+        Raises:
+            LoadError, OSError: it has ended.
+        """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(f"{seconds}\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self.name} ended with status {self.process.wait()}")
+            raise LoadError(f"it ended with status {self.process.wait()}")
         answer = json.loads(line)
         images = answer["images"]
         return images / answer["seconds"], answer["cpu_seconds"] / images * 1000
@@ -47,7 +52,11 @@ class Program:
 
 @contextlib.contextmanager
 def program(kind: str, setting: Setting) -> Iterator[Program]:
-    """Start one of :data:`NAMES` and wait until it has scored once."""
+    """Start one of :data:`NAMES` and wait until it has scored once.
+
+    Raises:
+        RuntimeError: it did not start.
+    """
     folder = setting.folder / "photos"
     if not folder.is_dir():
         folder.mkdir()
@@ -70,7 +79,7 @@ def program(kind: str, setting: Setting) -> Iterator[Program]:
         assert process.stdout is not None
         if process.stdout.readline() != "ready\n":
             tail = " / ".join(log.read_text(errors="replace").splitlines()[-4:])
-            raise SystemExit(f"{NAMES[kind]} did not start: {tail}")
+            raise RuntimeError(f"it did not start: {tail}")
         yield Program(NAMES[kind], process)
     finally:
         with contextlib.suppress(ProcessLookupError):

@@ -52,8 +52,15 @@ class Target:
     kind: str = "json"
 
     def cpu_seconds(self) -> float:
-        """CPU time of all its processes so far."""
-        descendants = psutil.Process(self.pid).children(recursive=True)
+        """CPU time of all its processes so far.
+
+        Raises:
+            LoadError: the first of them has ended.
+        """
+        try:
+            descendants = psutil.Process(self.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            raise LoadError("its first process has ended") from None
         return cpu_seconds([self.pid, *(process.pid for process in descendants)])
 
     def mean(self, index: int) -> float:

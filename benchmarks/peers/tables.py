@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from nima_build.bench.open_loop import percentiles
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -17,9 +19,10 @@ class Sample:
         concurrency: requests in flight.
         round: number of the round.
         images_per_second: throughput.
-        limit: images per second in process, measured in the same round.
+        limit: images per second in process: the mean of right before and right after.
         cpu_ms: CPU of the server's processes, an image.
         p50_ms: median latency; ``p95_ms`` and ``p99_ms`` likewise.
+        latencies_ms: of every request, to be pooled over the rounds.
     """
 
     server: str
@@ -31,6 +34,7 @@ class Sample:
     p50_ms: float
     p95_ms: float
     p99_ms: float
+    latencies_ms: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,21 @@ def _of(samples: Iterable[Sample], server: str, concurrency: int) -> list[Sample
     return [s for s in samples if s.server == server and s.concurrency == concurrency]
 
 
-def _ratio(samples: Sequence[Sample], own: str, server: str, at: int, key: str) -> float:
-    """Median of the rounds' own ratios of a server to the product."""
-    pairs = zip(_of(samples, own, at), _of(samples, server, at))
-    return statistics.median(getattr(b, key) / getattr(a, key) for a, b in pairs)
+def _ratios(samples: Sequence[Sample], own: str, server: str, at: int, key: str) -> list[float]:
+    """The rounds' own ratios of a server to the product; of rounds that both ended."""
+    base = {s.round: getattr(s, key) for s in _of(samples, own, at)}
+    return [getattr(s, key) / base[s.round] for s in _of(samples, server, at) if s.round in base]
+
+
+def median_limit(samples: Iterable[Sample]) -> float:
+    """Images per second in process, over the whole run: what table and plot show."""
+    return statistics.median(s.limit for s in samples)
+
+
+def pooled_p99(samples: Iterable[Sample], server: str, at: int) -> float:
+    """99th percentile in ms of the requests of all rounds together."""
+    pooled = [ms / 1000 for s in _of(samples, server, at) for ms in s.latencies_ms]
+    return percentiles(pooled)[2]
 
 
 def _grid(
@@ -75,29 +90,41 @@ def tables(samples: Sequence[Sample], names: Sequence[str], concurrencies: Seque
         return statistics.median(of(s) for s in _of(samples, server, at))
 
     def throughput(server: str, at: int) -> str:
-        ratio = _ratio(samples, own, server, at, "images_per_second")
+        ratio = statistics.median(_ratios(samples, own, server, at, "images_per_second"))
         rate = median(server, at, lambda s: s.images_per_second)
         share = median(server, at, lambda s: s.images_per_second / s.limit)
         return f"**{ratio:.2f}** · {rate:.0f}/s · {share:.0%}"
 
     def tail(server: str, at: int) -> str:
-        p99 = median(server, at, lambda s: s.p99_ms)
+        ratios = _ratios(samples, own, server, at, "p99_ms")
         spread = median(server, at, lambda s: s.p99_ms / s.p50_ms)
-        return f"**{p99:.0f}** · {spread:.2f}"
+        return (
+            f"**{statistics.median(ratios):.2f}** ({min(ratios):.2f}–{max(ratios):.2f}) · "
+            f"{pooled_p99(samples, server, at):.0f} · {spread:.2f}"
+        )
 
     def cpu(server: str, at: int) -> str:
-        ratio = _ratio(samples, own, server, at, "cpu_ms")
+        ratio = statistics.median(_ratios(samples, own, server, at, "cpu_ms"))
         return f"**{ratio:.2f}** · {median(server, at, lambda s: s.cpu_ms):.1f} ms"
+
+    def grid(cell: Callable[[str, int], str]) -> str:
+        def known(server: str, at: int) -> str:
+            # One that failed has no pair with the product from there on.
+            return cell(server, at) if _ratios(samples, own, server, at, "cpu_ms") else "–"
+
+        return _grid(names, concurrencies, "server", known)
 
     return "\n\n".join(
         [
+            f"Limit in process: {median_limit(samples):.1f} images/s.",
             f"Throughput: **ratio to {own}** (more is faster) · images/s · of the in-process limit",
-            _grid(names, concurrencies, "server", throughput),
-            "Tail: **p99 in ms** · p99/p50",
-            _grid(names, concurrencies, "server", tail),
+            grid(throughput),
+            f"Tail: **ratio of the p99 to {own}'s in the same round** (less is better), median "
+            "(least to most) · p99 in ms of all rounds together · p99/p50",
+            grid(tail),
             f"CPU time an image: **ratio to {own}** (less is cheaper) · ms; what other programs "
             "took does not count",
-            _grid(names, concurrencies, "server", cpu),
+            grid(cpu),
         ]
     )
 
@@ -136,16 +163,18 @@ def plot(
         }
         for axis, key in ((axes[0], "images_per_second"), (axes[1], "p99_ms")):
             values = [
-                statistics.median(getattr(s, key) for s in _of(samples, name, c))
-                for c in concurrencies
+                statistics.median(getattr(s, key) for s in found) if found else float("nan")
+                for found in (_of(samples, name, c) for c in concurrencies)
             ]
             axis.plot(positions, values, label=name, **style)
-    limit = statistics.median(s.limit for s in samples)
-    line = axes[0].axhline(limit, color="grey", linestyle="--", label="limit in process")
+    line = axes[0].axhline(
+        median_limit(samples), color="grey", linestyle="--", label="limit in process"
+    )
     axes[0].set(ylabel="images per second", title="Throughput")
     axes[0].set_ylim(bottom=0)
     axes[1].set(ylabel="p99 latency, ms", title="Tail", yscale="log")
-    cpu = [statistics.median(s.cpu_ms for s in samples if s.server == name) for name in names]
+    costs = [[s.cpu_ms for s in samples if s.server == name] for name in names]
+    cpu = [statistics.median(found) if found else 0.0 for found in costs]
     bars = axes[2].barh(range(len(names)), cpu, color=[f"C{k}" for k in range(len(names))])
     axes[2].bar_label(bars, fmt="%.1f", padding=3)
     axes[2].set_yticks(range(len(names)), names)

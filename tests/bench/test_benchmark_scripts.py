@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
 import runpy
 import shutil
-import socket
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -63,70 +60,8 @@ def test_every_script_starts(name, monkeypatch, capsys):
 
 
 @pytest.fixture(scope="module")
-def http_load():
-    return load_script(BENCHMARKS / "peers" / "http_load.py")
-
-
-@pytest.fixture(scope="module")
 def capacity():
     return load_script(BENCHMARKS / "capacity.py")
-
-
-class TinyServer:
-    """Answers every request after its whole body has come, or with an error, or never."""
-
-    def __init__(self, answer: bytes) -> None:
-        self.answer, self.bodies = answer, []
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.address = self.listener.getsockname()[:2]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self.listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        # A load that gives up on this server's answers resets its connections.
-        with contextlib.suppress(ConnectionError):
-            self._answer_all(connection)
-
-    def _answer_all(self, connection: socket.socket) -> None:
-        stream = connection.makefile("rb")
-        while line := stream.readline():
-            length = 0
-            while line not in (b"\r\n", b""):
-                name, _, value = line.partition(b":")
-                if name.lower() == b"content-length":
-                    length = int(value)
-                line = stream.readline()
-            self.bodies.append(stream.read(length))
-            connection.sendall(self.answer)
-
-
-def test_the_generator_sends_whole_bodies_and_waits_for_every_answer(http_load):
-    server = TinyServer(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
-    photos = [bytes([k]) * 300_000 for k in range(3)]
-    requests = [http_load.post("h", "/score", "image/jpeg", photo) for photo in photos]
-    rate, latencies, answered = http_load.closed_loop(
-        server.address, requests, 4, seconds=0.4, warm_up=0.1
-    )
-    server.listener.close()
-    assert rate == pytest.approx(len(latencies) / 0.4)
-    assert min(latencies) > 0
-    assert set(server.bodies) == set(photos)
-    assert len(server.bodies) == answered >= len(latencies)
-
-
-def test_an_error_is_no_throughput(http_load):
-    server = TinyServer(b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n")
-    request = http_load.post("h", "/score", "image/jpeg", b"photo")
-    with pytest.raises(http_load.LoadError, match="503"):
-        http_load.closed_loop(server.address, [request], 2, seconds=0.2)
-    server.listener.close()
 
 
 def document(rate: float) -> dict:
@@ -155,29 +90,6 @@ def test_capacity_arithmetic(capacity):
     assert "**6** (12 cores, 14 dollars a day)" in text
     with pytest.raises(SystemExit, match="no sample"):
         capacity.saturated_rate(document(100.0), "large")
-
-
-@pytest.fixture(scope="module")
-def tables():
-    return load_script(BENCHMARKS / "peers" / "tables.py")
-
-
-def test_peers_are_compared_by_the_rounds_own_ratios(tables):
-    def sample(server: str, number: int, rate: float, p99: float, cpu: float):
-        return tables.Sample(server, 8, number, rate, 200.0, cpu, 50.0, 60.0, p99)
-
-    samples = [
-        *(sample("own", k, rate, 60.0, 10.0) for k, rate in enumerate((100.0, 50.0, 80.0))),
-        *(sample("peer", k, rate, 90.0, 12.0) for k, rate in enumerate((90.0, 30.0, 76.0))),
-    ]
-    text = tables.tables(samples, ["own", "peer"], [8])
-    # Ratios 0.9, 0.6, 0.95: their median, not the ratio of the medians (0.95).
-    assert "| peer | **0.90** · 76/s · 38% |" in text
-    assert "| peer | **90** · 1.80 |" in text
-    assert "| peer | **1.20** · 12.0 ms |" in text
-    assert tables.plot(samples, ["own", "peer"], [8], "title").startswith(b"\x89PNG")
-    offline = [tables.OfflineSample("script", 0, 25.0, 40.0, 100.0, 10.0)]
-    assert "| script | 25.0 | **0.25** | 40.0 | **4.0** |" in tables.offline_table(offline)
 
 
 GPU_RUN = {

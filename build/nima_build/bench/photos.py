@@ -99,6 +99,23 @@ def split_by_size(photos: Sequence[Photo]) -> list[PhotoSet]:
     return [PhotoSet(name, part) for name, part in (("small", small), ("large", large)) if part]
 
 
+def photo_set(paths: Iterable[Path], name: str) -> PhotoSet:
+    """The set ``small`` or ``large`` of the given files and folders.
+
+    Raises:
+        BenchError: as :func:`load_photos`, or there are no such photos.
+    """
+    paths = list(paths)
+    for found in split_by_size(load_photos(paths)):
+        if found.name == name:
+            return found
+    side = "from" if name == "large" else "below"
+    raise BenchError(
+        f"no {name} photos ({side} {LARGE_MEGAPIXELS:g} megapixels) in "
+        f"{', '.join(map(str, paths))}: name a folder that has some, or the other set"
+    )
+
+
 def perf_inputs(photos: Sequence[Photo]) -> dict[str, Any]:
     """The photos as perf_analyzer's ``--input-data`` document.
 
