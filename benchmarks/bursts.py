@@ -2,8 +2,8 @@
 
     python benchmarks/bursts.py --photos FOLDER [--variants shipped,decoder-a-core] [--together 8]
 
-Variants are those of ``variants.py``, all up at once, in turn. ``taskset -c 0`` in front confines
-the servers to a core, and this program with them.
+Variants are those of ``variants.py``, all up at once, in turn; the order rotates. ``taskset -c 0``
+in front confines the servers to a core, and this program with them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from variants import VARIANTS, server
+from variants import VARIANTS, server, variant_names
 
+from nima_build.bench import BenchError
 from nima_build.bench.machine import describe_machine, one_line
 from nima_build.bench.open_loop import percentiles
-from nima_build.bench.photos import load_photos, split_by_size
+from nima_build.bench.photos import photo_set
 from nima_build.repository import GRAPHS, default_repository
 
 # ``variants`` has put the folder of these on the path.
@@ -34,14 +35,19 @@ def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", type=Path, required=True)
-    parser.add_argument("--variants", default="shipped,decoder-a-core", help=", ".join(VARIANTS))
+    parser.add_argument(
+        "--variants", type=variant_names, default=["shipped", "decoder-a-core"],
+        help=", ".join(VARIANTS),
+    )  # fmt: skip
     parser.add_argument("--together", type=int, default=8, help="requests of a burst")
     parser.add_argument("--bursts", type=int, default=300)
     parser.add_argument("--precision", default="fp32", choices=list(GRAPHS))
     options = parser.parse_args()
-    sets = {found.name: found for found in split_by_size(load_photos([options.photos]))}
-    photos = [photo.data for photo in sets["small"].photos]
-    names = options.variants.split(",")
+    try:
+        photos = [photo.data for photo in photo_set([options.photos], "small").photos]
+    except BenchError as error:
+        parser.error(str(error))
+    names = options.variants
     seconds: dict[str, list[float]] = {name: [] for name in names}
     with (
         tempfile.TemporaryDirectory(prefix="nima-bursts-") as folder,
@@ -54,7 +60,8 @@ def main() -> None:
             targets.append(triton_target(name, up.enter_context(running), photos))
         for number in range(options.bursts):
             burst = [(number + n) % len(photos) for n in range(options.together)]
-            for target in targets:
+            shift = number % len(targets)
+            for target in targets[shift:] + targets[:shift]:
                 begin = time.perf_counter()
                 answers = [pool.submit(ask, target.address, target.requests[n]) for n in burst]
                 for answer in answers:

@@ -17,8 +17,6 @@ import asyncio
 import collections
 import io
 import json
-import os
-import platform
 import re
 import sys
 import time
@@ -30,6 +28,7 @@ import numpy as np
 from PIL import Image
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from nima_build.bench.machine import describe_machine
 from nima_build.repository import GRAPHS
 from nima_build.server import EmbeddedServer, ServerOptions
 from nima_client._defaults import QUEUE_SHARE
@@ -180,11 +179,10 @@ def main() -> int:
         extra_arguments=tuple(given.extra),
         precision=given.precision,
     )
-    load_before = round(os.getloadavg()[0], 1)
+    machine = describe_machine()
     with EmbeddedServer(options) as server:
         result = asyncio.run(measure(server, given.seconds, given.deadline, given.factors))
-    result["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
-    result["load_before"] = load_before
+    result["machine"] = machine
     result["precision"] = given.precision
     text = json.dumps(result, indent=2)
     print(text)

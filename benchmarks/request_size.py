@@ -14,9 +14,10 @@ import statistics
 import time
 from pathlib import Path
 
+from nima_build.bench import BenchError
 from nima_build.bench.cpu import cpu_seconds
 from nima_build.bench.machine import describe_machine, one_line
-from nima_build.bench.photos import load_photos, split_by_size
+from nima_build.bench.photos import photo_set
 from nima_build.repository import GRAPHS
 from nima_build.server import EmbeddedServer, ServerOptions
 from nima_client import NimaClient
@@ -34,8 +35,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200, help="photos a call")
     parser.add_argument("--rounds", type=int, default=6)
     options = parser.parse_args()
-    sets = {found.name: found for found in split_by_size(load_photos([options.photos]))}
-    photos = [photo.data for photo in sets[options.set].photos]
+    try:
+        photos = [photo.data for photo in photo_set([options.photos], options.set).photos]
+    except BenchError as error:
+        parser.error(str(error))
     files = [photos[n % len(photos)] for n in range(options.count)]
     server = EmbeddedServer(ServerOptions(precision=options.precision))
     with server, NimaClient(server.grpc_url) as client:
@@ -46,8 +49,10 @@ def main() -> None:
         rows: dict[str, list[tuple[float, float]]] = {name: [] for name in clients}
         for one in clients.values():
             one.score(files[:20])
-        for _ in range(options.rounds):
-            for name, one in clients.items():
+        turns = list(clients.items())
+        for number in range(options.rounds):
+            shift = number % len(turns)
+            for name, one in turns[shift:] + turns[:shift]:
                 begin, cpu = time.perf_counter(), cpu_seconds(processes)
                 one.score(files)
                 seconds, cpu = time.perf_counter() - begin, cpu_seconds(processes) - cpu

@@ -34,6 +34,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from nima_build.bench import BenchError
 from nima_build.bench.limit import LimitMeter
 from nima_build.bench.machine import describe_machine
 from nima_build.bench.photos import load_photos, split_by_size
@@ -108,7 +109,9 @@ def _memory(server: EmbeddedServer) -> dict[str, float]:
         return (info.rss - info.shared) / MIB
 
     assert server.pid is not None
-    shared = sum(path.stat().st_blocks * 512 for path in Path("/dev/shm").glob("nima_*"))
+    shared = sum(
+        path.stat().st_blocks * 512 for path in Path("/dev/shm").glob(f"{server.shm_prefix}*")
+    )
     return {
         "server": private(server.pid),
         "stubs": sum(private(pid) for pid in server.stub_pids()),
@@ -173,6 +176,18 @@ def simulated(repository: Path, target: Path) -> tuple[Path, list[bytes]]:
     return target, photos
 
 
+def growth(samples: Sequence[dict[str, float]]) -> dict[str, float]:
+    """MiB an image of each kind of memory: slopes of straight lines through at least two samples.
+
+    Not rounded: a leak of a few bytes an image is megabytes in a million.
+    """
+    scored = [sample["scored"] for sample in samples]
+    return {
+        key: float(np.polyfit(scored, [sample[key] for sample in samples], 1)[0])
+        for key in ("server", "stubs", "client", "shared")
+    }
+
+
 def memory(
     photos: Sequence[bytes], repository: Path, seconds: float, images: float = float("inf")
 ) -> dict[str, object]:
@@ -195,15 +210,16 @@ def memory(
             if now - begin > seconds or scored >= images:
                 break
     half = samples[len(samples) // 2 :]
-    growth = {}
-    for key in ("server", "stubs", "client", "shared"):
-        slope = np.polyfit([s["scored"] for s in half], [s[key] for s in half], 1)[0]
-        growth[key] = round(float(slope) * 1000, 4)
+    slopes = growth(half)
+    images = half[-1]["scored"] - half[0]["scored"]
+    grown = ", ".join(f"{key} {slope * images:.3g}" for key, slope in slopes.items())
     print(
-        f"{scored} images scored in {now - begin:.0f} s; growth in MiB per 1,000 images: {growth}",
+        f"{scored} images scored in {now - begin:.0f} s; growth in MiB over the second half, "
+        f"{images:.0f} images: {grown}",
         flush=True,
     )
-    return {"scored": scored, "growth_mib_per_1000": growth, "samples": samples}
+    per_1000 = {key: 1000 * slope for key, slope in slopes.items()}
+    return {"scored": scored, "growth_mib_per_1000": per_1000, "samples": samples}
 
 
 def folder(photos: Sequence[bytes], repository: Path, files: int) -> dict[str, float]:
@@ -249,7 +265,10 @@ def main() -> None:
     options = parser.parse_args()
     repository = options.model_repository or default_repository()
     machine = describe_machine()
-    sets = split_by_size(load_photos([options.photos]))
+    try:
+        sets = split_by_size(load_photos([options.photos]))
+    except BenchError as error:
+        parser.error(str(error))
     photos = [photo.data for photo in sets[0].photos]
     # Before any server: the children's peak must be that of `nima score`, not of a stub.
     result = {

@@ -3,7 +3,7 @@
     python benchmarks/scheduling.py [--photos FOLDER] [--concurrency 8] [--rounds 3]
 
 Each round starts one server a choice, loads it, and stops it, so that all choices see the same
-machine. Ratios to the shipped choice are what counts.
+machine; the order rotates with the rounds. Ratios to the shipped choice are what counts.
 """
 
 from __future__ import annotations
@@ -85,8 +85,10 @@ def main() -> None:
     if not photos:
         parser.error(f"no JPEG files in {options.photos}")
     results: dict[str, list[tuple[float, float]]] = {name: [] for name in CHOICES}
-    for _ in range(options.rounds):
-        for name, choice in CHOICES.items():
+    choices = list(CHOICES.items())
+    for number in range(options.rounds):
+        shift = number % len(choices)
+        for name, choice in choices[shift:] + choices[:shift]:
             with tempfile.TemporaryDirectory() as folder:
                 repository = repository_with(choice, Path(folder))
                 with EmbeddedServer(ServerOptions(model_repository=repository)) as server:

@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import io
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -30,6 +29,7 @@ import tritonclient.grpc as bare
 import tritonclient.grpc.aio as bare_aio
 from PIL import Image
 
+from nima_build.bench.machine import describe_machine, one_line
 from nima_client import AsyncNimaClient, ImageScore, NimaClient
 from nima_client.contract import INPUT_IMAGE, MODEL_NAME
 
@@ -166,9 +166,12 @@ def server(url: str | None, stub: bool) -> Iterator[str]:
         with subprocess.Popen(
             [sys.executable, str(STUB)], stdout=subprocess.PIPE, text=True
         ) as process:
-            assert process.stdout is not None
-            yield process.stdout.readline().strip()
-            process.terminate()
+            # Popen waits for it, so that it must be told to end whatever happened.
+            try:
+                assert process.stdout is not None
+                yield process.stdout.readline().strip()
+            finally:
+                process.terminate()
     else:
         from nima_build.server import EmbeddedServer
 
@@ -235,16 +238,20 @@ def main() -> None:
     parser.add_argument("--photos", type=Path)
     parser.add_argument("--count", type=int, default=50, help="photos a round")
     parser.add_argument("--window", type=int, default=16)
-    parser.add_argument("--pairs", type=int, default=60, help="pairs of rounds")
-    parser.add_argument("--calls", type=int, default=200)
+    parser.add_argument("--pairs", type=int, default=60, help="pairs of rounds, one at least")
+    parser.add_argument("--calls", type=int, default=200, help="single calls, one at least")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
+    for name in ("count", "window", "pairs", "calls"):
+        if getattr(given, name) < 1:
+            parser.error(f"--{name} must be 1 or more")
+    machine = describe_machine()
     photos = load_photos(given.photos, given.count)
     size = sum(map(len, photos)) / len(photos) / 1024
     with server(given.url, given.stub) as url:
         print(
             f"{given.pairs} pairs of rounds of {len(photos)} photos ({size:.0f} KiB each), window "
-            f"{given.window}, {os.cpu_count()} cores (load {os.getloadavg()[0]:.1f})"
+            f"{given.window}; {one_line(machine)}"
         )
         figures = compare(url, photos, given.window, given.pairs)
         plain, ours = latencies(url, photos, given.calls)
@@ -255,7 +262,7 @@ def main() -> None:
         f"{statistics.median(ours) * 1e3:.2f} ms, added {figures['added_ms']:+.2f} ms (medians)"
     )
     if given.json is not None:
-        given.json.write_text(json.dumps(figures, indent=2) + "\n")
+        given.json.write_text(json.dumps({**figures, "machine": machine}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -24,9 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
 from http_load import closed_loop
 from servers import triton_target
 
+from nima_build.bench import BenchError
 from nima_build.bench.machine import describe_machine, one_line
 from nima_build.bench.open_loop import percentiles
-from nima_build.bench.photos import load_photos, split_by_size
+from nima_build.bench.photos import photo_set
 from nima_build.bench.variant import copy_repository, edit_config
 from nima_build.repository import (
     GRAPHS,
@@ -193,6 +194,17 @@ VARIANTS: dict[str, tuple] = {
 }
 
 
+def variant_names(text: str) -> list[str]:
+    """Names of :data:`VARIANTS`, separated by commas; an argparse type."""
+    names = text.split(",")
+    for name in names:
+        if name not in VARIANTS:
+            raise argparse.ArgumentTypeError(
+                f"no variant {name!r}: there are {', '.join(VARIANTS)}"
+            )
+    return names
+
+
 @contextlib.contextmanager
 def server(name: str, repository: Path, folder: Path, precision: str) -> Iterator[EmbeddedServer]:
     """A server of one of :data:`VARIANTS`."""
@@ -226,7 +238,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--set", default="small", choices=["small", "large"])
-    parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument(
+        "--variants", type=variant_names, default=list(VARIANTS), help=", ".join(VARIANTS)
+    )
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=5)
@@ -234,9 +248,11 @@ def main() -> None:
     parser.add_argument("--model-repository", type=Path, default=None)
     options = parser.parse_args()
     repository = (options.model_repository or default_repository()).resolve()
-    sets = {s.name: s for s in split_by_size(load_photos([options.photos]))}
-    photos = [photo.data for photo in sets[options.set].photos]
-    names = options.variants.split(",")
+    try:
+        photos = [photo.data for photo in photo_set([options.photos], options.set).photos]
+    except BenchError as error:
+        parser.error(str(error))
+    names = options.variants
     print(one_line(describe_machine()))
     found: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in names}
     with (

@@ -196,6 +196,7 @@ def main() -> None:
         report["loads"].append(row)
     options.out.mkdir(parents=True, exist_ok=True)
 
+    # Only after a figure: what an earlier run left is better than a report of nothing.
     def save() -> None:
         content = json.dumps(report, indent=2) + "\n"
         write_atomic(options.out / "serve.json", content.encode())
@@ -203,9 +204,8 @@ def main() -> None:
     def measure_limits() -> None:
         for key, found in report["limits"].items():
             stage, _, count = key.partition(" ")
-            if not options.no_limits:
-                found.append(limit(stage, int(count), files, spec, options.seconds / 3))
-                print(key, found[-1], flush=True)
+            found.append(limit(stage, int(count), files, spec, options.seconds / 3))
+            print(key, found[-1], flush=True)
             save()
 
     server = ServerOptions(
@@ -217,7 +217,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="nima-gpu-") as folder:
         inputs = Path(folder) / "inputs.json"
         write_perf_inputs(photos, inputs)
-        measure_limits()
+        if not options.no_limits:
+            measure_limits()
         with serving(options.url, server) as url:
             report["parity"] = judge(url, photos, spec)
             meter = StageMeter(url)
@@ -232,8 +233,8 @@ def main() -> None:
                     print(load, found, stages, flush=True)
                     save()
             meter.close()
-        measure_limits()
-    save()
+        if not options.no_limits:
+            measure_limits()
     if not options.no_limits:
         table = to_markdown(report)
         write_atomic(options.out / "serve.md", table.encode())

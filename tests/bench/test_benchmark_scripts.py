@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
+import json
 import runpy
 import shutil
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from nima_build.repository import config_path, default_repository, read_config
@@ -57,6 +62,113 @@ def test_every_script_starts(name, monkeypatch, capsys):
         run_script(monkeypatch, name, "--help")
     assert ended.value.code == 0
     assert "usage: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "told"),
+    [
+        (
+            "variants.py",
+            ["--photos", "SMALL", "--variants", "nosuch"],
+            "no variant 'nosuch'",
+        ),
+        ("bursts.py", ["--photos", "SMALL", "--variants", "shipped,x"], "no variant 'x': there"),
+        ("variants.py", ["--photos", "SMALL", "--set", "large"], "no large photos"),
+        ("request_size.py", ["--photos", "SMALL", "--set", "large"], "no large photos"),
+        ("bursts.py", ["--photos", "LARGE"], "no small photos"),
+        ("scale.py", ["--photos", "/nosuch"], "no such file or folder: /nosuch"),
+        ("sdk_overhead.py", ["--pairs", "0"], "--pairs must be 1 or more"),
+    ],
+)
+def test_arguments_that_cannot_be_meant_are_told(
+    name, arguments, told, encode, tmp_path, monkeypatch, capsys
+):
+    for folder, size in (("SMALL", (320, 240)), ("LARGE", (1800, 1200))):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.jpg").write_bytes(encode("JPEG", size))
+    known = {folder: str(tmp_path / folder) for folder in ("SMALL", "LARGE")}
+    with pytest.raises(SystemExit) as ended:
+        run_script(monkeypatch, name, *(known.get(each, each) for each in arguments))
+    assert ended.value.code == 2
+    assert told in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_error_does_not_leave_the_stub_running():
+    script = load_script(BENCHMARKS / "sdk_overhead.py")
+    caught = []
+
+    def fail() -> None:
+        try:
+            with script.server(None, stub=True) as url:
+                raise RuntimeError(url)
+        except RuntimeError as error:
+            caught.append(str(error))
+
+    thread = threading.Thread(target=fail, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert len(caught) == 1
+    assert ":" in caught[0]
+
+
+def test_what_the_sdk_costs_is_kept_with_the_machine(tmp_path, monkeypatch, capsys):
+    figures = tmp_path / "figures.json"
+    few = ["--count", "3", "--pairs", "1", "--calls", "2", "--json", str(figures)]
+    run_script(monkeypatch, "sdk_overhead.py", "--stub", *few)
+    found = json.loads(figures.read_text())
+    assert found["sync_ratio"] > 0
+    assert found["machine"]["packages"]["numpy"] == np.__version__
+    assert f"{found['machine']['cpu']}, " in capsys.readouterr().out
+
+
+def test_growth_of_memory_is_not_rounded_away():
+    script = load_script(BENCHMARKS / "scale.py")
+    slopes = {"server": 2e-8, "stubs": 0.0, "client": -1e-9, "shared": 1e-6}
+    samples = [
+        {"scored": n, **{key: 10.0 + slope * n for key, slope in slopes.items()}}
+        for n in range(500_000, 1_000_001, 100_000)
+    ]
+    assert script.growth(samples) == pytest.approx(slopes, rel=1e-3, abs=1e-12)
+
+
+def test_ways_to_schedule_take_turns_at_going_first(monkeypatch, encode, tmp_path):
+    script = load_script(BENCHMARKS / "scheduling.py")
+    (tmp_path / "a.jpg").write_bytes(encode("JPEG"))
+    order = []
+
+    def load(url, _photos, _concurrency, requests):
+        if requests == 300:  # not the warm-up
+            order.append(url)
+        return 1.0, 1.0
+
+    monkeypatch.setattr(script, "repository_with", lambda choice, _folder: choice)
+    monkeypatch.setattr(script, "ServerOptions", lambda model_repository: model_repository)
+    monkeypatch.setattr(
+        script, "EmbeddedServer", lambda url: contextlib.nullcontext(SimpleNamespace(grpc_url=url))
+    )
+    monkeypatch.setattr(script, "load", load)
+    monkeypatch.setattr(sys, "argv", ["scheduling.py", "--photos", str(tmp_path), "--rounds", "3"])
+    script.main()
+    a, b, c = script.CHOICES.values()
+    assert order == [a, b, c, b, c, a, c, a, b]
+
+
+def test_a_gpu_run_that_measures_nothing_leaves_the_last_report(monkeypatch, encode, tmp_path):
+    script = load_script(BENCHMARKS / "gpu" / "serve.py")
+    (tmp_path / "a.jpg").write_bytes(encode("JPEG"))
+    last = tmp_path / "serve.json"
+    last.write_text("the last one")
+
+    def judge(*_: object) -> None:
+        raise RuntimeError("no server")
+
+    monkeypatch.setattr(script, "find_perf_analyzer", lambda: Path("perf_analyzer"))
+    monkeypatch.setattr(script, "judge", judge)
+    options = ["--out", str(tmp_path), "--url", "127.0.0.1:1", "--no-limits"]
+    monkeypatch.setattr(sys, "argv", ["serve.py", str(tmp_path / "a.jpg"), *options])
+    with pytest.raises(RuntimeError, match="no server"):
+        script.main()
+    assert last.read_text() == "the last one"
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ hour to hour. The bounds are generous; `nima bench` has the real figures.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import itertools
 import os
@@ -15,6 +16,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -228,6 +230,19 @@ def test_a_server_that_runs_something_else_is_not_measured(triton, photos, tmp_p
     done = CliRunner().invoke(bench_app, arguments)
     assert done.exit_code == 1
     assert "runs fp32, but the limit would run int8: give --precision fp32" in done.output
+
+
+def test_shared_memory_of_other_servers_does_not_count(triton):
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "scale.py"
+    spec = importlib.util.spec_from_file_location("bench_scale", path)
+    scale = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(scale)
+    before = scale._memory(triton)["shared"]
+    assert before > 0
+    with tempfile.NamedTemporaryFile(dir="/dev/shm", prefix="nima_0ther_") as other:
+        other.write(b"x" * 2**23)
+        other.flush()
+        assert scale._memory(triton)["shared"] < before + 4
 
 
 def test_processes_keep_the_memory_of_a_camera_photo():

@@ -122,6 +122,13 @@ class EmbeddedServer:
         return self._folder / "tritonserver.log"
 
     @property
+    def shm_prefix(self) -> str:
+        """Begins the names of this server's files in ``/dev/shm``, and of no other's."""
+        if self._private is None:
+            raise ServerError("the server has not been started")
+        return self._private.shm_prefix
+
+    @property
     def _folder(self) -> Path:
         if self._private is None:
             raise ServerError("the server has not been started")
