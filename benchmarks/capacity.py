@@ -1,7 +1,7 @@
 """Images per day, per dollar, and replicas for a load, from a measured run.
 
     python benchmarks/capacity.py benchmarks/results/RUN/results.json > docs/capacity.md
-    python benchmarks/capacity.py benchmarks/results/h200/serve-4-decoders.json --price 0.25
+    python benchmarks/capacity.py benchmarks/results/h200/serve.json --price 0.25
 
 The first is a run of ``nima bench``, the second one of ``benchmarks/gpu/serve.py``. Every number is
 either measured (from the run's JSON) or an assumption that a flag sets.
