@@ -98,6 +98,21 @@ def test_metrics_equal_scipy_and_numpy() -> None:
     assert result["accuracy"]["value"] == np.mean((mean > 5) == (true_mean > 5))
 
 
+def test_a_mean_of_exactly_five_is_not_good() -> None:
+    counts = np.random.default_rng(6).integers(0, 60, (4000, 10))
+    above = counts @ (RATINGS - 5)
+    counts[:, 3] += np.maximum(above, 0)  # each vote of 4 takes one off, each of 6 adds one
+    counts[:, 5] += np.maximum(-above, 0)
+    p = counts / counts.sum(1, keepdims=True)
+    assert (p @ RATINGS > 5).any()  # what rounding makes of some of them
+    assert not metrics.is_good(p).any()
+    counts[:, 5] += 1
+    assert metrics.is_good(counts / counts.sum(1, keepdims=True)).all()
+    poor = np.repeat(one_hot(3).numpy()[None], len(p), axis=0)
+    assert metrics.evaluate(poor, p)["accuracy"]["value"] == 1
+    assert metrics.evaluate(p, poor)["accuracy"]["value"] == 1
+
+
 def test_bootstrap_interval_covers_the_value_and_shrinks_with_the_set() -> None:
     p, q = random_distributions(400, 4), random_distributions(400, 5)
     q = 0.7 * p + 0.3 * q
