@@ -45,8 +45,17 @@ def test_every_backbone_gives_ten_logits(backbone: str) -> None:
         model = create_model(backbone, "none", dropout=0.5).eval()
         logits = model(torch.zeros(1, 3, size, size))
     assert logits.shape == (1, 10)
-    dropouts = [m for m in head_module(model, backbone).modules() if isinstance(m, nn.Dropout)]
-    assert [m.p for m in dropouts] == [0.5]
+    dropouts = {n: m.p for n, m in model.named_modules() if isinstance(m, nn.Dropout) and m.p}
+    # VGG16's other one is between two hidden layers, not before the head.
+    assert dropouts.pop("classifier.2", None) == (0.5 if backbone == "vgg16" else None)
+    assert dropouts == {f"{BACKBONES[backbone].head}.0": 0.5}
+    assert [type(part) for part in head_module(model, backbone)] == [nn.Dropout, nn.Linear]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backbone", sorted(n for n in BACKBONES if BACKBONES[n].weights))
+def test_the_input_is_that_of_the_pretrained_weights(backbone: str) -> None:
+    weights = BACKBONES[backbone].weights
+    assert [BACKBONES[backbone].input_size] == weights.transforms().crop_size  # type: ignore[union-attr, attr-defined]
 
 
 def test_unknown_backbone_and_absent_weights(

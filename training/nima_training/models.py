@@ -31,7 +31,8 @@ class Backbone:
 
     ``features`` is the width that enters the head; ``head`` the dotted name of the module that the
     dropout and 10-logit layer replace; ``input_size`` what it was pretrained on, ``mean`` and
-    ``std`` the normalisation it was pretrained with.
+    ``std`` the normalisation it was pretrained with; ``dropout`` the name of torchvision's own
+    dropout directly before the head, which is switched off: ours is in its place.
     """
 
     build: Callable[..., nn.Module]
@@ -41,6 +42,7 @@ class Backbone:
     input_size: int = 224
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    dropout: str | None = None
 
     @property
     def preprocessing(self) -> PreprocessSpec:
@@ -74,24 +76,43 @@ BACKBONES: dict[str, Backbone] = {
         tv.mobilenet_v2, 1280, "classifier", tv.MobileNet_V2_Weights.IMAGENET1K_V2
     ),
     "mobilenet_v3_small": Backbone(
-        tv.mobilenet_v3_small, 1024, "classifier.3", tv.MobileNet_V3_Small_Weights.IMAGENET1K_V1
+        tv.mobilenet_v3_small,
+        1024,
+        "classifier.3",
+        tv.MobileNet_V3_Small_Weights.IMAGENET1K_V1,
+        dropout="classifier.2",
     ),
     "mobilenet_v3_large": Backbone(
-        tv.mobilenet_v3_large, 1280, "classifier.3", tv.MobileNet_V3_Large_Weights.IMAGENET1K_V2
+        tv.mobilenet_v3_large,
+        1280,
+        "classifier.3",
+        tv.MobileNet_V3_Large_Weights.IMAGENET1K_V2,
+        dropout="classifier.2",
     ),
-    "vgg16": Backbone(tv.vgg16, 4096, "classifier.6", tv.VGG16_Weights.IMAGENET1K_V1),
+    "vgg16": Backbone(
+        tv.vgg16, 4096, "classifier.6", tv.VGG16_Weights.IMAGENET1K_V1, dropout="classifier.5"
+    ),
     "vgg16_gap": Backbone(VGG16Pooled, 512, "classifier", tv.VGG16_Weights.IMAGENET1K_V1),
     # torchvision feeds these weights [-1, 1] too: that is what its transform_input does.
     "inception_v3": Backbone(
-        tv.inception_v3, 2048, "fc", tv.Inception_V3_Weights.IMAGENET1K_V1, 299, _HALF, _HALF
+        tv.inception_v3,
+        2048,
+        "fc",
+        tv.Inception_V3_Weights.IMAGENET1K_V1,
+        299,
+        _HALF,
+        _HALF,
+        dropout="dropout",
     ),
-    "inception_v3_keras": Backbone(inception_v3_keras, 2048, "fc", None, 224, _HALF, _HALF),
+    "inception_v3_keras": Backbone(
+        inception_v3_keras, 2048, "fc", None, 224, _HALF, _HALF, dropout="dropout"
+    ),
     "resnet50": Backbone(tv.resnet50, 2048, "fc", tv.ResNet50_Weights.IMAGENET1K_V2),
     "densenet121": Backbone(
         tv.densenet121, 1024, "classifier", tv.DenseNet121_Weights.IMAGENET1K_V1
     ),
     "efficientnet_v2_s": Backbone(
-        tv.efficientnet_v2_s, 1280, "classifier", tv.EfficientNet_V2_S_Weights.IMAGENET1K_V1
+        tv.efficientnet_v2_s, 1280, "classifier", tv.EfficientNet_V2_S_Weights.IMAGENET1K_V1, 384
     ),
     "convnext_tiny": Backbone(
         tv.convnext_tiny, 768, "classifier.2", tv.ConvNeXt_Tiny_Weights.IMAGENET1K_V1
@@ -121,7 +142,7 @@ def create_model(
         weights: ``"imagenet"`` (torchvision's weights, from its cache or downloaded), ``"none"``
             (random initialisation), or the path of a ``.pth``/``.safetensors`` state dict of the
             plain torchvision backbone.
-        dropout: rate before the head; the paper uses 0.75.
+        dropout: rate before the head, of the only dropout there; the paper uses 0.75.
         widths: channels of a pruned ``mobilenet_v1``; None builds the backbone as published.
 
     Returns:
@@ -157,6 +178,10 @@ def create_model(
         parent = model.get_submodule(parent_name)
         assert isinstance(parent, nn.Sequential)
         parent[int(index)] = head
+    if spec.dropout is not None:
+        before = model.get_submodule(spec.dropout)
+        assert isinstance(before, nn.Dropout)
+        before.p = 0.0
     return model
 
 
