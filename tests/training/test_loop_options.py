@@ -19,10 +19,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torchvision.models import mobilenet_v3_small
 
+from nima_client.preprocess import PreprocessSpec
 from nima_training import metrics
 from nima_training.checkpoint import load_checkpoint
 from nima_training.cli.train import app as train_app
 from nima_training.config import ConfigError, TrainConfig, load_config
+from nima_training.data.dataset import Augmentation
 from nima_training.ema import EMA
 from nima_training.loop import Trainer, train
 from nima_training.models import BACKBONES
@@ -300,9 +302,11 @@ def test_preprocessing_follows_the_backbone(tmp_path: Path) -> None:
     file.write_text(paths + "[preprocessing]\ncrop_size = 192\nresize_size = 192\n")
     spec = load_config(file, {}).preprocessing
     assert (spec.crop_size, spec.mean) == (192, BACKBONES["mobilenet_v2"].mean)
-    assert load_config(file, {}).augmentation.side(224) == 256  # the paper's
+    assert Augmentation().side(BACKBONES["mobilenet_v2"].preprocessing) == 256  # the paper's
+    # Never a smaller scale than the network is served at.
+    assert Augmentation().side(PreprocessSpec(resize_size=320, crop_size=224)) == 320
     file.write_text(paths + "[augmentation]\nresize = 230\n")
-    assert load_config(file, {}).augmentation.side(224) == 230
+    assert load_config(file, {}).augmentation.side(spec) == 230
     file.write_text(paths + "[augmentation]\nrotate = 5\n")
     with pytest.raises(ConfigError, match="augmentation"):
         load_config(file, {})

@@ -34,12 +34,22 @@ class Augmentation:
     """
 
     resize: int | None = None
-    """Side before the crop, in pixels; None is 8/7 of the input: the paper's 256 for 224."""
+    """Side before the crop, in pixels; None is 8/7 of the input, the paper's 256 for 224, or the
+    side that serving resizes to where that is larger."""
     mirror: bool = True
 
-    def side(self, crop: int) -> int:
-        """Side before the crop for an input of ``crop`` pixels, never below it."""
-        return max(crop, round(crop * 8 / 7) if self.resize is None else self.resize)
+    def __post_init__(self) -> None:
+        if self.resize is not None and (type(self.resize) is not int or self.resize < 1):
+            raise ValueError(f"resize must be a whole number of pixels, not {self.resize!r}")
+        if type(self.mirror) is not bool:
+            raise ValueError(f"mirror must be true or false, not {self.mirror!r}")
+
+    def side(self, spec: PreprocessSpec) -> int:
+        """Side before the crop in pixels, never below the input of ``spec``."""
+        if self.resize is not None:
+            return max(spec.crop_size, self.resize)
+        # A smaller one would show more of the photo, and coarser, than the network is served.
+        return max(spec.resize_size, round(spec.crop_size * 8 / 7))
 
 
 def read_manifest(path: Path) -> pd.DataFrame:
@@ -108,7 +118,7 @@ class Photos(Dataset[dict[str, Any]]):
     def _train(self, row: int) -> Tensor:
         assert self.augmentation is not None
         size = self.spec.crop_size
-        resize = self.augmentation.side(size)
+        resize = self.augmentation.side(self.spec)
         # As the server decodes; a JPEG at a reduced DCT scale that still covers the view twice.
         image = decode(
             self.paths[row].read_bytes(), replace(self.spec, resize_size=resize, crop_size=size)
