@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from nima_client.preprocess import PreprocessSpec
 from nima_training.data.dataset import Augmentation
@@ -43,8 +45,8 @@ class TrainConfig:
     augmentation: Augmentation = field(default_factory=Augmentation)
     emd_r: float = 2.0
     epochs: int = 20
-    frozen_epochs: int = 2
-    """First epochs in which only the head learns."""
+    frozen_epochs: int = None  # type: ignore[assignment]
+    """First epochs in which only the head learns. Default: 2, but not all of the epochs."""
     batch_size: int = 64
     """Images a step of one process sees at once."""
     accumulate: int = 1
@@ -57,6 +59,7 @@ class TrainConfig:
     plateau_patience: int = 2
     plateau_factor: float = 0.3
     clip_norm: float = 1.0
+    """Largest norm of all gradients together; 0 switches the clipping off."""
     norm_statistics: Literal["train", "frozen"] = "train"
     """``frozen`` keeps the batch norms' pretrained statistics, which small batches need."""
     precision: Literal["no", "fp16", "bf16"] = "no"
@@ -74,6 +77,13 @@ class TrainConfig:
     cpu: bool = False
 
     def __post_init__(self) -> None:
+        if self.frozen_epochs is None:
+            object.__setattr__(self, "frozen_epochs", max(0, min(2, self.epochs - 1)))
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{item.name} = {value!r}: must be finite")
+        spec = self.preprocessing
         checks = {
             "backbone": (self.backbone in BACKBONES, f"one of {', '.join(sorted(BACKBONES))}"),
             "dropout": (0 <= self.dropout < 1, "in [0, 1)"),
@@ -84,6 +94,8 @@ class TrainConfig:
             "accumulate": (self.accumulate >= 1, "at least 1"),
             "backbone_lr": (self.backbone_lr >= 0, "not negative"),
             "head_lr": (self.head_lr > 0, "positive"),
+            "weight_decay": (self.weight_decay >= 0, "not negative"),
+            "clip_norm": (self.clip_norm >= 0, "not negative; 0 switches the clipping off"),
             "warmup": (0 <= self.warmup < 1, "in [0, 1)"),
             "schedule": (
                 self.schedule in ("cosine", "plateau", "constant"),
@@ -97,6 +109,14 @@ class TrainConfig:
             "plateau_patience": (self.plateau_patience >= 1, "at least 1"),
             "plateau_factor": (0 < self.plateau_factor < 1, "in (0, 1)"),
             "workers": (self.workers >= 0, "not negative"),
+            "threads": (self.threads >= 0, "not negative"),
+            "seed": (0 <= self.seed < 2**63, "in 0..2^63 - 1"),
+            "save_seconds": (self.save_seconds >= 0, "not negative"),
+            "preprocessing": (
+                spec is None
+                or all(map(math.isfinite, (*spec.mean, *spec.std, spec.jpeg_oversampling))),
+                "of finite numbers",
+            ),
         }
         for name, (valid, expected) in checks.items():
             if not valid:
@@ -116,10 +136,13 @@ class TrainConfig:
 
 
 _PATHS = {"manifest", "photos", "out"}
+_TABLES = {"preprocessing": PreprocessSpec, "augmentation": Augmentation}
 
 
 def load_config(file: Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
     """Read a TOML file and apply flags over it; None values are flags that were not given.
+
+    A table among the flags changes the keys it names and leaves the others as the file has them.
 
     Raises:
         ConfigError: unreadable TOML, unknown or missing fields, values of a wrong type or range.
@@ -128,9 +151,9 @@ def load_config(file: Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
     if file is not None:
         try:
             values = tomllib.loads(file.read_text(encoding="utf-8"))
-        except (OSError, tomllib.TOMLDecodeError) as error:
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"{file}: {error}") from error
-    values.update({name: value for name, value in overrides.items() if value is not None})
+    values = _merged(values, {n: value for n, value in overrides.items() if value is not None})
     known = {item.name: item for item in fields(TrainConfig)}
     if unknown := sorted(set(values) - set(known)):
         raise ConfigError(f"unknown fields {unknown}; known: {', '.join(known)}")
@@ -139,43 +162,81 @@ def load_config(file: Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
     for name, value in values.items():
         try:
             values[name] = _convert(name, value, values.get("backbone", TrainConfig.backbone))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ConfigError(f"{name} = {value!r}: {error}") from error
     return TrainConfig(**values)
 
 
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``over`` laid over it, table by table."""
+    result = dict(base)
+    for name, value in over.items():
+        old = result.get(name)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        result[name] = _merged(old, value) if both else value  # type: ignore[arg-type]
+    return result
+
+
 def _convert(name: str, value: Any, backbone: str) -> Any:
-    if name in _PATHS:
-        return Path(value)
-    if name == "preprocessing" and isinstance(value, Mapping):
+    if name not in _TABLES:
+        return _typed(value, get_type_hints(TrainConfig)[name])
+    if not isinstance(value, Mapping):
+        raise TypeError("must be a table, such as {resize = …}")
+    kinds = get_type_hints(_TABLES[name])
+    if unknown := sorted(set(value) - set(kinds)):
+        raise ValueError(f"unknown fields {unknown}; known: {', '.join(kinds)}")
+    table = {}
+    for key, entry in value.items():
+        try:
+            table[key] = _typed(entry, kinds[key])
+        except TypeError as error:
+            raise TypeError(f"{key} {error}") from error
+    if name == "preprocessing" and backbone in BACKBONES:
         # What a table leaves out stays as the backbone wants it.
-        known = BACKBONES[backbone].preprocessing.to_dict() if backbone in BACKBONES else {}
-        return PreprocessSpec.from_dict({**known, **value})
-    if name == "augmentation" and isinstance(value, Mapping):
-        return Augmentation(**value)
-    default = next(item.default for item in fields(TrainConfig) if item.name == name)
-    if isinstance(default, bool) and not isinstance(value, bool):
-        raise TypeError("must be true or false")
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        table = {**BACKBONES[backbone].preprocessing.to_dict(), **table}
+    return PreprocessSpec.from_dict(table) if name == "preprocessing" else Augmentation(**table)
+
+
+def _typed(value: Any, kind: Any) -> Any:
+    """``value`` of TOML as a ``kind``: paths are written as text there, and 3.0 often as 3."""
+    if kind is Path:
+        return Path(value)
+    if get_origin(kind) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise TypeError("must be a list of numbers")
+        return tuple(_typed(entry, float) for entry in value)
+    if get_origin(kind) is Literal:
+        kind = str
+    elif get_args(kind):
+        kind = get_args(kind)[0]  # an optional one: TOML has no None
+    if kind is float and type(value) is int:
         return float(value)
-    if isinstance(default, (int, float, str)) and not isinstance(value, type(default)):
-        raise TypeError(f"must be of type {type(default).__name__}")
+    if type(value) is not kind:  # isinstance would take true for 1
+        raise TypeError(
+            "must be true or false" if kind is bool else f"must be of type {kind.__name__}"
+        )
     return value
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
     """``name=value`` strings, the value in TOML syntax or else taken as text.
 
+    ``table.key=value`` names one key of a table; the other assignments to it stand.
+
     Raises:
-        ConfigError: no ``=``.
+        ConfigError: no ``=``, or a name that TOML cannot read.
     """
     values: dict[str, Any] = {}
     for assignment in assignments:
         name, sign, text = assignment.partition("=")
-        if not sign:
-            raise ConfigError(f"--set {assignment}: write it as name=value")
         try:
-            values |= tomllib.loads(f"{name} = {text}")
-        except tomllib.TOMLDecodeError:
-            values[name] = text
+            if not sign:
+                raise ValueError(assignment)
+            try:
+                value = tomllib.loads(f"{name} = {text}")
+            except tomllib.TOMLDecodeError:
+                value = tomllib.loads(f"{name} = {json.dumps(text, ensure_ascii=False)}")
+        except ValueError as error:
+            raise ConfigError(f"--set {assignment}: write it as name=value") from error
+        values = _merged(values, value)
     return values

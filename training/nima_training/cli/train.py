@@ -39,15 +39,13 @@ def train(
     from nima_training.loop import train as run
     from nima_training.models import WeightsError
 
+    flags = {
+        "manifest": manifest, "photos": photos, "out": out, "backbone": backbone,
+        "weights": weights, "epochs": epochs, "batch_size": batch_size,
+    }  # fmt: skip
     try:
-        settings = load_config(
-            config,
-            {
-                **parse_assignments(set_ or []),
-                "manifest": manifest, "photos": photos, "out": out, "backbone": backbone,
-                "weights": weights, "epochs": epochs, "batch_size": batch_size,
-            },
-        )  # fmt: skip
+        given = {name: value for name, value in flags.items() if value is not None}
+        settings = load_config(config, {**parse_assignments(set_ or []), **given})
         if print_config:
             typer.echo(json.dumps(settings.to_dict(), indent=1))
             return
