@@ -18,7 +18,7 @@ from torch import Tensor
 from nima_client._files import write_atomic
 from nima_training.checkpoint import reference_quantiles, save_checkpoint
 from nima_training.config import TrainConfig
-from nima_training.files import write_json
+from nima_training.files import check_folder, write_json
 from nima_training.models import create_model
 from nima_training.state import load_state, save_state
 
@@ -32,9 +32,14 @@ class TrainingError(RuntimeError):
 
 
 class RunDirectory:
-    """Reads and writes the files of one run; only the main process may write."""
+    """Reads and writes the files of one run; only the main process may write.
+
+    Raises:
+        ValueError: ``config.out`` is a file.
+    """
 
     def __init__(self, config: TrainConfig, data_sha256: str | None) -> None:
+        check_folder(config.out)
         self.config, self.data_sha256 = config, data_sha256
 
     def begun(self) -> bool:
@@ -46,6 +51,7 @@ class RunDirectory:
 
         Raises:
             TrainingError: the directory holds a run with other settings, data or processes.
+            StateError: the state is damaged.
         """
         saved = load_state(self.config.out / STATE_FILE)
         if saved is None:

@@ -10,6 +10,10 @@ import torch
 from nima_client._files import atomic_file
 
 
+class StateError(ValueError):
+    """A state file that cannot be read; the message says what to do."""
+
+
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write ``state`` atomically: a kill at any moment leaves the old or the new file, whole."""
     with atomic_file(path, "wb") as file:
@@ -17,8 +21,21 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
-    """Read :func:`save_state` back (``weights_only``, on the CPU); None if there is no file."""
+    """Read :func:`save_state` back (``weights_only``, on the CPU); None if there is no file.
+
+    Raises:
+        StateError: the file is damaged, or no state of a run.
+        OSError: it is there and cannot be opened.
+    """
     if not path.exists():
         return None
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    with path.open("rb") as file:
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception:  # zip reader and unpickler refuse in many ways, OSError among them
+            state = None
+    if not isinstance(state, dict):
+        raise StateError(
+            f"{path} is damaged: put a copy of it back, or delete it to start from the beginning"
+        )
     return state

@@ -35,7 +35,7 @@ def evaluate(
         result = run(
             load_checkpoint(checkpoint), manifest, photos, out, split, bootstrap, device, workers
         )
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         typer.echo(f"nima evaluate: {error}", err=True)
         raise typer.Exit(2) from error
     for image_id, reason in result["unreadable"].items():

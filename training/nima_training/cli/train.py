@@ -33,11 +33,9 @@ def train(
 
     from rich.console import Console
 
-    from nima_training.config import ConfigError, load_config, parse_assignments
-    from nima_training.data.sources import LabelError
+    from nima_training.config import load_config, parse_assignments
     from nima_training.loop import TrainingError
     from nima_training.loop import train as run
-    from nima_training.models import WeightsError
 
     flags = {
         "manifest": manifest, "photos": photos, "out": out, "backbone": backbone,
@@ -50,7 +48,7 @@ def train(
             typer.echo(json.dumps(settings.to_dict(), indent=1))
             return
         best = run(settings, Console())
-    except (ConfigError, LabelError, TrainingError, WeightsError) as error:
+    except (ValueError, OSError, TrainingError) as error:
         typer.echo(f"nima train: {error}", err=True)
         raise typer.Exit(2) from error
     values = {name: entry["value"] for name, entry in best["validation"].items()}

@@ -56,12 +56,18 @@ def read_manifest(path: Path) -> pd.DataFrame:
     """A manifest of ``nima prepare``, its ratings checked.
 
     Raises:
-        LabelError: columns missing, or a rating that is NaN, negative or doesn't sum to 1, with
-            its row.
+        LabelError: no Parquet file, columns missing, or a rating that is NaN, negative or doesn't
+            sum to 1, with its row.
     """
     if not path.is_file():
         raise LabelError(f"no manifest at {path}: make one with nima prepare")
-    frame = pd.read_parquet(path)
+    try:
+        frame = pd.read_parquet(path)
+    except (ValueError, OSError) as error:  # Arrow's errors are these
+        reason = str(error).splitlines()[0]
+        raise LabelError(
+            f"{path} cannot be read as Parquet ({reason}): make a manifest with nima prepare"
+        ) from error
     needed = ["image_id", "path", "split", *PROBABILITIES]
     if missing := [name for name in needed if name not in frame]:
         raise LabelError(f"{path} lacks the columns {missing}: it is not a nima prepare manifest")

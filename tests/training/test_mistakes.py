@@ -1,0 +1,97 @@
+"""Ordinary mistakes at ``nima train`` and ``nima evaluate`` end in a line that says what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import typer
+
+from nima_client.preprocess import PreprocessSpec
+from nima_training.checkpoint import reference_quantiles, save_checkpoint
+from nima_training.cli.evaluate import app as evaluate_app
+from nima_training.cli.train import app as train_app
+from nima_training.models import create_model
+from nima_training.state import StateError, load_state, save_state
+
+WriteToml = Callable[..., Path]
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """``refused(app, *arguments)``: the one line with which the command ends."""
+
+    def run(app: typer.Typer, *arguments: object) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            app([str(argument) for argument in arguments])
+        assert stopped.value.code == 2
+        text = capsys.readouterr().err
+        assert text.count("\n") == 1, text
+        return text
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("c") / "tiny"
+    meta = {
+        "name": "tiny", "backbone": "mobilenet_v3_small", "dropout": 0.0,
+        "preprocessing": PreprocessSpec(resize_size=64, crop_size=64).to_dict(),
+        "reference": {"set": "x", "quantiles": reference_quantiles(np.arange(9.0))},
+    }  # fmt: skip
+    return save_checkpoint(folder, create_model("mobilenet_v3_small", "none", 0.0), meta)
+
+
+def test_a_manifest_that_is_no_parquet(
+    refused: Callable[..., str], checkpoint: Path, write_toml: WriteToml, tmp_path: Path
+) -> None:
+    manifest = tmp_path / "labels.csv"
+    manifest.write_text("image_id,r1\n")
+    file = write_toml(tmp_path / "c.toml", tmp_path / "run", manifest=str(manifest))
+    assert "labels.csv cannot be read as Parquet" in refused(train_app, "--config", file)
+    there = ("--manifest", manifest, "--photos", tmp_path, "--out", tmp_path / "out")
+    assert "make a manifest with nima prepare" in refused(evaluate_app, checkpoint, *there)
+
+
+def test_an_output_that_is_a_file(
+    refused: Callable[..., str],
+    checkpoint: Path,
+    write_toml: WriteToml,
+    sixty_four: tuple[Path, Path],
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out"
+    out.write_text("mine")
+    file = write_toml(tmp_path / "c.toml", out, batch_size=16)
+    assert "out is not a folder: choose another --out" in refused(train_app, "--config", file)
+    there = ("--manifest", sixty_four[0], "--photos", sixty_four[1], "--out", out)
+    refusal = refused(evaluate_app, checkpoint, *there, "--split", "val")
+    assert "out is not a folder: choose another --out" in refusal
+    assert out.read_text() == "mine"
+
+
+def test_a_damaged_state(
+    refused: Callable[..., str], write_toml: WriteToml, tmp_path: Path
+) -> None:
+    file = write_toml(tmp_path / "c.toml", tmp_path / "run", batch_size=16, epochs=1)
+    train_app(["--config", str(file)], standalone_mode=False)
+    state = tmp_path / "run/state.pt"
+    whole = state.read_bytes()
+    for damaged in (whole[:5000], b"not a state", b"", b"\x80\x02K\x01."):
+        state.write_bytes(damaged)
+        text = refused(train_app, "--config", file)
+        assert f"{state} is damaged: put a copy of it back, or delete it" in text
+
+
+def test_only_a_mapping_is_a_state(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    assert load_state(path) is None
+    torch.save([1, 2], path)
+    with pytest.raises(StateError, match="damaged"):
+        load_state(path)
+    save_state(path, {"at": 3})
+    assert load_state(path) == {"at": 3}
