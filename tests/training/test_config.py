@@ -12,6 +12,7 @@ from nima_client.preprocess import PreprocessSpec
 from nima_training.cli.train import app as train_app
 from nima_training.config import ConfigError, TrainConfig, load_config, parse_assignments
 from nima_training.data.dataset import Augmentation
+from nima_training.models import BACKBONES
 
 PATHS = {"manifest": Path("m"), "photos": Path("p"), "out": Path("o")}
 
@@ -94,3 +95,22 @@ def test_a_field_with_a_flag_may_be_set_too(capsys: pytest.CaptureFixture[str]) 
     )
     printed = json.loads(capsys.readouterr().out)
     assert (printed["epochs"], printed["frozen_epochs"]) == (1, 0)
+
+
+def test_preprocessing_follows_the_backbone(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    paths = 'manifest = "m"\nphotos = "p"\nout = "o"\n'
+    file.write_text(paths + 'backbone = "inception_v3"\n')
+    spec = load_config(file, {}).preprocessing
+    assert (spec.crop_size, spec.mean) == (299, (0.5, 0.5, 0.5))
+    file.write_text(paths + "[preprocessing]\ncrop_size = 192\nresize_size = 192\n")
+    spec = load_config(file, {}).preprocessing
+    assert (spec.crop_size, spec.mean) == (192, BACKBONES["mobilenet_v2"].mean)
+    assert Augmentation().side(BACKBONES["mobilenet_v2"].preprocessing) == 256  # the paper's
+    # Never a smaller scale than the network is served at.
+    assert Augmentation().side(PreprocessSpec(resize_size=320, crop_size=224)) == 320
+    file.write_text(paths + "[augmentation]\nresize = 230\n")
+    assert load_config(file, {}).augmentation.side(spec) == 230
+    file.write_text(paths + "[augmentation]\nrotate = 5\n")
+    with pytest.raises(ConfigError, match="augmentation"):
+        load_config(file, {})

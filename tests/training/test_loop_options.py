@@ -19,15 +19,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torchvision.models import mobilenet_v3_small
 
-from nima_client.preprocess import PreprocessSpec
 from nima_training import metrics
 from nima_training.checkpoint import load_checkpoint
 from nima_training.cli.train import app as train_app
-from nima_training.config import ConfigError, TrainConfig, load_config
-from nima_training.data.dataset import Augmentation
+from nima_training.config import TrainConfig, load_config
 from nima_training.ema import EMA
 from nima_training.loop import Trainer, train
-from nima_training.models import BACKBONES
 from nima_training.run_dir import TrainingError
 from nima_training.schedule import Progressed, learning_rate_factor
 
@@ -130,15 +127,15 @@ def test_a_resumed_thaw_keeps_the_loss_scale(small_config: SmallConfig, tmp_path
     trainer = Trainer(config, quiet())
     trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
     saved = {**trainer.accelerator.scaler.state_dict(), "scale": 512.0}
-    trainer.at.epoch = 1
-    trainer._start_phase({"optimiser": None, "scaler": saved})  # as saved where the backbone thaws
+    # As saved where the backbone thaws, by a version that dropped the optimiser's state there.
+    trainer.learner.start_phase(False, {"optimiser": None, "scaler": saved})
     assert trainer.accelerator.scaler.get_scale() == 512.0
 
 
 def test_accumulated_gradients_are_those_of_the_larger_batch(
     small_config: SmallConfig, tmp_path: Path
 ) -> None:
-    # Without batch statistics and inner dropout, which see micro-batches.
+    # Without batch statistics, which see micro-batches.
     same = {"epochs": 1, "norm_statistics": "frozen", "backbone": "mobilenet_v2"}
     weights = []
     for name, sizes in (
@@ -177,9 +174,10 @@ def test_validation_and_checkpoints_use_the_averaged_weights(
         small_config(tmp_path / "run", epochs=1, batch_size=16, ema_decay=0.9), quiet()
     )
     trainer.run()
-    assert trainer.ema is not None
+    assert trainer.learner.ema is not None
     saved = load_checkpoint(tmp_path / "run" / "last").model.state_dict()
-    assert all(torch.equal(saved[name], value) for name, value in trainer.ema.state.items())
+    averaged = trainer.learner.ema.state
+    assert all(torch.equal(saved[name], value) for name, value in averaged.items())
     live = trainer.model.state_dict()
     assert any(not torch.equal(live[name], value) for name, value in saved.items())
 
@@ -291,22 +289,3 @@ def test_weights_from_a_file_may_move_before_a_run_goes_on(
         train(replace(config, weights="none"), quiet())
     for kind in ("none", "imagenet"):
         assert replace(config, weights=kind).to_dict()["weights"] == kind
-
-
-def test_preprocessing_follows_the_backbone(tmp_path: Path) -> None:
-    file = tmp_path / "c.toml"
-    paths = 'manifest = "m"\nphotos = "p"\nout = "o"\n'
-    file.write_text(paths + 'backbone = "inception_v3"\n')
-    spec = load_config(file, {}).preprocessing
-    assert (spec.crop_size, spec.mean) == (299, (0.5, 0.5, 0.5))
-    file.write_text(paths + "[preprocessing]\ncrop_size = 192\nresize_size = 192\n")
-    spec = load_config(file, {}).preprocessing
-    assert (spec.crop_size, spec.mean) == (192, BACKBONES["mobilenet_v2"].mean)
-    assert Augmentation().side(BACKBONES["mobilenet_v2"].preprocessing) == 256  # the paper's
-    # Never a smaller scale than the network is served at.
-    assert Augmentation().side(PreprocessSpec(resize_size=320, crop_size=224)) == 320
-    file.write_text(paths + "[augmentation]\nresize = 230\n")
-    assert load_config(file, {}).augmentation.side(spec) == 230
-    file.write_text(paths + "[augmentation]\nrotate = 5\n")
-    with pytest.raises(ConfigError, match="augmentation"):
-        load_config(file, {})

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
 from nima_training.checkpoint import load_checkpoint
 from nima_training.config import TrainConfig, load_config
 from nima_training.data.dataset import EpochBatches
-from nima_training.loop import Trainer, train
+from nima_training.loop import MAX_EMPTY_BATCHES, Trainer, train
 
 SmallConfig = Callable[..., TrainConfig]
 WriteToml = Callable[..., Path]
@@ -32,16 +33,21 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def train_in_two(file: Path, environment: dict[str, str]) -> str:
-    """Run the configuration in two processes; returns what they printed."""
+def run_in_two(file: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run the configuration in two processes."""
     torchrun = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
         "--master-addr=127.0.0.1",
         f"--master-port={free_port()}", "-m", "nima_training.cli.train", "--config", str(file),
     ]  # fmt: skip
-    done = subprocess.run(
+    return subprocess.run(
         torchrun, env=environment, capture_output=True, text=True, timeout=200, check=False
     )
+
+
+def train_in_two(file: Path, environment: dict[str, str]) -> str:
+    """The same to its end; returns what they printed."""
+    done = run_in_two(file, environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -115,3 +121,28 @@ def test_the_figures_of_two_processes_are_those_of_the_checkpoint(
     for name in ("emd_r1", "emd_r2", "mae_mean", "mae_std"):
         noted = last.meta["metrics"]["validation"][name]["value"]
         assert noted == pytest.approx(again[name]["value"], rel=1e-5), name
+
+
+def test_a_process_without_photos_stays_in_step_and_its_files_are_saved(
+    sixty_four: tuple[Path, Path],
+    write_toml: WriteToml,
+    one_thread: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    # So many empty batches of the second process that it ends the run, after updates that each of
+    # the two took part in; what the first then saved knows the files of both.
+    theirs = list(EpochBatches(64, 2, 0, 0, 1, 2))[:MAX_EMPTY_BATCHES]
+    photos = Path(shutil.copytree(sixty_four[1], tmp_path / "photos"))
+    for row in (row for batch in theirs for row in batch):
+        (photos / f"photo{row:03d}.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    file = write_toml(
+        tmp_path / "c.toml", tmp_path / "run", photos=str(photos), batch_size=2, save_seconds=0.0,
+        backbone="mobilenet_v2",
+    )  # fmt: skip
+    done = run_in_two(file, one_thread)
+    assert done.returncode != 0
+    assert "no photo of 10 batches in a row is readable" in done.stderr
+    state = torch.load(tmp_path / "run/state.pt", weights_only=True)
+    updates = state["at"]["update"]
+    assert updates >= MAX_EMPTY_BATCHES - 2  # the last saving may have been cut off
+    assert sorted(state["skipped"]) == sorted(row for batch in theirs[:updates] for row in batch)

@@ -55,6 +55,8 @@ class TrainConfig:
     head_lr: float = 1e-3
     weight_decay: float = 1e-4
     warmup: float = 0.02
+    """Share of the run over which the learning rates rise from zero, at the start of the run and
+    again where the backbone thaws."""
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
     plateau_patience: int = 2
     plateau_factor: float = 0.3

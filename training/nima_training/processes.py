@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, gather_object
+from accelerate.utils import broadcast, gather_object, reduce
 from torch import nn
 
 from nima_training.config import TrainConfig
@@ -35,6 +35,14 @@ def share_buffers(model: nn.Module) -> None:
     """
     for buffer in model.buffers():
         broadcast(buffer)  # leaves a single process alone
+
+
+def total(accelerator: Accelerator, *counts: int) -> list[int]:
+    """The sum of each count over all processes, the same on every process."""
+    if accelerator.num_processes == 1:
+        return list(counts)
+    summed: list[int] = reduce(torch.tensor(counts, device=accelerator.device), "sum").tolist()
+    return summed
 
 
 def union(accelerator: Accelerator, found: dict[int, str]) -> dict[int, str]:

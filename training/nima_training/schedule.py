@@ -22,7 +22,9 @@ class Progressed:
     stale: int = 0
     """Epochs since the best one."""
     loss_sum: float = 0.0
-    """Of this epoch's micro-batches, as the saving process saw them."""
+    """Of this epoch's readable photos, as the saving process saw them."""
+    photos: int = 0
+    """How many these are."""
     plateau_scale: float = 1.0
     done: bool = False
 
@@ -36,17 +38,34 @@ class Progressed:
             self.plateau_scale *= config.plateau_factor
         return False
 
+    def next_epoch(self, config: TrainConfig) -> bool:
+        """Go on to the next epoch: whether early stopping ends the run here instead.
+
+        While a frozen stage lasts it does not: the network that is to be trained has not begun.
+        Where the backbone thaws, patience and plateaus begin anew; the best epoch stands.
+        """
+        self.epoch += 1
+        self.batch, self.photos, self.loss_sum = 0, 0, 0.0
+        thaws = self.epoch <= config.frozen_epochs < config.epochs
+        if thaws and self.epoch == config.frozen_epochs:
+            self.stale, self.plateau_scale = 0, 1.0
+        stopped = not thaws and 0 < config.patience <= self.stale
+        self.done = stopped or self.epoch >= config.epochs
+        return stopped
+
 
 def learning_rate_factor(at: Progressed, config: TrainConfig, updates_per_epoch: int) -> float:
     """What both learning rates are multiplied by at the next update.
 
-    A linear warm-up over the first ``config.warmup`` of the run; then a cosine to zero, the steps
-    of the plateau schedule, or 1.
+    One cosine to zero over the run, the steps of the plateau schedule, or 1. It is reached by a
+    linear warm-up over ``config.warmup`` of the run: at its start, and again where the backbone
+    thaws, whose pretrained weights a new optimiser would take far in its first steps.
     """
     total = updates_per_epoch * config.epochs
     warm = round(config.warmup * total)
-    if at.update < warm:
-        return (at.update + 1) / (warm + 1)
+    factor = at.plateau_scale
     if config.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * (at.update - warm) / max(1, total - warm)))
-    return at.plateau_scale
+        factor = 0.5 * (1 + math.cos(math.pi * max(0, at.update - warm) / max(1, total - warm)))
+    thaw = config.frozen_epochs * updates_per_epoch
+    of_phase = at.update - thaw if at.update >= thaw else at.update
+    return factor * min(1.0, (of_phase + 1) / (warm + 1))
