@@ -52,8 +52,8 @@ case $command in
         esac
         if [ "$profile" = cpu ]; then
             # An image a core is what a CPU serves best; the tree cannot know the cores.
-            python3 -m nima_build.cpu_profile "$repository" "${NIMA_INSTANCES:-$(nproc)}" \
-                "${NIMA_PRECISION:-fp32}" "${NIMA_MAX_BYTES:-}" "${NIMA_MAX_PIXELS:-}"
+            python3 -m nima_build.cpu_profile "$repository" "${NIMA_INSTANCES:-}" \
+                "${NIMA_PRECISION:-}" "${NIMA_MAX_BYTES:-}" "${NIMA_MAX_PIXELS:-}"
         fi
         flags=(--model-repository="$repository")
         [ "$profile" = default ] || flags+=(--model-config-name="$profile")

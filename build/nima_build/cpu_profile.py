@@ -1,25 +1,26 @@
-"""``python -m nima_build.cpu_profile REPOSITORY COUNT PRECISION [MAX_BYTES [MAX_PIXELS]]``.
+"""``python -m nima_build.cpu_profile REPOSITORY COUNT PRECISION MAX_BYTES MAX_PIXELS``.
 
 Writes the configs of the profile ``cpu``. Run by the docker entrypoint, since a config in the tree
-cannot know the machine nor the choice. An empty limit leaves the config's.
+cannot know the machine nor the choice. What is empty gets its default, not what an earlier run
+chose: the repository may be a volume that outlives the container. An empty count is an image a
+core.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
+from nima_build.cores import available_cores
 from nima_build.metadata import ArtefactError
 from nima_build.repository import MODELS, check_graph, cpu_instances, read_config, set_precision
 from nima_client._files import write_together
 from nima_client.contract import MODEL_NAME, PREPROCESS_MODEL
-
-_LIMITS = ("max_bytes", "max_pixels")
+from nima_client.preprocess import DEFAULT_LIMITS, Limits
 
 
 def set_cpu_profile(
-    repository: Path, count: int, precision: str = "fp32", limits: Mapping[str, int] | None = None
+    repository: Path, count: int, precision: str = "fp32", limits: Limits = DEFAULT_LIMITS
 ) -> None:
     """Write instance count, precision and limits into the ``cpu`` configs, all or none of them.
 
@@ -27,7 +28,7 @@ def set_cpu_profile(
         repository: folder of the models.
         count: images to work on at once; :func:`~nima_build.repository.cpu_instances` of them.
         precision: key of :data:`~nima_build.repository.GRAPHS`.
-        limits: ``max_bytes`` and ``max_pixels`` of an image; what is not named stays.
+        limits: largest image in bytes and pixels.
 
     Raises:
         ValueError: the count or a limit is not positive, or there is no such precision.
@@ -38,7 +39,7 @@ def set_cpu_profile(
 
     if count < 1:
         raise ValueError("the number of instances must be at least 1")
-    if any(limit < 1 for limit in (limits or {}).values()):
+    if limits.max_bytes < 1 or limits.max_pixels < 1:
         raise ValueError("image limits must be positive")
     check_graph(repository, precision)
     contents = {}
@@ -50,8 +51,8 @@ def set_cpu_profile(
         if model != MODEL_NAME:
             config.instance_group[0].count = cpu_instances(count)[model]
         if model == PREPROCESS_MODEL:
-            for key, limit in (limits or {}).items():
-                config.parameters[key].string_value = str(limit)
+            config.parameters["max_bytes"].string_value = str(limits.max_bytes)
+            config.parameters["max_pixels"].string_value = str(limits.max_pixels)
         contents[path] = text_format.MessageToString(config).encode()
     write_together({p: data for p, data in contents.items() if _differs(p, data)})
 
@@ -63,10 +64,12 @@ def _differs(path: Path, data: bytes) -> bool:
 def main(arguments: list[str]) -> int:
     """Exit status 0, or 1 with the reason on standard error."""
     try:
-        repository, count, precision, *limits = arguments
-        named = dict(zip(_LIMITS, limits, strict=False))
-        given = {key: int(value) for key, value in named.items() if value}
-        set_cpu_profile(Path(repository), int(count), precision, given)
+        repository, count, precision, max_bytes, max_pixels = arguments
+        limits = Limits(
+            int(max_bytes or DEFAULT_LIMITS.max_bytes), int(max_pixels or DEFAULT_LIMITS.max_pixels)
+        )
+        images = int(count) if count else available_cores()
+        set_cpu_profile(Path(repository), images, precision or "fp32", limits)
     except (ArtefactError, ValueError, OSError) as error:
         print(f"nima: cannot set up the profile cpu: {error}", file=sys.stderr)
         return 1

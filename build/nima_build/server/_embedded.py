@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+from nima_build.cores import available_cores
 from nima_build.metadata import ModelMetadata
 from nima_build.processes import end_with_parent
 from nima_build.repository import (
@@ -41,11 +42,6 @@ _CRASHES_WHILE_STARTING = 2
 # Severity E in tritonserver's own lines (without CUDA, two of them are always there), Python
 # tracebacks of the models, and the last word of a server that gives up.
 _LOG_ERROR = re.compile(r"Z E \d+ (?!.*(?:CudaDriver|CUDA driver))|Error: |^error: ")
-
-
-def available_cores() -> int:
-    """Cores this process may run on (affinity, not the machine's count)."""
-    return len(os.sched_getaffinity(0))
 
 
 class EmbeddedServer:
