@@ -45,7 +45,8 @@ def command(
         ),
         f"--metrics-address={host}",
         f"--metrics-port={metrics}",
-        "--allow-gpu-metrics=false",
+        # Without a GPU tritonserver looks for one, and logs an error.
+        *(["--allow-gpu-metrics=false"] if options.device == "cpu" else []),
         "--log-format=ISO8601",
         f"--exit-timeout-secs={max(1, round(options.stop_timeout))}",
         "--model-control-mode=explicit",

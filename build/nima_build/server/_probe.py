@@ -23,6 +23,10 @@ _PROBE_JPEG = base64.b64decode(
 )
 
 
+# A certificate that ran out is noticed by those who connect anew. A minute in `nima serve`.
+_PROBES_A_CONNECTION = 12
+
+
 @dataclass(frozen=True)
 class ProbeResult:
     """Outcome of one probe.
@@ -60,13 +64,17 @@ class Probe:
         self._inputs = [image]
         self._outputs = [triton.InferRequestedOutput(OUTPUT_MEAN)]
         self._client: Any = None
+        self._probes_left = 0
 
     def __call__(self) -> ProbeResult:
         """Send the probe; never raises."""
         start = time.monotonic()
+        if self._probes_left == 0:
+            self.close()
         try:
             if self._client is None:
-                self._client = self.connect()
+                self._client, self._probes_left = self.connect(), _PROBES_A_CONNECTION
+            self._probes_left -= 1
             answer = self._client.infer(
                 MODEL_NAME, self._inputs, outputs=self._outputs, client_timeout=self._timeout
             )

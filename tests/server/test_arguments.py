@@ -1,0 +1,32 @@
+"""tritonserver's arguments, and how the probe of it connects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nima_build.server import Probe, ServerOptions
+from nima_build.server._arguments import command
+
+
+@pytest.mark.parametrize(("device", "closed"), [("cpu", True), ("cuda", False)])
+def test_the_metrics_of_a_gpu_are_exported_where_one_is_used(device: str, closed: bool) -> None:
+    given = command(ServerOptions(device=device), Path("/x"), (1, 2, 3), "token", "nima_x_")
+    assert ("--allow-gpu-metrics=false" in given) is closed
+
+
+def test_the_probe_connects_anew_now_and_then(triton, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server whose certificate ran out answers only those who are connected already."""
+    connected, connect = [], Probe.connect
+
+    def count(self: Probe) -> object:
+        connected.append(connect(self))
+        return connected[-1]
+
+    monkeypatch.setattr(Probe, "connect", count)
+    probe = Probe(triton.grpc_url)
+    for _ in range(25):
+        assert probe().alive
+    probe.close()
+    assert len(connected) == 3
