@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import threading
@@ -110,7 +111,8 @@ def serve(
     Prints one endpoint a line once a real inference has answered. A dead or hung server or Python
     stub is restarted with backoff; what happens is told on standard error. SIGHUP puts the network
     that now lies in the repository in place of the one served, without a failed request; SIGUSR1
-    goes back to the one before.
+    goes back to the one before. Where standard input is a terminal, SIGHUP means that it was closed
+    and stops the server: start it with `</dev/null` to reload it there.
     """
     from nima_build.metadata import ArtefactError
     from nima_build.repository import default_repository
@@ -124,7 +126,9 @@ def serve(
     from nima_client.preprocess import Limits
 
     def report(line: str) -> None:
-        print(f"nima serve: {line}", file=sys.stderr, flush=True)
+        # Who read it may be gone; that is no reason to stop serving.
+        with contextlib.suppress(OSError):
+            print(f"nima serve: {line}", file=sys.stderr, flush=True)
 
     tls_files = (tls_cert, tls_key, tls_ca)
     if any(tls_files) and not all(tls_files):
@@ -198,7 +202,9 @@ def serve(
         threading.Thread(target=change, args=(number,), daemon=True).start()
 
     starting = True
-    signal.signal(signal.SIGHUP, on_change)
+    # A terminal that is closed sends SIGHUP to what runs in it.
+    in_terminal = sys.stdin is not None and sys.stdin.isatty()
+    signal.signal(signal.SIGHUP, interrupt if in_terminal else on_change)
     signal.signal(signal.SIGUSR1, on_change)
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, interrupt)
@@ -218,7 +224,10 @@ def serve(
             f"(checkpoint {server.metadata.checkpoint_sha256[:12]}); Ctrl-C stops"
         )
         supervisor.run()
-        report("stopping: requests in flight finish first")
+        why = " (SIGHUP, from the terminal; with </dev/null it reloads)"
+        report(
+            f"stopping{why if ended_by == signal.SIGHUP else ''}: requests in flight finish first"
+        )
     except (ServerError, ArtefactError, OSError) as error:
         report(str(error))
         raise typer.Exit(1) from None

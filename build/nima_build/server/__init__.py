@@ -5,7 +5,7 @@ its Python code runs.
 """
 
 from nima_build.server._embedded import EmbeddedServer
-from nima_build.server._install import ServerError, missing_packages
+from nima_build.server._install import ServerError, ServerLost, missing_packages
 from nima_build.server._options import ServerOptions
 from nima_build.server._probe import Probe, ProbeResult
 from nima_build.server._rollout import Rollout, RolloutError
@@ -22,6 +22,7 @@ __all__ = [
     "Rollout",
     "RolloutError",
     "ServerError",
+    "ServerLost",
     "ServerOptions",
     "ServerTLS",
     "Supervisor",

@@ -7,7 +7,6 @@ import os
 import re
 import secrets
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -29,8 +28,13 @@ from nima_build.server._arguments import command, environment
 from nima_build.server._gpu import check_gpu
 from nima_build.server._install import ServerCrashed, ServerError, check_numpy, lay_out_backends
 from nima_build.server._options import ServerOptions
-from nima_build.server._ports import free_ports, require_free
-from nima_build.server._private import PrivateFolder, clear_leftovers, remove_shared_memory
+from nima_build.server._ports import free_ports, listens, require_free
+from nima_build.server._private import (
+    PrivateFolder,
+    clear_leftovers,
+    remove_shared_memory,
+    require_intact,
+)
 from nima_build.server._probe import Probe
 from nima_build.server._rollout import Repository, Rollout
 from nima_client._gate import create_gate
@@ -273,18 +277,27 @@ class EmbeddedServer:
         """Start the process over the rendered repository, on the ports chosen once.
 
         Raises:
-            ServerError: it ended, or no inference answered within ``start_timeout``; nothing is
-                left running.
+            ServerLost: the private folder is gone.
+            ServerError: it ended, or no inference answered within ``start_timeout``, or the machine
+                is short of something (disk, memory, files); nothing is left running.
         """
+        require_intact(self._folder)
+        try:
+            self._launch()
+        except OSError as error:
+            raise ServerError(f"cannot start tritonserver: {error}") from error
+
+    def _launch(self) -> None:
         require_free(self.options.host, self._listened_ports())
         try:
-            self.log_path.parent.mkdir(parents=True, exist_ok=True)
+            if self.options.log_file is not None:
+                self.log_path.parent.mkdir(parents=True, exist_ok=True)
             log = self.log_path.open("ab")
         except OSError as error:
             raise ServerError(f"cannot write the log {self.log_path}: {error.strerror}") from None
-        # A new one for new processes: what the old ones had between the steps went with them.
-        create_gate(self._folder / "gate")
         with log:
+            # A new one for new processes: what the old ones had between the steps went with them.
+            create_gate(self._folder / "gate")
             self._log_start = log.tell()
             self._process = subprocess.Popen(
                 self._command(),
@@ -327,9 +340,10 @@ class EmbeddedServer:
                         f"tritonserver ended with status {status} while starting"
                         f"\n{self.log_errors()}"
                     )
-                if self._listens():
+                if listens(self._process.pid, self._listened_ports()):
                     result = probe()
-                    if result.alive:
+                    # Another server may have answered while this one ended for want of its ports.
+                    if result.alive and self._process.poll() is None:
                         return
                     reason = result.reason
                 time.sleep(_POLL_SECONDS)
@@ -339,15 +353,6 @@ class EmbeddedServer:
             f"no inference answered within {self.options.patience:g} s, the last attempt with: "
             f"{reason}\n{self.log_errors()}"
         )
-
-    def _listens(self) -> bool:
-        # Metrics come last: a server is not ready before Prometheus may ask it.
-        for port in (self._ports[0], self._ports[2]):
-            with socket.socket() as attempt:
-                attempt.settimeout(1.0)
-                if attempt.connect_ex((self.options.host, port)) != 0:
-                    return False
-        return True
 
     def log_errors(self, lines: int = 12) -> str:
         """The last errors in tritonserver's log; its last lines where it holds none."""

@@ -18,6 +18,10 @@ class ServerCrashed(ServerError):
     """tritonserver was ended by a signal while it started."""
 
 
+class ServerLost(ServerError):
+    """What the server runs over is gone: another launch cannot help, a new start does."""
+
+
 def wheel_root() -> Path:
     """``pytriton/tritonserver`` of the installed wheel, found without importing it.
 

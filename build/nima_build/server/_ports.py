@@ -1,9 +1,10 @@
-"""Free ports, and the refusal of taken ones."""
+"""Free ports, the refusal of taken ones, and who listens on them."""
 
 from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Collection
 
 from nima_build.server._install import ServerError
 
@@ -45,6 +46,22 @@ def require_free(host: str, ports: list[int]) -> None:
                     f"cannot listen on {host}:{port} ({error.strerror}): choose another port "
                     "(0 takes a free one), or stop what has it"
                 ) from None
+
+
+def listens(pid: int, ports: Collection[int]) -> bool:
+    """Whether this process itself listens on all of these ports.
+
+    That somebody answers on them says less: of two servers that were started on the same ports at
+    the same moment, one has them. tritonserver opens the metrics port last, when it is ready.
+    """
+    import psutil
+
+    try:
+        sockets = psutil.Process(pid).net_connections("tcp")
+    except psutil.NoSuchProcess:
+        return False
+    open_ports = {one.laddr.port for one in sockets if one.status == psutil.CONN_LISTEN}
+    return open_ports.issuperset(ports)
 
 
 def _cannot_listen(host: str, error: OSError) -> ServerError:

@@ -7,8 +7,10 @@ owner dies, however it dies, so that what is left behind can be told from what i
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -16,11 +18,27 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from nima_build.repository import MODELS
+from nima_build.server._install import ServerLost
+
 _PREFIX = "nima-serve-"
 _LOCK = "owner.lock"
 _SHARED_MEMORY = Path("/dev/shm")
 _GRACE_SECONDS = 5.0
 _POLL_SECONDS = 0.05
+# Triton starts its stubs by a shell command in which the paths are not quoted.
+_PLAIN_PATH = re.compile(r"[\w./-]+", re.ASCII)
+# All that a private folder may hold: what has the name of one and holds more is somebody's.
+_CONTENTS = {f".{_LOCK}", "models", "backends", "gate", ".gate.new", "tritonserver.log"}
+_RANDOM_NAME = re.compile(rf"{_PREFIX}[a-z0-9_]{{8}}")
+# A folder gets its lock at once; one that has lain without for so long will get none.
+_FORGOTTEN_SECONDS = 3600.0
+
+
+def temporary_folder() -> Path:
+    """Where private folders lie: ``TMPDIR``, or ``/tmp`` where a shell would split that."""
+    folder = tempfile.gettempdir()
+    return Path(folder if _PLAIN_PATH.fullmatch(folder) else "/tmp")
 
 
 class PrivateFolder:
@@ -32,7 +50,7 @@ class PrivateFolder:
     """
 
     def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=temporary_folder()))
         self.shm_prefix = f"nima_{uuid.uuid4().hex[:12]}_"
         # Locked before it has its name, so that nobody finds it without its lock.
         hidden = self.path / f".{_LOCK}"
@@ -48,11 +66,26 @@ class PrivateFolder:
 
     def remove(self) -> None:
         """Delete the folder with what is in it; idempotent."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        _remove(self.path)
         self._lock.close()
         if self._folder is not None:
             os.close(self._folder)
             self._folder = None
+
+
+def require_intact(folder: Path) -> None:
+    """Refuse a private folder from which a cleaner of temporary files has taken something.
+
+    Raises:
+        ServerLost: models or backends are gone.
+    """
+    needed = [folder / "models" / model / "config.pbtxt" for model in MODELS]
+    for path in (*needed, folder / "backends" / "python"):
+        if not path.exists():
+            raise ServerLost(
+                f"{path} was deleted under the running server: start it again, and keep the "
+                f"cleaner of {folder.parent} away from {_PREFIX}* (or set TMPDIR)"
+            )
 
 
 def remove_shared_memory(prefix: str) -> None:
@@ -71,22 +104,64 @@ def clear_leftovers() -> list[Path]:
         The folders removed.
     """
     cleared = []
-    for folder in sorted(Path(tempfile.gettempdir()).glob(f"{_PREFIX}*")):
-        try:
+    for folder in sorted(temporary_folder().glob(f"{_PREFIX}*")):
+        # In use, of another kind, or gone meanwhile: let it be.
+        with contextlib.suppress(OSError):
             if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
                 continue
-            with (folder / _LOCK).open() as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                prefix = lock.read()
+            try:
+                lock = (folder / _LOCK).open()
+            except FileNotFoundError:
+                if not _is_forgotten(folder):
+                    continue
+                lock = None
+            with lock or contextlib.nullcontext():
+                prefix = ""
+                if lock is not None:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    prefix = lock.read()
                 _end_processes_of(folder)
                 if prefix.startswith("nima_"):
                     remove_shared_memory(prefix)
-                shutil.rmtree(folder, ignore_errors=True)
-                cleared.append(folder)
-        except OSError:
-            # In use, of another kind, or gone meanwhile.
-            continue
+                if _remove(folder):
+                    cleared.append(folder)
     return cleared
+
+
+def _is_forgotten(folder: Path) -> bool:
+    """Whether a folder without the file of its lock is one of ours that nobody uses or makes."""
+    if not _RANDOM_NAME.fullmatch(folder.name):
+        return False
+    if {entry.name for entry in folder.iterdir()} - _CONTENTS:
+        return False
+    if time.time() - folder.stat().st_mtime < _FORGOTTEN_SECONDS:
+        return False
+    # A cleaner may have taken the file from under a server: the folder itself is locked then.
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _remove(folder: Path) -> bool:
+    """Delete a folder, the file of its lock last: by it the next start finds what is left.
+
+    Returns:
+        Whether all of it is gone.
+    """
+    with contextlib.suppress(OSError):
+        for entry in folder.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name != _LOCK:
+                with contextlib.suppress(OSError):
+                    entry.unlink()
+        if {entry.name for entry in folder.iterdir()} <= {_LOCK}:
+            (folder / _LOCK).unlink(missing_ok=True)
+            folder.rmdir()
+    return not folder.exists()
 
 
 def _end_processes_of(folder: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from nima_build.server._embedded import EmbeddedServer
-from nima_build.server._install import ServerError
+from nima_build.server._install import ServerError, ServerLost
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Supervisor:
     Args:
         server: a started server.
         policy: intervals and backoff.
-        report: receives one line an event.
+        report: receives one line an event; an OSError of it (nobody reads it) is passed over.
 
     Attributes:
         restarts: how often it has brought the server back.
@@ -66,7 +67,11 @@ class Supervisor:
         self._stop.set()
 
     def run(self) -> None:
-        """Watch and restart until :meth:`stop`."""
+        """Watch and restart until :meth:`stop`.
+
+        Raises:
+            ServerLost: no restart can help, since the server's private folder is gone.
+        """
         prober = threading.Thread(target=self._probe_forever, name="nima-probe", daemon=True)
         prober.start()
         backoff, up_since = self._policy.backoff_first, time.monotonic()
@@ -76,7 +81,7 @@ class Supervisor:
                 if time.monotonic() - up_since > self._policy.settled_seconds:
                     backoff = self._policy.backoff_first
                 continue
-            self._report(f"{defect}; restarting in {backoff:g} s")
+            self._say(f"{defect}; restarting in {backoff:g} s")
             self._server.end_processes(grace=0)
             if self._stop.wait(backoff):
                 return
@@ -85,15 +90,22 @@ class Supervisor:
             self.launching = True
             try:
                 self._server.launch()
+            except ServerLost:
+                self._stop.set()  # the prober's end too
+                raise
             except ServerError as error:
-                self._report(f"restart failed: {error}")
+                self._say(f"restart failed: {error}")
             else:
                 self.restarts += 1
-                self._report(f"answering again after {time.monotonic() - began:.1f} s")
+                self._say(f"answering again after {time.monotonic() - began:.1f} s")
             finally:
                 self.launching = False
             up_since = time.monotonic()
             self._defect = None
+
+    def _say(self, line: str) -> None:
+        with contextlib.suppress(OSError):
+            self._report(line)
 
     def _probe_forever(self) -> None:
         """Probe from a thread of its own: a hung server must not hold up the process watch."""
