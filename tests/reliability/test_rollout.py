@@ -153,7 +153,8 @@ def test_by_signals_and_across_a_restart(repository: Path, tmp_path: Path) -> No
     process = subprocess.Popen(
         [sys.executable, "-m", "nima_client.cli.main", "serve", f"--model-repository={served}",
          *ports],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # From a terminal, SIGHUP would end it.
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
     def wait_for(text: str) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
 import secrets
 import signal
 import subprocess
@@ -21,12 +19,12 @@ from nima_build.repository import (
     RenderOptions,
     cpu_instances,
     default_repository,
-    python_instances,
     render,
 )
 from nima_build.server._arguments import command, environment
 from nima_build.server._gpu import check_gpu
 from nima_build.server._install import ServerCrashed, ServerError, check_numpy, lay_out_backends
+from nima_build.server._log import last_errors
 from nima_build.server._options import ServerOptions
 from nima_build.server._ports import free_ports, listens, require_free
 from nima_build.server._private import (
@@ -37,15 +35,12 @@ from nima_build.server._private import (
 )
 from nima_build.server._probe import Probe
 from nima_build.server._rollout import Repository, Rollout
+from nima_build.server._stubs import StubWatch, stub_pids
 from nima_client._gate import create_gate
 from nima_client.contract import NETWORK_MODEL, PREPROCESS_MODEL
 
 _POLL_SECONDS = 0.05
-_SETTLED_SECONDS = 1.0
 _CRASHES_WHILE_STARTING = 2
-# Severity E in tritonserver's own lines (without CUDA, two of them are always there), Python
-# tracebacks of the models, and the last word of a server that gives up.
-_LOG_ERROR = re.compile(r"Z E \d+ (?!.*(?:CudaDriver|CUDA driver))|Error: |^error: ")
 
 
 class EmbeddedServer:
@@ -71,9 +66,7 @@ class EmbeddedServer:
         self._admin_token = self.options.admin_token or secrets.token_urlsafe(24)
         self._ports: list[int] = []
         self._log_start = 0
-        self._stubs: frozenset[int] = frozenset()
-        self._stubs_an_instance = 1
-        self._lost_in_change: str | None = None
+        self._stubs = StubWatch(self.stub_pids)
         self._changing = threading.Lock()
 
     def __enter__(self) -> EmbeddedServer:
@@ -140,17 +133,7 @@ class EmbeddedServer:
 
     def stub_pids(self) -> frozenset[int]:
         """Process ids of the Python backend's stubs, read from the process table."""
-        import psutil
-
-        if self.pid is None:
-            return frozenset()
-        running = set()
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(self.pid).children(recursive=True):
-                with contextlib.suppress(psutil.NoSuchProcess):  # this one ended just now
-                    if child.status() != psutil.STATUS_ZOMBIE:
-                        running.add(child.pid)
-        return frozenset(running)
+        return stub_pids(self.pid)
 
     def defect(self) -> str | None:
         """What is visibly wrong with the processes (server or stub gone); None when all run."""
@@ -159,9 +142,7 @@ class EmbeddedServer:
         code = self._process.poll()
         if code is not None:
             return f"tritonserver ended with status {code}"
-        if missing := self._stubs - self.stub_pids():
-            return f"Python stub {min(missing)} is gone"
-        return self._lost_in_change
+        return self._stubs.defect()
 
     def start(self) -> None:
         """Render the repository, start the server and wait until an inference answers.
@@ -222,35 +203,16 @@ class EmbeddedServer:
         with self._changing, client:
             # Stubs of the version that goes end, some time after its last request: none is missed
             # until they have.
-            pid, self._stubs = self.pid, frozenset()
+            pid = self.pid
+            self._stubs.forget()
             try:
                 done = action(Repository(folder / "models", client, self._admin_token))
             finally:
-                self._count_stubs(pid)
+                self._stubs.changed(
+                    folder / "models", self.options.patience, lambda: self.pid == pid is not None
+                )
             self.metadata = done.metadata
             return done
-
-    def _count_stubs(self, pid: int | None) -> None:
-        """Watch the stubs there are once they are as many as the rendered configs ask for.
-
-        Args:
-            pid: of the server whose stubs they are; another one was counted when it was launched.
-        """
-        wanted = self._stubs_an_instance * python_instances(self._folder / "models")
-        found, since = frozenset[int](), time.monotonic()
-        deadline = since + self.options.patience
-        while self.pid == pid is not None and (now := time.monotonic()) < deadline:
-            if (running := self.stub_pids()) != found:
-                found, since = running, now
-            # As many may also be there while some begin and others end.
-            if len(found) == wanted and now - since > _SETTLED_SECONDS:
-                break
-            time.sleep(_POLL_SECONDS)
-        if self.pid != pid:
-            return
-        self._stubs = found
-        if lost := max(0, wanted - len(found)):
-            self._lost_in_change = f"{lost} of {wanted} Python stubs went with the rollout"
 
     def _launch_patiently(self) -> None:
         """Launch, again where tritonserver crashed: 2.51's Python backend aborts now and then when
@@ -315,10 +277,7 @@ class EmbeddedServer:
             # Were it to come up later, nobody would know its stubs.
             self.end_processes(grace=0)
             raise
-        self._stubs = self.stub_pids()
-        # One for each GPU: an instance count is that of one device.
-        instances = python_instances(self._folder / "models")
-        self._stubs_an_instance = max(1, round(len(self._stubs) / instances))
+        self._stubs.launched(self._folder / "models")
 
     def _command(self) -> list[str]:
         assert self._private is not None
@@ -357,15 +316,9 @@ class EmbeddedServer:
     def log_errors(self, lines: int = 12) -> str:
         """The last errors in tritonserver's log; its last lines where it holds none."""
         try:
-            with self.log_path.open("rb") as file:
-                # A log that is kept also holds earlier runs; one that was rotated begins anew.
-                size = os.fstat(file.fileno()).st_size
-                file.seek(self._log_start if size >= self._log_start else 0)
-                log = file.read().decode(errors="replace").splitlines()
-        except (OSError, ServerError):
+            return last_errors(self.log_path, self._log_start, lines)
+        except ServerError:  # it has no log yet
             return ""
-        errors = [line for line in log if _LOG_ERROR.search(line)]
-        return "\n".join(line[:400] for line in (errors or log)[-lines:])
 
     def end_processes(self, grace: float) -> None:
         """End tritonserver and its stubs, and remove the shared memory they leave.
@@ -387,7 +340,7 @@ class EmbeddedServer:
             except ProcessLookupError:
                 pass
             process.wait()
-        self._stubs, self._lost_in_change = frozenset(), None
+        self._stubs.forget()
         if self._private is not None:
             remove_shared_memory(self._private.shm_prefix)
 
