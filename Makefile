@@ -56,7 +56,7 @@ lint: $(TEST_READY) ## ruff and mypy
 format: $(TEST_READY) ## Format the code and fix what ruff can fix
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-test: $(TEST_READY) $(PERF)/bin/perf_analyzer lint ## Set up everything, lint, and run the whole suite
+test: $(TEST_READY) $(PERF)/bin/perf_analyzer lint ## Set up everything, lint, and run the suite; one file: .venv/bin/python -m pytest FILE
 	@echo "pytest (real tritonservers on free loopback ports) …"
 	@$(BIN)/python -m pytest -m 'not slow' $(PYTEST_ARGS)
 

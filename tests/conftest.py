@@ -1,9 +1,14 @@
-"""Fixtures of the whole suite: the shared material, photos in memory, a real tritonserver."""
+"""Fixtures of the whole suite: the shared material, photos in memory, a real tritonserver.
+
+And what may be skipped: with ``NIMA_SKIPS_FAIL`` set, as in CI, any other skip fails the run, so
+that no area goes untested unseen.
+"""
 
 from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +21,67 @@ import pytest
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Reasons, as regular expressions, that concern another machine than this one: nothing is missing.
+EXPECTED_SKIPS = (
+    "no pyspark",
+    "no Java",
+    "this machine has (a|TensorRT and a) GPU",
+    "signatures print as on Python",
+    "tasks do not say that they were cancelled",
+)
+# What `make test` cannot bring everywhere: packages of Debian and rights without root, the vendor's
+# libraries, an index that answers, the shared photos. Told in capitals, and no failure.
+UNTESTED_HERE = (
+    "no shared material",
+    "no package index",
+    "TensorRT",
+    "extra gpu-preprocessing",
+    "no promtool",
+    "libfaketime",
+    "no Chromium",
+    "perf_analyzer",
+    r"g\+\+",
+    "tmpfs|no mount command",
+    "may not make devices",
+    "no unshare|network namespaces",
+)
+
+
+def _skips(config: pytest.Config) -> dict[str, str]:
+    """Reasons of what was skipped, each with its first place; the expected ones left out."""
+    found: dict[str, str] = {}
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    for report in reporter.stats.get("skipped", ()) if reporter else ():
+        if isinstance(report.longrepr, tuple) and not hasattr(report, "wasxfail"):
+            path, line, reason = report.longrepr
+            if not re.search("|".join(EXPECTED_SKIPS), reason):
+                found.setdefault(reason.removeprefix("Skipped: "), f"{path}:{line}")
+    return found
+
+
+def _surprises(config: pytest.Config) -> dict[str, str]:
+    known = re.compile("|".join(UNTESTED_HERE))
+    return {r: place for r, place in _skips(config).items() if not known.search(r)}
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run that skipped what it should not have."""
+    strict = os.environ.get("NIMA_SKIPS_FAIL")
+    if strict and session.exitstatus == pytest.ExitCode.OK and _surprises(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Name what was not tested here, whichever way the run ends."""
+    surprises = _surprises(config)
+    for reason, place in _skips(config).items():
+        unexpected = " (not in the lists of tests/conftest.py)" if reason in surprises else ""
+        terminalreporter.write_line(
+            f"NOT TESTED HERE{unexpected}: {place}: {reason}", yellow=True, bold=True
+        )
 
 
 @pytest.fixture(scope="session")
