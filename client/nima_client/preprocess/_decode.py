@@ -7,7 +7,8 @@ from PIL import Image
 
 from nima_client.contract import RejectionCode
 from nima_client.preprocess._errors import ImageRejected
-from nima_client.preprocess._header import ImageHeader, open_lazily
+from nima_client.preprocess._header import ImageHeader, open_lazily, orientation_of
+from nima_client.preprocess._png import check_pixel_data
 from nima_client.preprocess._quiet import QUIET
 from nima_client.preprocess._resize import OPAQUE_MODE
 from nima_client.preprocess._spec import DEFAULT_LIMITS, Limits, PreprocessSpec
@@ -61,11 +62,18 @@ def _decode(
     data: bytes, spec: PreprocessSpec | None, limits: Limits, *, opaque: bool
 ) -> Image.Image:
     image, header = open_lazily(data, limits)
+    orientation = header.orientation
     with image:
         try:
             with QUIET:
                 if header.format == "JPEG":
                     decoded = _decode_jpeg(data, image, header, spec, opaque)
+                elif header.format == "PNG":
+                    check_pixel_data(data)
+                    seen = "exif" in image.info
+                    decoded = _to_rgb(image, header)
+                    if not seen:  # now with the chunks behind the pixels
+                        orientation = orientation_of(image.info)
                 else:
                     decoded = _to_rgb(image, header)
         except ImageRejected:
@@ -77,7 +85,7 @@ def _decode(
             raise ImageRejected(
                 RejectionCode.UNDECODABLE, f"corrupt {header.format}: {_one_line(error)}"
             ) from None
-    method = _TRANSPOSE.get(header.orientation)
+    method = _TRANSPOSE.get(orientation)
     return decoded.transpose(method) if method is not None else decoded
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 
@@ -28,7 +30,8 @@ class ImageHeader:
         width: stored width in pixels, before orientation.
         height: stored height in pixels, before orientation.
         mode: Pillow's mode of the stored pixels.
-        orientation: EXIF orientation 1..8 still to be applied; 1 when absent or absurd.
+        orientation: EXIF orientation 1..8 still to be applied; 1 when absent or absurd. A PNG may
+            also have it behind its pixels, where only :func:`~nima_client.preprocess.decode` looks.
     """
 
     format: str
@@ -100,7 +103,7 @@ def open_lazily(data: bytes, limits: Limits) -> tuple[Image.Image, ImageHeader]:
             f"{width}x{height} pixels, the limit is {limits.max_pixels} in all",
         )
     # Pillow turns a TIFF upright by itself while loading it.
-    orientation = 1 if name == "TIFF" else _orientation(image)
+    orientation = 1 if name == "TIFF" else orientation_of(image.info)
     return image, ImageHeader(name, width, height, image.mode, orientation)
 
 
@@ -120,9 +123,16 @@ def inspect_header(data: bytes, limits: Limits = DEFAULT_LIMITS) -> ImageHeader:
     return header
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(info: Mapping[Any, Any]) -> int:
+    """EXIF orientation 1..8 out of what Pillow read so far (``Image.info``); 1 when there is none.
+
+    Not by ``getexif()`` of the image itself: a PNG decodes its pixels there, and has forgotten by
+    the next ``load()`` that they were damaged.
+    """
+    holder = Image.Image()
+    holder.info = dict(info)
     try:
-        value = image.getexif().get(_ORIENTATION_TAG, 1)
+        value = holder.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:
         # A broken EXIF block is no reason to refuse a readable photo.
         return 1
