@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from nima_client._connection import Connection
 from nima_client.contract import NETWORK_MODEL, PIXELS, PREPROCESS_MODEL
 
 if TYPE_CHECKING:
@@ -23,14 +24,12 @@ def triton_client(url: str, tls: nima_client.TLS | None = None) -> Any:
     Raises:
         OSError: a file of ``tls`` cannot be read.
     """
+    import grpc
     import tritonclient.grpc as triton
 
-    if tls is None:
-        return triton.InferenceServerClient(url)
-    import grpc
-
-    options = [("grpc.ssl_target_name_override", tls.server_name)] if tls.server_name else None
-    credentials = grpc.ssl_channel_credentials(*tls.read())
+    # Those of the product's own client: this machine's loopback is not dialled through a proxy.
+    options = Connection(url, tls, keepalive_s=None).channel_options()
+    credentials = None if tls is None else grpc.ssl_channel_credentials(*tls.read())
     return triton.InferenceServerClient(url, creds=credentials, channel_args=options)
 
 

@@ -14,8 +14,9 @@ from collections.abc import AsyncIterable, Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
 from nima_client import _defaults
+from nima_client._address import normalise_url
 from nima_client._attempt import Attempt
-from nima_client._connection import TLS, Compression, Connection, normalise_url
+from nima_client._connection import TLS, Compression, Connection, bearer, check_seconds
 from nima_client._contact import Contact
 from nima_client._images import PrepareOptions, exact_count, expected_count, is_single_image
 from nima_client._options import NOT_GIVEN, CallOptions, NotGiven
@@ -55,7 +56,8 @@ class BaseClient:
         retry: retry policy; ``NO_RETRIES`` turns retries off.
         tls: certificates; ``TLS()`` trusts the public authorities.
         headers: metadata for every call, e.g. of a restricted protocol or an API gateway.
-        bearer_token: shorthand for the header ``authorization: Bearer …``.
+        bearer_token: shorthand for the header ``authorization: Bearer …``; blanks and line ends
+            around it do not count.
         keepalive_s: seconds between pings on an idle connection, at least 300 for Triton; None for
             no pings.
         compression: ``"gzip"``, ``"deflate"`` or None.
@@ -67,7 +69,8 @@ class BaseClient:
             :mod:`nima_client.testing`.
 
     Raises:
-        ValueError: an option out of range, or an address that is none.
+        ValueError: an option out of range, an address that is none, or a header that gRPC could
+            not send (which, but not its value: it may be a secret).
     """
 
     def __init__(
@@ -103,7 +106,7 @@ class BaseClient:
         target, scheme_tls = normalise_url(url if url is not None else _defaults.default_url())
         all_headers = dict(headers or {})
         if bearer_token is not None:
-            all_headers["authorization"] = f"Bearer {bearer_token}"
+            all_headers["authorization"] = bearer(bearer_token)
         self._connection = Connection(
             target=target,
             tls=tls if tls is not None else (TLS() if scheme_tls else None),
@@ -111,6 +114,7 @@ class BaseClient:
             keepalive_s=keepalive_s,
             compression=compression,
         )
+        check_seconds("connect_timeout", connect_timeout)
         self._connect_timeout = connect_timeout
         self._model_name = model_name
         self._model_version = model_version

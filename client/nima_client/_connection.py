@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import functools
 import json
+import math
+import numbers
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from nima_client import _defaults
+from nima_client._address import is_local
 
 Compression = Literal["gzip", "deflate"]
+
+_HEADER_NAME = re.compile(r"[0-9A-Za-z_.-]+")
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,11 @@ class Connection:
         keepalive_s: seconds between pings on an idle connection; None sends none. Triton answers
             pings more often than every 300 s with GOAWAY.
         compression: of requests; None for none.
+
+    Raises:
+        ValueError: a header that gRPC could not send (its value is not repeated: it may be a
+            secret), an unknown compression, or no time between pings.
+        TypeError: ``tls`` is no :class:`TLS`.
     """
 
     target: str
@@ -65,6 +76,17 @@ class Connection:
     headers: Mapping[str, str] = field(default_factory=dict)
     keepalive_s: float | None = _defaults.KEEPALIVE_TIME_S
     compression: Compression | None = None
+
+    def __post_init__(self) -> None:
+        check_headers(self.headers)
+        if self.tls is not None and not isinstance(self.tls, TLS):
+            raise TypeError(f"tls must be a TLS or None, not {type(self.tls).__name__}")
+        if self.compression is not None and self.compression not in get_args(Compression):
+            raise ValueError(
+                f"compression must be 'gzip', 'deflate' or None, not {self.compression!r}"
+            )
+        if self.keepalive_s is not None:
+            check_seconds("keepalive_s", self.keepalive_s)
 
     @functools.cached_property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -85,6 +107,9 @@ class Connection:
             ("grpc.enable_retries", 0),
             ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
         ]
+        if is_local(self.target):
+            # A proxy cannot reach this machine's own loopback, and has no business with its photos.
+            options.append(("grpc.enable_http_proxy", 0))
         if self.keepalive_s is not None:
             options += [
                 ("grpc.keepalive_time_ms", int(self.keepalive_s * 1000)),
@@ -96,30 +121,40 @@ class Connection:
         return options
 
 
-def normalise_url(url: str) -> tuple[str, bool]:
-    """A gRPC target, and whether the scheme asks for TLS.
-
-    Args:
-        url: ``host:port``, ``grpc://host:port``, ``grpcs://host:port`` or a gRPC target such as
-            ``dns:///name:port`` or ``ipv4:10.0.0.1:8001,10.0.0.2:8001``.
+def check_headers(headers: Mapping[str, str]) -> None:
+    """Refuse headers that gRPC would fail to send, each call anew and as an error of the server.
 
     Raises:
-        ValueError: an HTTP address, a path, or no port; says what is expected.
+        ValueError: a name that is none, or a value that is not printable ASCII. Says which header,
+            but never what is in it.
     """
-    if "://" in url and not url.startswith(("dns://", "unix://", "xds://")):
-        scheme, _, target = url.partition("://")
-        if scheme in ("http", "https"):
-            raise ValueError(
-                f"{url!r} is an HTTP address: the client speaks gRPC, on Triton's port 8001; "
-                "pass host:port, or grpcs://host:port for TLS"
-            )
-        if scheme not in ("grpc", "grpcs"):
-            raise ValueError(f"unknown scheme {scheme!r} in {url!r}: use grpc:// or grpcs://")
-        target = target.rstrip("/")
-    else:
-        scheme, target = "", url
-    if not target or ("/" in target and ":///" not in url and not target.startswith("unix:")):
-        raise ValueError(f"{url!r} is not an address: pass host:port, e.g. {_defaults.URL}")
-    if not target.startswith("unix:") and ":" not in target.rpartition("]")[2].removeprefix("dns"):
-        raise ValueError(f"{url!r} has no port: Triton's gRPC port is 8001 unless told otherwise")
-    return target, scheme == "grpcs"
+    for name, value in headers.items():
+        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
+            raise ValueError("the name of a header must be of letters, digits and any of _ . -")
+        if name.lower().endswith("-bin"):
+            raise ValueError(f"header {name!r}: names that end with -bin are for binary values")
+        if not isinstance(value, str) or not (value.isascii() and value.isprintable()):
+            raise ValueError(f"the value of header {name!r} must be of printable ASCII characters")
+
+
+def bearer(token: str) -> str:
+    """The value of the header ``authorization`` for a token; blanks around it do not count.
+
+    Raises:
+        ValueError: an empty token.
+    """
+    token = token.strip()
+    if not token:
+        raise ValueError("bearer_token is empty")
+    return f"Bearer {token}"
+
+
+def check_seconds(name: str, value: object) -> None:
+    """Refuse what is no time.
+
+    Raises:
+        ValueError: not a finite number above 0.
+    """
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not (math.isfinite(value) and value > 0):  # type: ignore[arg-type,operator]
+        raise ValueError(f"{name} must be a number of seconds above 0, not {value!r}")

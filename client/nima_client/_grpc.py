@@ -49,7 +49,7 @@ class GrpcTransport:
             left = max(0.0, end - time.monotonic())
             config = stub.ModelConfig(settings, timeout=left, metadata=metadata)
         except grpc.RpcError as failure:
-            raise _wire.error_of(failure) from failure
+            raise _wire.error_of(failure, self._connection.target) from failure
         except ValueError as error:  # the channel was closed by another thread
             raise RequestCancelled(str(error)) from error
         return _wire.description(model, config)
@@ -62,7 +62,7 @@ class GrpcTransport:
         try:
             response = infer(_wire.encode_request(request), **self._call_options(request))
         except grpc.RpcError as failure:
-            raise _wire.error_of(failure, request.request_id) from failure
+            raise _wire.error_of(failure, self._connection.target, request.request_id) from failure
         except ValueError as error:  # the channel was closed by another thread
             raise RequestCancelled(str(error), request_id=request.request_id) from error
         return _wire.parse_reply(response, request)
@@ -74,7 +74,7 @@ class GrpcTransport:
             call = infer.future(_wire.encode_request(request), **self._call_options(request))
         except ValueError as error:
             raise RequestCancelled(str(error), request_id=request.request_id) from error
-        return _Pending(call, request)
+        return _Pending(call, request, self._connection.target)
 
     def close(self) -> None:
         """Close the channel; requests under way are cancelled."""
@@ -113,9 +113,10 @@ class GrpcTransport:
 class _Pending:
     """A request under way; see :class:`nima_client._transport.PendingReply`."""
 
-    def __init__(self, call: Any, request: InferRequest) -> None:
+    def __init__(self, call: Any, request: InferRequest, target: str) -> None:
         self._call = call
         self._request = request
+        self._target = target
 
     def add_done_callback(self, callback: Callable[[PendingReply], None]) -> None:
         self._call.add_done_callback(lambda _: callback(self))
@@ -126,7 +127,7 @@ class _Pending:
         try:
             response = self._call.result()
         except grpc.RpcError as failure:
-            raise _wire.error_of(failure, self._request.request_id) from failure
+            raise _wire.error_of(failure, self._target, self._request.request_id) from failure
         except grpc.FutureCancelledError as error:
             raise RequestCancelled(
                 "the request was cancelled", request_id=self._request.request_id

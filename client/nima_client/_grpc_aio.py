@@ -48,7 +48,7 @@ class AsyncGrpcTransport:
             left = max(0.0, end - time.monotonic())
             config = await stub.ModelConfig(settings, timeout=left, metadata=metadata)
         except grpc.RpcError as failure:
-            raise _wire.error_of(failure) from failure
+            raise _wire.error_of(failure, self._connection.target) from failure
         except grpc.aio.UsageError as error:  # the channel was closed meanwhile
             raise RequestCancelled(str(error)) from error
         except asyncio.CancelledError:
@@ -69,7 +69,7 @@ class AsyncGrpcTransport:
                 compression=self._compression,
             )
         except grpc.RpcError as failure:
-            raise _wire.error_of(failure, request.request_id) from failure
+            raise _wire.error_of(failure, self._connection.target, request.request_id) from failure
         except grpc.aio.UsageError as error:  # the channel was closed meanwhile
             raise RequestCancelled(str(error), request_id=request.request_id) from error
         except asyncio.CancelledError:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import enum
+import numbers
 from dataclasses import dataclass, field
 
 from nima_client import _defaults
+from nima_client._connection import check_seconds
 from nima_client._retry import RetryPolicy
 from nima_client.preprocess import Limits
 
@@ -41,5 +43,11 @@ class CallOptions:
     def __post_init__(self) -> None:
         for name in ("request_size", "max_in_flight", "max_side"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+            if value is None and name != "max_in_flight":
+                continue
+            if not isinstance(value, numbers.Integral) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if self.request_timeout is not None:
+            check_seconds("request_timeout", self.request_timeout)
+        if self.timeout is not None:
+            check_seconds("timeout", self.timeout)

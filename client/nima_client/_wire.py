@@ -13,9 +13,10 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from nima_client import contract
+from nima_client._address import proxy_of
 from nima_client._status import status_error
 from nima_client._transport import InferReply, InferRequest, ModelDescription, TensorInfo
-from nima_client.errors import ContractError, RequestError
+from nima_client.errors import ConnectError, ContractError, RequestError
 
 if TYPE_CHECKING:
     import grpc
@@ -136,8 +137,11 @@ def _tensors(tensors: Any) -> tuple[TensorInfo, ...]:
     return tuple(TensorInfo(t.name, t.datatype, tuple(t.shape)) for t in tensors)
 
 
-def error_of(failure: grpc.RpcError, request_id: str = "") -> RequestError:
-    """The exception for a failed gRPC call."""
+def error_of(failure: grpc.RpcError, target: str, request_id: str = "") -> RequestError:
+    """The exception for a failed gRPC call to a target."""
     status = failure.code().name if hasattr(failure, "code") else "UNKNOWN"
     details = failure.details() if hasattr(failure, "details") else str(failure)
-    return status_error(status, details or "", request_id)
+    error = status_error(status, details or "", request_id)
+    if isinstance(error, ConnectError) and (proxy := proxy_of(target)) is not None:
+        error.message += f"; gRPC went through the proxy {proxy}: no_proxy makes exceptions"
+    return error

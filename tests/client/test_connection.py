@@ -32,7 +32,8 @@ from nima_client import (
     TLSError,
     TransportError,
 )
-from nima_client._connection import Connection, normalise_url
+from nima_client._address import normalise_url
+from nima_client._connection import Connection
 from nima_client.testing import FakeTransport
 
 Make = Callable[..., Any]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from nima_build.bench import BenchError
+from nima_build.triton_client import triton_client
 from nima_client.contract import MODEL_NAME, NETWORK_MODEL, PREPROCESS_MODEL
 
 
@@ -52,11 +52,10 @@ class StageMeter:
     """
 
     def __init__(self, url: str) -> None:
-        import tritonclient.grpc as triton
         from tritonclient.utils import InferenceServerException
 
         self._url, self._error = url, InferenceServerException
-        self._client: Any = triton.InferenceServerClient(url)
+        self._client = triton_client(url)
         try:
             self._last = self._read()
         except BenchError:

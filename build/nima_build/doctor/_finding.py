@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import nima_client
 from nima_build.triton_client import triton_client
-from nima_client._connection import normalise_url
+from nima_client._address import normalise_url
 
 _LISTS = ("ipv4:", "ipv6:")  # gRPC's schemes for addresses that need no name server
 Status = Literal["ok", "warning", "failure", "skipped"]

@@ -13,6 +13,7 @@ from typing import Any
 import nima_client
 from nima_build.doctor._finding import Finding, Target, one_line, small_photo
 from nima_build.server._security import GRPC_ADMIN_HEADER
+from nima_client._address import is_local
 from nima_client.contract import MODEL_NAME, NETWORK_MODEL, PREPROCESS_MODEL
 
 _CLOCK_SECONDS = 5.0
@@ -87,6 +88,12 @@ def _refused(call: Callable[[], object]) -> bool:
     return False
 
 
+def _open(ask: str | urllib.request.Request, address: str, timeout: float) -> Any:
+    """``urlopen``, which asks a proxy even for this machine's own loopback."""
+    handlers = [urllib.request.ProxyHandler({})] if is_local(address) else []
+    return urllib.request.build_opener(*handlers).open(ask, timeout=timeout)
+
+
 def _open_over_http(target: Target) -> Iterator[str]:
     for name, (method, path) in _HTTP_ASKS.items():
         ask = urllib.request.Request(
@@ -95,7 +102,7 @@ def _open_over_http(target: Target) -> Iterator[str]:
             method=method,
         )
         try:
-            with urllib.request.urlopen(ask, timeout=target.timeout):
+            with _open(ask, str(target.http_url), target.timeout):
                 yield name
         except urllib.error.HTTPError as error:
             if b"restricted" not in error.read():
@@ -142,7 +149,7 @@ def _last_inference(target: Target) -> float:
 def queue(metrics_url: str, timeout: float) -> Iterator[Finding]:
     """What waits, and what failed, by Triton's own counters."""
     try:
-        with urllib.request.urlopen(f"http://{metrics_url}/metrics", timeout=timeout) as answer:
+        with _open(f"http://{metrics_url}/metrics", metrics_url, timeout) as answer:
             text = answer.read().decode()
     except (OSError, ValueError) as error:
         yield Finding(

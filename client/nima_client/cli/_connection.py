@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
-from nima_client._connection import TLS
+from nima_client._connection import TLS, check_headers
 
 TlsCa = Annotated[
     Optional[Path],  # noqa: UP045  (typer evaluates it on 3.10)
@@ -53,11 +52,14 @@ def credentials(
     headers = {}
     for item in header or ():
         name, equals, value = item.partition("=")
-        sendable = value.isascii() and value.isprintable()
-        if not (re.fullmatch(r"[0-9A-Za-z_.-]+", name) and equals and sendable):
+        if not equals:
             # Not repeated: it may be a secret.
-            raise typer.BadParameter("--header wants name=value, of printable ASCII")
+            raise typer.BadParameter("--header wants name=value")
         headers[name] = value
+    try:
+        check_headers(headers)
+    except ValueError as error:
+        raise typer.BadParameter(f"--header wants name=value: {error}") from None
     if (cert is None) != (key is None):
         raise typer.BadParameter("--tls-cert and --tls-key go together")
     return (TLS(ca, cert, key) if ca or cert else None), headers

@@ -1,0 +1,68 @@
+"""Options are checked when a client is made, not at its first call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from kserve_server import KServeServer
+
+from nima_client import TLS, AsyncNimaClient, NimaClient
+from nima_client._connection import Connection
+
+Make = Callable[..., Any]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bearer_token": "secret\ntoken"}, "'authorization'"),
+        ({"bearer_token": "sécret"}, "'authorization'"),
+        ({"bearer_token": " \n"}, "bearer_token is empty"),
+        ({"headers": {"X-Key": "secret\r\n"}}, "'X-Key'"),
+        ({"headers": {"X-Key": b"secret"}}, "'X-Key'"),
+        ({"headers": {"two words": "secret"}}, "name of a header"),
+        ({"headers": {"": "secret"}}, "name of a header"),
+        ({"headers": {"x-key-bin": "secret"}}, "binary"),
+        ({"compression": "zstd"}, "'gzip', 'deflate' or None, not 'zstd'"),
+        ({"connect_timeout": None}, "connect_timeout"),
+        ({"connect_timeout": 0}, "connect_timeout"),
+        ({"connect_timeout": float("nan")}, "connect_timeout"),
+        ({"request_timeout": -1.0}, "request_timeout"),
+        ({"request_timeout": "30"}, "request_timeout"),
+        ({"timeout": float("inf")}, "timeout"),
+        ({"timeout": True}, "timeout"),
+        ({"keepalive_s": 0}, "keepalive_s"),
+        ({"request_size": 0}, "request_size"),
+        ({"request_size": 2.5}, "request_size"),
+        ({"max_in_flight": None}, "max_in_flight"),
+        ({"max_side": "448"}, "max_side"),
+    ],
+)
+@pytest.mark.parametrize("kind", [NimaClient, AsyncNimaClient])
+def test_impossible_options_are_refused_at_once(kind: Make, options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        kind("127.0.0.1:8001", **options)
+    # What may be a secret is not repeated.
+    assert "secret" not in str(caught.value)
+    assert "sécret" not in str(caught.value)
+
+
+def test_tls_is_a_tls() -> None:
+    with pytest.raises(TypeError, match="TLS"):
+        NimaClient("127.0.0.1:8001", tls=True)  # type: ignore[arg-type]
+    assert NimaClient("127.0.0.1:8001", tls=TLS()).url == "127.0.0.1:8001"
+
+
+def test_options_that_may_be_absent_may_be_absent() -> None:
+    client = NimaClient(request_timeout=None, timeout=None, keepalive_s=None, compression=None)
+    assert client.with_options(max_side=None, request_size=None, timeout=None)
+    assert Connection("h:1", headers={"x-empty": ""}).metadata == (("x-empty", ""),)
+
+
+def test_a_token_out_of_a_file_may_end_with_its_line(
+    caller: Make, server: KServeServer, photo: Make
+) -> None:
+    caller(server.url, bearer_token=" t0ken\n").score_one(photo(0))
+    assert {sent["authorization"] for sent in server.metadata} == {"Bearer t0ken"}
