@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,8 +118,8 @@ def prepare(image: ImageInput, options: PrepareOptions, index: int = 0) -> Prepa
         index: position in the call's input, for the error.
 
     Raises:
-        ImageRejectedError: the file cannot be read (code ``UNREADABLE``), or the server would
-            refuse the image (code of the contract).
+        ImageRejectedError: the file or the image cannot be read (code ``UNREADABLE``), or the
+            server would refuse the image (code of the contract).
         TypeError: not an image of a supported kind; says which kinds are.
     """
     source = source_of(image)
@@ -129,7 +130,8 @@ def prepare(image: ImageInput, options: PrepareOptions, index: int = 0) -> Prepa
             data = _downscale(data, options)
     except ImageRejected as error:
         raise rejected(error.code.value, error.detail, index, source) from None
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        # ValueError: a file or an image that was closed, a path with a null byte.
         raise rejected("UNREADABLE", _why_unreadable(error, source), index, source) from error
     return Prepared(data, source)
 
@@ -170,17 +172,24 @@ def _encode(image: Any, limits: Limits) -> bytes:
 
 def _read(path: Path, limits: Limits) -> bytes:
     with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > limits.max_bytes:
+        known = os.fstat(file.fileno())
+        if known.st_size > limits.max_bytes:
             # Not read at all: a folder of photos also holds videos.
             raise ImageRejected(
-                RejectionCode.TOO_LARGE, f"{size} bytes, the limit is {limits.max_bytes}"
+                RejectionCode.TOO_LARGE, f"{known.st_size} bytes, the limit is {limits.max_bytes}"
             )
-        return file.read()
+        if stat.S_ISREG(known.st_mode):
+            return file.read()
+        data = file.read(limits.max_bytes + 1)  # a device or a pipe may have no end
+        if len(data) > limits.max_bytes:
+            raise ImageRejected(
+                RejectionCode.TOO_LARGE, f"more bytes than the limit of {limits.max_bytes}"
+            )
+        return data
 
 
-def _why_unreadable(error: OSError, source: str | None) -> str:
-    why = error.strerror or str(error)
+def _why_unreadable(error: OSError | ValueError, source: str | None) -> str:
+    why = " ".join((getattr(error, "strerror", None) or str(error)).split())
     if isinstance(error, IsADirectoryError):
         return f"{why}: pass its files, or use `nima score`"
     if source is not None and "://" in source:
@@ -215,8 +224,13 @@ def _encode_pil(image: Image.Image) -> bytes:
 
     from nima_client.preprocess._decode import SIXTEEN_BIT_MODES
 
-    # As a file would be shown: PNG carries no orientation that the server could apply.
-    upright = ImageOps.exif_transpose(image)
+    try:
+        # As a file would be shown: PNG carries no orientation that the server could apply.
+        upright = ImageOps.exif_transpose(image)
+    except (OSError, ValueError, MemoryError):
+        raise
+    except Exception as error:  # an image that is still to be decoded, from a damaged file
+        raise OSError(str(error) or type(error).__name__) from error
     if upright.mode in ("F", "I"):
         raise TypeError(f"a PIL image of mode {upright.mode!r} has no fixed range: use RGB")
     if upright.mode in SIXTEEN_BIT_MODES and upright.mode != "I;16":
