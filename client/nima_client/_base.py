@@ -1,40 +1,36 @@
-"""What both clients share: options, planning, and turning replies into results."""
+"""What both clients share: options, connection and planning."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 import random
-import sys
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterable, Iterable, Mapping
-from typing import Any, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from nima_client import _defaults
 from nima_client._address import normalise_url
 from nima_client._attempt import Attempt
 from nima_client._connection import TLS, Compression, Connection, bearer, check_seconds
 from nima_client._contact import Contact
-from nima_client._images import PrepareOptions, exact_count, expected_count, is_single_image
+from nima_client._images import PrepareOptions, exact_count, expected_count
 from nima_client._options import NOT_GIVEN, CallOptions, NotGiven
 from nima_client._plan import Plan
 from nima_client._retry import RetryPolicy
-from nima_client._transport import InferReply, InferRequest
+from nima_client._transport import InferRequest
 from nima_client.contract import MAX_BATCH_SIZE, MODEL_NAME
 from nima_client.errors import (
     DeadlineExceeded,
     RequestCancelled,
     RequestError,
-    ScoringError,
     Stage,
 )
 from nima_client.preprocess import Limits
-from nima_client.results import ImageFailure, ImageScore, ModelInfo
+from nima_client.results import ModelInfo
 
-OnError = Literal["raise", "return"]
 C = TypeVar("C", bound="BaseClient")
 
 
@@ -240,101 +236,3 @@ class BaseClient:
 
     def _first_contact(self, deadline: float | None) -> Contact:
         return Contact(self._options.retry, self._rng, self._connect_timeout, deadline)
-
-
-def scores_of(attempt: Attempt, reply: InferReply, info: ModelInfo) -> list[ImageScore]:
-    """One score for each image of a request."""
-    served = info.served
-    return [
-        ImageScore(
-            index=item.index,
-            mean=reply.means[row],
-            std=reply.stds[row],
-            distribution=reply.distributions[row],
-            percentile=served.percentile(reply.means[row]),
-            source=item.prepared.source,
-            model_name=reply.model_name,
-            model_version=reply.model_version,
-            checkpoint_name=served.checkpoint_name,
-            checkpoint_sha256=served.checkpoint_sha256,
-            request_id=reply.request_id,
-        )
-        for row, item in enumerate(attempt.items)
-    ]
-
-
-def check_images(images: object) -> None:
-    """Refuse one image where a sequence is meant, which Python would happily iterate over.
-
-    Raises:
-        TypeError: says how to pass one image.
-    """
-    if is_single_image(images):
-        if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):
-            raise TypeError(f"{os.fspath(images)} is a folder: pass a list of its files")
-        raise TypeError(
-            f"this is one image ({type(images).__name__}): pass a list of images, "
-            "or call score_one()"
-        )
-    if not isinstance(images, (Iterable, AsyncIterable)):
-        raise TypeError(f"images must be a sequence of images, not {type(images).__name__}")
-
-
-def check_on_error(on_error: str) -> None:
-    """Refuse an unknown ``on_error``."""
-    if on_error not in ("raise", "return"):
-        raise ValueError(f"on_error must be 'raise' or 'return', not {on_error!r}")
-
-
-def raise_failures(results: Iterable[ImageScore | ImageFailure]) -> list[ImageScore]:
-    """All results as scores.
-
-    Raises:
-        ScoringError: at least one is a failure; carries both.
-    """
-    scores: list[ImageScore] = []
-    failures: list[ImageFailure] = []
-    for result in results:
-        if isinstance(result, ImageFailure):
-            failures.append(result)
-        else:
-            scores.append(result)
-    if not failures:
-        return scores
-    first = failures[0]
-    total = len(scores) + len(failures)
-    more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
-    raise ScoringError(
-        f"{len(failures)} of {total} images have no score: {first.message}{more}",
-        {score.index: score for score in scores},
-        failures,
-    ) from first.error
-
-
-def one_result(results: list[ImageScore | ImageFailure]) -> ImageScore:
-    """The one score of a call with one image.
-
-    Raises:
-        RequestError: why there is none.
-    """
-    (result,) = results
-    if isinstance(result, ImageScore):
-        return result
-    assert result.error is not None
-    raise result.error
-
-
-def trace_headers() -> tuple[tuple[str, str], ...]:
-    """W3C trace context of the current OpenTelemetry span, where the application uses it.
-
-    OpenTelemetry is no dependency: when the application has not imported it, there is no span.
-    """
-    if "opentelemetry" not in sys.modules:
-        return ()
-    try:
-        from opentelemetry import propagate
-    except ImportError:
-        return ()
-    carrier: dict[str, str] = {}
-    propagate.inject(carrier)
-    return tuple((key.lower(), value) for key, value in carrier.items())

@@ -12,17 +12,16 @@ import heapq
 import itertools
 import random
 from collections import deque
-from typing import Union
 
 from nima_client import _defaults, errors
 from nima_client._attempt import OUT_OF_TIME, Attempt, Item
 from nima_client._images import Prepared, rejected
+from nima_client._outlet import Outlet, Result
+from nima_client._patience import Patience
 from nima_client._retry import RetryPolicy
 from nima_client._transport import RejectedImages
 from nima_client.errors import RequestError, Stage
 from nima_client.results import ImageFailure, ImageScore
-
-Result = Union[ImageScore, ImageFailure]  # noqa: UP007  (evaluated on 3.10)
 
 
 class Plan:
@@ -62,12 +61,10 @@ class Plan:
     ) -> None:
         self._request_size = request_size
         self._max_in_flight = max_in_flight
-        self._retry = retry
         self._deadline = deadline
-        self._ordered = ordered
         self._call_id = call_id
-        self._rng = rng or random.Random()
-        self._reorder_window = max(reorder_window, request_size)
+        self._patience = Patience(retry, deadline, rng or random.Random())
+        self._outlet = Outlet(ordered=ordered, window=max(reorder_window, request_size))
         self._request_bytes = request_bytes
         self._eager = eager
         self._gathering: list[Item] = []
@@ -79,11 +76,6 @@ class Plan:
         self._payload_bytes = 0
         self._ended = False
         self._broken: RequestError | None = None
-        self._failing_since: float | None = None
-        self._last_success = float("-inf")
-        self._held: dict[int, Result] = {}
-        self._next_out = 0
-        self._out: deque[Result] = deque()
         self._sequence = itertools.count(1)
 
     # -- images in -----------------------------------------------------------------------------
@@ -97,7 +89,7 @@ class Plan:
             and self._payload_bytes < requests * self._request_bytes
             and not self._ended
             and self._broken is None
-            and len(self._held) < self._reorder_window
+            and not self._outlet.full
         )
 
     @property
@@ -120,7 +112,7 @@ class Plan:
 
     def add_failure(self, index: int, error: RequestError, source: str | None = None) -> None:
         """Accept one image that failed before it could be sent."""
-        self._emit(ImageFailure.from_error(index, error, source))
+        self._outlet.put(ImageFailure.from_error(index, error, source))
 
     def flush(self) -> None:
         """Send what has been gathered, even if the request is not full."""
@@ -142,7 +134,7 @@ class Plan:
             return None
         if not (self._ready or self._waiting):
             # Behind what waits for company here, images that failed may have filled the window.
-            stuck = not self._in_flight and len(self._held) >= self._reorder_window
+            stuck = not self._in_flight and self._outlet.full
             if stuck or len(self._in_flight) < self._eager:
                 self.flush()
         if self._waiting and self._waiting[0][0] <= now:
@@ -181,11 +173,11 @@ class Plan:
         if attempt not in self._in_flight:
             return
         self._in_flight.discard(attempt)
-        self._alive(now)
+        self._patience.alive(now)
         for item in attempt.items:
             self._let_go(item)
         for score in scores:
-            self._emit(score)
+            self._outlet.put(score)
 
     def failed(self, attempt: Attempt, error: RequestError, now: float) -> None:
         """A request failed: refuse its bad images, send it again, or give its images up."""
@@ -193,21 +185,25 @@ class Plan:
             return
         self._in_flight.discard(attempt)
         if isinstance(error, RejectedImages):
-            self._alive(now)
+            self._patience.alive(now)
             self._refuse(attempt, error)
-        elif error.retryable and (due := self._retry_at(attempt, error, now)) is not None:
+        elif (
+            error.retryable
+            and (due := self._patience.retry_at(attempt, error, now)) is not None
+            and self._broken is None
+        ):
             attempt.number += 1
             attempt.last_error = error
             heapq.heappush(self._waiting, (due, next(self._sequence), attempt))
         elif error.stage is Stage.MODEL and not error.retryable and self._split(attempt):
-            self._alive(now)
+            self._patience.alive(now)
         else:
             if isinstance(error, errors.DeadlineExceeded) and attempt.last_error is not None:
                 error = attempt.late()
             for item in attempt.items:
                 self._let_go(item)
                 self._give_up(item, error)
-            if self._is_fatal(attempt, error, now):
+            if self._patience.is_over(attempt, error, now):
                 self._break(error)
 
     def expire(self, now: float) -> bool:
@@ -232,55 +228,18 @@ class Plan:
 
     def take(self) -> list[Result]:
         """Results that are ready to be handed over, in the promised order."""
-        taken = list(self._out)
-        self._out.clear()
-        return taken
+        return self._outlet.take()
 
     @property
     def finished(self) -> bool:
         """Whether every accepted image has come out and no more will come in."""
         ended = self._ended or self._broken is not None
-        return ended and not self._payloads and not self._held and not self._out
+        return ended and not self._payloads and self._outlet.empty
 
     # -- inside --------------------------------------------------------------------------------
 
     def _attempt(self, items: tuple[Item, ...], *, resend: bool = False) -> Attempt:
         return Attempt(items, f"{self._call_id}-{next(self._sequence)}", resend=resend)
-
-    def _alive(self, now: float) -> None:
-        self._last_success = now
-        self._failing_since = None
-
-    def _retry_at(self, attempt: Attempt, error: RequestError, now: float) -> float | None:
-        """When to send a failed request again; None for never."""
-        if self._failing_since is None:
-            self._failing_since = now
-        attempt.refused += error.stage is Stage.OVERLOAD
-        counted = attempt.number - attempt.refused
-        due = now + self._retry.backoff(attempt.number, self._rng)
-        if (
-            self._broken is not None
-            or self._retry.attempts == 1
-            or counted >= self._retry.attempts
-            or now - self._failing_since >= self._retry.budget_s
-            # Known now, the reason is worth more than a DeadlineExceeded later.
-            or (self._deadline is not None and due >= self._deadline)
-        ):
-            return None
-        return due
-
-    def _is_fatal(self, attempt: Attempt, error: RequestError, now: float) -> bool:
-        """Whether sending the rest of the call is pointless."""
-        if error.stage in (Stage.IMAGE, Stage.MODEL):
-            return False
-        if not error.retryable and not isinstance(error, errors.DeadlineExceeded):
-            return True
-        since = self._failing_since
-        if since is not None and now - since >= self._retry.budget_s:
-            return True
-        # Nobody else got through since this request went out for the first time.
-        silent = attempt.first_sent is None or self._last_success < attempt.first_sent
-        return error.stage is Stage.TRANSPORT and silent
 
     def _refuse(self, attempt: Attempt, error: RejectedImages) -> None:
         bad = {r.index: r for r in error.rejections if 0 <= r.index < len(attempt.items)}
@@ -294,7 +253,7 @@ class Plan:
                 bad[row].code.value, bad[row].detail, item.index, source, error.request_id
             )
             self._let_go(item)
-            self._emit(ImageFailure.from_error(item.index, why, source))
+            self._outlet.put(ImageFailure.from_error(item.index, why, source))
         if not good:
             return
         if attempt.resend or not bad:
@@ -323,7 +282,7 @@ class Plan:
         self._payload_bytes -= len(item.prepared.data)
 
     def _give_up(self, item: Item, error: RequestError) -> None:
-        self._emit(ImageFailure.from_error(item.index, error, item.prepared.source))
+        self._outlet.put(ImageFailure.from_error(item.index, error, item.prepared.source))
 
     def _break(self, error: RequestError) -> None:
         self._broken = error
@@ -336,12 +295,3 @@ class Plan:
         for item in unsent:
             self._let_go(item)
             self._give_up(item, error)
-
-    def _emit(self, result: Result) -> None:
-        if not self._ordered:
-            self._out.append(result)
-            return
-        self._held[result.index] = result
-        while self._next_out in self._held:
-            self._out.append(self._held.pop(self._next_out))
-            self._next_out += 1

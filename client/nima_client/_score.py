@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal, overload
 
-from nima_client._base import OnError
+from nima_client._arguments import OnError
 from nima_client._client import NimaClient
 from nima_client._images import ImageInput
 from nima_client.results import ImageFailure, ImageScore

@@ -21,8 +21,8 @@ from nima_client import (
     ImageScore,
     RequestCancelled,
     ScoringError,
-    _async_client,
-    _client,
+    _async_calls,
+    _calls,
 )
 from nima_client.testing import FakeTransport, reply
 
@@ -32,7 +32,7 @@ Make = Callable[..., Any]
 @pytest.fixture
 def slow_preparation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Making an image ready takes half a second."""
-    for module in (_async_client, _client):
+    for module in (_async_calls, _calls):
         real = module.prepare
 
         def slow(*args: Any, real: Any = real) -> Any:

@@ -1,0 +1,69 @@
+"""From a server's reply to scores, and from the results of a call to what it returns or raises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from nima_client._attempt import Attempt
+from nima_client._transport import InferReply
+from nima_client.errors import ScoringError
+from nima_client.results import ImageFailure, ImageScore, ModelInfo
+
+
+def scores_of(attempt: Attempt, reply: InferReply, info: ModelInfo) -> list[ImageScore]:
+    """One score for each image of a request."""
+    served = info.served
+    return [
+        ImageScore(
+            index=item.index,
+            mean=reply.means[row],
+            std=reply.stds[row],
+            distribution=reply.distributions[row],
+            percentile=served.percentile(reply.means[row]),
+            source=item.prepared.source,
+            model_name=reply.model_name,
+            model_version=reply.model_version,
+            checkpoint_name=served.checkpoint_name,
+            checkpoint_sha256=served.checkpoint_sha256,
+            request_id=reply.request_id,
+        )
+        for row, item in enumerate(attempt.items)
+    ]
+
+
+def raise_failures(results: Iterable[ImageScore | ImageFailure]) -> list[ImageScore]:
+    """All results as scores.
+
+    Raises:
+        ScoringError: at least one is a failure; carries both.
+    """
+    scores: list[ImageScore] = []
+    failures: list[ImageFailure] = []
+    for result in results:
+        if isinstance(result, ImageFailure):
+            failures.append(result)
+        else:
+            scores.append(result)
+    if not failures:
+        return scores
+    first = failures[0]
+    total = len(scores) + len(failures)
+    more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+    raise ScoringError(
+        f"{len(failures)} of {total} images have no score: {first.message}{more}",
+        {score.index: score for score in scores},
+        failures,
+    ) from first.error
+
+
+def one_result(results: list[ImageScore | ImageFailure]) -> ImageScore:
+    """The one score of a call with one image.
+
+    Raises:
+        RequestError: why there is none.
+    """
+    (result,) = results
+    if isinstance(result, ImageScore):
+        return result
+    assert result.error is not None
+    raise result.error
