@@ -83,7 +83,7 @@ class AsyncCalls(BaseClient):
                     feeder = None
                 for result in plan.take():
                     yield result
-                if plan.finished:
+                if plan.finished or (drain and plan.input_error is not None):
                     break
                 now = time.monotonic()
                 if plan.expire(now):
@@ -108,6 +108,8 @@ class AsyncCalls(BaseClient):
             for unfinished in left:
                 unfinished.cancel()
             await asyncio.gather(*left, return_exceptions=True)
+        if plan.input_error is not None:
+            raise plan.input_error
         if plan.broken is not None:
             if not drain:
                 raise plan.broken
@@ -120,12 +122,18 @@ class AsyncCalls(BaseClient):
         except StopAsyncIteration:
             plan.end_of_input()
             return
+        except Exception as error:
+            plan.end_of_input(error)
+            return
         if plan.broken is not None:
             return  # the call has ended, and answers for what was taken itself
         try:
             plan.add(index, await asyncio.to_thread(prepare, image, self._prepare_options, index))
         except ImageRejectedError as error:
             plan.add_failure(index, error, source_of(image))
+        except Exception as error:  # what is no image, say
+            plan.end_of_input(error)
+            return
         source.added(plan)
 
     async def _answer(self, plan: Plan, attempt: Attempt, task: asyncio.Task[InferReply]) -> None:

@@ -60,7 +60,8 @@ class ThreadCalls(BaseClient):
         """Drive one call.
 
         When it cannot go on, ``drain`` answers for the images not yet read as well (a list); else
-        the reason is raised (a stream that may have no end).
+        the reason is raised (a stream that may have no end). What the iterable raises comes behind
+        the results of all that it gave before; from a list at once, which could hand over none.
         """
         check_images(images)
         deadline = self._deadline(timeout)
@@ -76,7 +77,7 @@ class ThreadCalls(BaseClient):
                 while not answers.empty():
                     self._answer(plan, under_way, *answers.get())
                 yield from plan.take()
-                if plan.finished:
+                if plan.finished or (drain and plan.input_error is not None):
                     break
                 now = time.monotonic()
                 if plan.expire(now):
@@ -97,6 +98,8 @@ class ThreadCalls(BaseClient):
                         continue
         finally:
             self._cancel(under_way)
+        if plan.input_error is not None:
+            raise plan.input_error
         if plan.broken is not None:
             if not drain:
                 raise plan.broken
@@ -111,10 +114,16 @@ class ThreadCalls(BaseClient):
         except StopIteration:
             plan.end_of_input()
             return
+        except Exception as error:
+            plan.end_of_input(error)
+            return
         try:
             plan.add(index, prepare(image, self._prepare_options, index))
         except ImageRejectedError as error:
             plan.add_failure(index, error, source_of(image))
+        except Exception as error:  # what is no image, say
+            plan.end_of_input(error)
+            return
         if index + 1 == total:
             # Known now, the last request may be sent the short way.
             plan.end_of_input()

@@ -136,6 +136,7 @@ class NimaClient(ThreadCalls):
         Raises:
             RequestError: an image failed (``on_error="raise"``); or, in both modes and after the
                 results that were reached, what makes going on pointless (the server is gone).
+            Exception: what the iterable itself raised, after the results of all it gave before.
         """
         check_on_error(on_error)
         check_images(images)

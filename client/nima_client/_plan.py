@@ -75,6 +75,7 @@ class Plan:
         self._payloads = 0
         self._payload_bytes = 0
         self._ended = False
+        self._input_error: Exception | None = None
         self._broken: RequestError | None = None
         self._sequence = itertools.count(1)
 
@@ -96,6 +97,11 @@ class Plan:
     def broken(self) -> RequestError | None:
         """The error after which nothing more of this call can be scored, if there was one."""
         return self._broken
+
+    @property
+    def input_error(self) -> Exception | None:
+        """What ended the input before its time, to be raised when all accepted has come out."""
+        return self._input_error
 
     def add(self, index: int, prepared: Prepared) -> None:
         """Accept one image. Indices count from 0 without gaps."""
@@ -121,9 +127,10 @@ class Plan:
             self._gathering = []
             self._gathered_bytes = 0
 
-    def end_of_input(self) -> None:
-        """No more images will come."""
+    def end_of_input(self, error: Exception | None = None) -> None:
+        """No more images will come: there are none, or reading the next one raised an error."""
         self._ended = True
+        self._input_error = error
         self.flush()
 
     # -- requests out --------------------------------------------------------------------------

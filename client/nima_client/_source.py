@@ -72,6 +72,9 @@ class Source:
         except StopIteration:
             plan.end_of_input()
             return True
+        except Exception as error:
+            plan.end_of_input(error)
+            return True
         if not is_instant(image) or options.max_side is not None:
             return False
         try:
