@@ -5,6 +5,7 @@ The one home of it for all three packages.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -32,6 +33,20 @@ def is_stream(path: Path) -> bool:
     return path.exists() and not Path(os.path.realpath(path)).is_file()
 
 
+def make_parent(path: Path) -> None:
+    """Make the folder that a file goes into, and those that this one needs.
+
+    Raises:
+        OSError: it cannot be made; or the path leads out (``..``) of a folder that is not there,
+            where making folders would put the file where nobody looks for it.
+    """
+    for place, part in enumerate(path.parts):
+        missing = Path(*path.parts[:place])
+        if part == ".." and not missing.exists():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(missing))
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
 @contextmanager
 def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """A file that takes its place only when it has been written whole and is on the disk.
@@ -52,9 +67,11 @@ def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         with path.open(mode, **text) as file:  # type: ignore[call-overload]
             yield file
         return
+    make_parent(path)
     final = Path(os.path.realpath(path))
-    final.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{final.name}.", dir=final.parent)
+    final.parent.mkdir(parents=True, exist_ok=True)  # of a link to a folder that is not there yet
+    # Cut: a file may have the longest name that the disk takes.
+    descriptor, name = tempfile.mkstemp(prefix=f".{final.name[:32]}.", dir=final.parent)
     try:
         with os.fdopen(descriptor, mode, **text) as file:  # type: ignore[call-overload]
             yield file

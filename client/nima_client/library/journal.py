@@ -8,6 +8,7 @@ file.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from nima_client._files import make_parent
 from nima_client.library.rows import FailedRow, Row
 from nima_client.library.run import Outcome
 from nima_client.library.sources import Photo
@@ -68,18 +70,18 @@ class Journal:
         """
         # FP32 and an engine's FP16 agree to the second digit, as photos are ranked; int8 does not.
         precision = precision if precision == "int8" else ""
-        exists = self.path.exists()
-        if exists and not resume:
+        make_parent(self.path)
+        file = self._claim()
+        begun = file.seek(0, os.SEEK_END) > 0
+        if begun and not resume:
+            self.close()
             raise JournalError(
                 f"{self.path} is left from a run that did not end: add --resume to go on with it, "
                 "or delete it to start again"
             )
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("ab")
-        self._claim()
-        if exists:
-            self._recover(checkpoint_sha256, precision)
-        if self.path.stat().st_size == 0:
+        if begun:
+            self._recover(file, checkpoint_sha256, precision)
+        if file.seek(0, os.SEEK_END) == 0:
             header = {"journal": _FORMAT, "checkpoint_sha256": checkpoint_sha256}
             self._append({**header, "precision": precision} if precision else header)
 
@@ -112,8 +114,11 @@ class Journal:
 
     def remove(self) -> None:
         """Delete the journal of a finished run."""
-        self.close()
+        if os.name == "nt":  # which deletes no open file
+            self.close()
+        # Elsewhere before the lock is let go: it would be that of the next run by then.
         self.path.unlink(missing_ok=True)
+        self.close()
 
     def __enter__(self) -> Journal:
         return self
@@ -131,38 +136,42 @@ class Journal:
         self._file.write(json.dumps(entry).encode() + b"\n")
         self._file.flush()
 
-    def _claim(self) -> None:
-        """Keep a second run of the same output out; the kernel lets go when this process ends."""
-        assert self._file is not None
-        try:
-            import fcntl
-        except ModuleNotFoundError:  # not on Windows
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    def _claim(self) -> IO[bytes]:
+        """Open it and keep a second run out; the kernel lets go when this process ends."""
+        while True:
+            file = self._file = self.path.open("a+b")
+            try:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.close()
+                raise JournalError(f"{self.path}: another run is writing the same output") from None
+            except (ModuleNotFoundError, OSError):  # Windows; a file system without locks
+                return file
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
+                    return file
+            # The other run ended between the two calls, and deleted what was opened.
             self.close()
-            raise JournalError(f"{self.path}: another run is writing the same output") from None
-        except OSError:  # a file system without locks
-            return
 
     def _count(self, outcome: Outcome) -> None:
         self._names.append(outcome.file)
         self.done.add(outcome.file)
         self.failed += isinstance(outcome, FailedRow)
 
-    def _recover(self, checkpoint_sha256: str, precision: str) -> None:
+    def _recover(self, file: IO[bytes], checkpoint_sha256: str, precision: str) -> None:
         whole = 0
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file):
-                if not line.endswith(b"\n"):
-                    break
-                if number == 0:
-                    self._check_header(line, checkpoint_sha256, precision)
-                else:
-                    self._count(self._parse(line, number + 1))
-                whole += len(line)
-        os.truncate(self.path, whole)
+        file.seek(0)
+        for number, line in enumerate(file):
+            if not line.endswith(b"\n"):
+                break
+            if number == 0:
+                self._check_header(line, checkpoint_sha256, precision)
+            else:
+                self._count(self._parse(line, number + 1))
+            whole += len(line)
+        file.truncate(whole)
 
     def _check_header(self, line: bytes, checkpoint_sha256: str, precision: str) -> None:
         try:
@@ -197,7 +206,9 @@ class Journal:
     def _outcomes(self) -> Iterator[Outcome]:
         # Photos that this run was not asked for come first.
         places = [self._places.get(name, -1) for name in self._names]
-        with self.path.open("rb") as file:
+        # While it is open, not by the path, which somebody may have deleted or replaced.
+        with contextlib.nullcontext(self._file) if self._file else self.path.open("rb") as file:
+            file.seek(0)
             starts = array("Q", itertools.accumulate(map(len, file)))
             for number in sorted(range(len(places)), key=places.__getitem__):
                 file.seek(starts[number])
