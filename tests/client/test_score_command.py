@@ -156,8 +156,8 @@ def test_tar_shards(folder: Path, url: str, tmp_path: Path, photo: Photo) -> Non
     broken = tmp_path / "broken.tar"
     broken.write_bytes(b"no archive")
     done = run(broken, "-f", "jsonl", url=url)
-    assert done.returncode == 2
-    assert "not a readable tar archive" in done.stderr
+    assert done.returncode == 1
+    assert f"{broken}: UNREADABLE: not a readable tar archive" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -408,8 +408,12 @@ def test_ratings_in_sidecars(folder: Path, url: str) -> None:
         else:
             assert rating in range(1, 6)
     foreign.write_text("no xml")
+    (folder / "2.jpg.xmp").unlink()
     done = run(folder, "--xmp", url=url)
-    assert done.returncode == 2
+    assert done.returncode == 1
+    assert "1.jpg.xmp: not XML" in done.stderr
+    assert "3 sidecars written" in done.stderr
+    assert read_rating(folder / "2.jpg") in range(1, 6)
     assert foreign.read_text() == "no xml"
 
 
@@ -427,8 +431,15 @@ def test_the_chosen_can_be_copied_linked_or_moved(
     assert left == (2 if action == "move" else 4)
     if action != "move":
         again = run(folder, "--top", 2, f"--{action}-to", target, url=url)
-        assert again.returncode == 2
+        assert again.returncode == 0, again.stderr
+        assert sorted(target.iterdir()) == placed
+        placed[0].unlink()
+        placed[0].write_text("of somebody else")
+        again = run(folder, "--top", 2, f"--{action}-to", target, url=url)
+        assert again.returncode == 1
         assert "nothing is overwritten" in again.stderr
+        assert "1 photos into" in again.stderr
+        assert placed[0].read_text() == "of somebody else"
 
 
 def test_without_an_address_the_embedded_server_is_started_for_the_run(

@@ -18,3 +18,13 @@ class Terminal(Console):
             BrokenPipeError: always.
         """
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+def unclipped(console: Console, width: int) -> Console:
+    """The console; where it is a pipe or a log, which has no width, one as wide as what is told.
+
+    Cutting names there would lose them.
+    """
+    if console.is_terminal:
+        return console
+    return Terminal(file=console.file, width=max(console.width, width))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
+import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,13 +19,14 @@ from nima_client.cli._console import Terminal
 from nima_client.cli._progress import Tracker, tracking
 from nima_client.cli._table import print_scores
 from nima_client.errors import NimaError
-from nima_client.library.actions import Action, place, rate
-from nima_client.library.files import format_of, write_failures, write_rows, write_text
+from nima_client.library.actions import Action, check_folder, place, rate
+from nima_client.library.files import format_of, read_rows, write_failures, write_rows, write_text
 from nima_client.library.journal import Journal
 from nima_client.library.rows import FailedRow, Row
 from nima_client.library.run import Outcome, certain_outcomes
 from nima_client.library.select import Selection
-from nima_client.library.sources import Sources, printable
+from nima_client.library.sources import Sources, passed_over_text
+from nima_client.library.text import printable
 
 
 class Format(str, enum.Enum):
@@ -49,7 +51,7 @@ class Job:
         failures_file: file for the photos without a score, or None.
         resume: go on with an interrupted run of the same output.
         xmp: write star ratings of the chosen photos into sidecars.
-        placement: what to do with the chosen photos (``copy``, ``link``, ``move``), and where to.
+        placement: what to do with the chosen photos, and where to.
         errors: console of standard error.
         failures: the photos without a score so far.
     """
@@ -61,7 +63,7 @@ class Job:
     failures_file: Path | None
     resume: bool
     xmp: bool
-    placement: tuple[str, Path] | None
+    placement: tuple[Action, Path] | None
     errors: Console
     failures: list[FailedRow] = field(default_factory=list)
     _gone: NimaError | None = field(default=None, init=False)
@@ -74,8 +76,23 @@ class Job:
                 raise ValueError(f"{path} is a folder: name a file")
         if self.resume and self._to_stream:
             raise ValueError(f"--resume: {self.output} is no file to go on with")
+        self._check_failures_file()
+        if self.placement is not None:
+            check_folder(self.placement[1])
         if self.form is Format.parquet:
             import pyarrow  # noqa: F401  (missing, it names the extra now, not after the scores)
+
+    def _check_failures_file(self) -> None:
+        if self.failures_file is None or self.output is None or self._to_stream:
+            return
+        theirs = (self.output, Journal.beside(self.output).path)
+        if os.path.realpath(self.failures_file) in map(os.path.realpath, theirs):
+            raise ValueError(f"--failures {self.failures_file} would overwrite the scores")
+
+    @property
+    def _acts(self) -> bool:
+        """Whether something is to be done with the chosen photos."""
+        return self.xmp or self.placement is not None
 
     @property
     def _to_stream(self) -> bool:
@@ -89,22 +106,30 @@ class Job:
         return self.output.exists() and not Journal.beside(self.output).path.exists()
 
     def run(self, client: NimaClient) -> int:
-        """Score everything; how many photos have no score."""
+        """Score everything; how many photos have no score, or could not be dealt with."""
         if self.output is None:
             chosen: Iterable[Row] = self._show(client)
             self._write_failures(self.failures)
-            self._act(chosen)
-            return len(self.failures)
+            return len(self.failures) + self._act(list(chosen))
         with self._journal(self.output) as journal:
             self._score_into(journal, client)
             chosen = self.selection.apply(journal.rows())
-            if self.xmp or self.placement is not None:
+            if self._acts:
                 chosen = list(chosen)
             write_rows(chosen, self.output, self.form.value)
             self._write_failures(journal.failures())
+            not_done = self._act(chosen) if isinstance(chosen, list) else 0
+            # Last: while it is there, --resume does again what did not come to its end.
             journal.remove()
-            self._act(chosen)
-            return journal.failed
+            return journal.failed + not_done
+
+    def run_again(self) -> int:
+        """Deal with the photos of a finished run as asked; with how many that could not be done."""
+        assert self.output is not None
+        say(self.errors, f"{self.output} is finished: without --resume it is scored anew")
+        if not self._acts:
+            return 0
+        return self._act(list(self.selection.apply(read_rows(self.output, self.form.value))))
 
     @contextmanager
     def _journal(self, output: Path) -> Iterator[Journal]:
@@ -149,7 +174,7 @@ class Job:
         streaming = self.form is not Format.table and sys.stdout.isatty()
         with tracking(self.errors, self.sources.known_total, bar=not streaming) as track:
             chosen = self.selection.apply(self._scores(client, track))
-            if self.form is Format.table or self.xmp or self.placement is not None:
+            if self.form is Format.table or self._acts:
                 chosen = kept = list(chosen)
             if self.form is not Format.table:
                 write_text(chosen, sys.stdout, self.form.value)
@@ -161,14 +186,29 @@ class Job:
             raise self._gone
         return kept
 
-    def _act(self, chosen: Iterable[Row]) -> None:
+    def _act(self, chosen: Sequence[Row]) -> int:
+        """Write sidecars and place photos; with how many that could not be done."""
+        failed: set[str] = set()
+
+        def tell(row: Row, error: Exception) -> None:
+            failed.add(row.file)
+            say(self.errors, f"{row.file}: {error}")
+
+        def tell_of_sidecar(row: Row, error: Exception) -> None:
+            # What is not there has been moved earlier; or it is told below.
+            if self.placement is None or not isinstance(error, FileNotFoundError):
+                tell(row, error)
+
+        named = self.sources.named
         # Sidecars first: they go along with their photos.
         if self.xmp:
-            self.errors.print(f"{rate(chosen)} sidecars written", style="dim", highlight=False)
+            written = rate(chosen, named=named, report=tell_of_sidecar)
+            self.errors.print(f"{written} sidecars written", style="dim", highlight=False)
         if self.placement is not None:
             action, folder = self.placement
-            placed = place(chosen, folder, Action(action))
-            say(self.errors, f"{action}: {len(placed)} photos into {folder}")
+            placed = place(chosen, folder, action, named=named, report=tell)
+            say(self.errors, f"{action.value}: {len(placed)} photos into {folder}")
+        return len(failed)
 
     def _write_failures(self, failures: Iterable[FailedRow]) -> None:
         if self.failures_file is not None:
@@ -185,6 +225,8 @@ class Job:
         if failed:
             text += f", {failed} without a score"
         self.errors.print(text, style="dim", highlight=False)
+        if self.sources.passed_over:
+            say(self.errors, passed_over_text(self.sources.passed_over))
 
 
 def choose_format(form: Format | None, output: Path | None) -> Format:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nima_client.cli._console import Terminal
+from nima_client.cli._console import unclipped
 from nima_client.contract import NUM_RATINGS
 from nima_client.library.rows import Row
-from nima_client.library.sources import common_folder, printable
+from nima_client.library.text import common_folder, printable
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _ASCII_BLOCKS = " .:-=+*#@"
@@ -92,10 +93,7 @@ def print_scores(rows: Sequence[Row], console: Console, *, title: str | None = N
         console.print("No photo to show.")
         return
     unicode = (console.encoding or "").lower().startswith("utf")
-    if not console.is_terminal:
-        # A pipe or a log has no width; cutting names there would lose them.
-        longest = max(len(printable(row.file)) for row in rows)
-        console = Terminal(file=console.file, width=max(console.width, longest + NUM_RATINGS + 50))
+    console = unclipped(console, max(cell_len(printable(r.file)) for r in rows) + NUM_RATINGS + 50)
     console.print(score_table(rows, title=title, unicode=unicode))
     legend = "mean: 1 (worst) to 10 (best)"
     if any(row.percentile is not None for row in rows):

@@ -10,16 +10,23 @@ from typing import Annotated
 import scipy  # noqa: F401  (missing, it names the extra)
 import typer
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nima_client.cli._console import Terminal, unclipped
 from nima_client.cli._job import say
+from nima_client.cli._output import reader_may_leave, ready_stdout
 from nima_client.library.compare import Comparison, compare
 from nima_client.library.files import read_rows
-from nima_client.library.sources import common_folder, printable
+from nima_client.library.text import common_folder, printable
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+_OTHER_COLUMNS = 60
+"""Cells that a line needs beside a file's name or a fact."""
 
 
 class Output(str, enum.Enum):
@@ -30,6 +37,7 @@ class Output(str, enum.Enum):
 
 
 @app.command("compare")
+@reader_may_leave()
 def command(
     first: Annotated[Path, typer.Argument(help="Scores: a file that nima score wrote.")],
     second: Annotated[Path, typer.Argument(help="Scores of the same photos by another model.")],
@@ -39,6 +47,7 @@ def command(
     """Compare two sets of scores: two models, two servers, or one before and after a change."""
     errors = Console(stderr=True)
     try:
+        ready_stdout()
         result = compare(read_rows(first), read_rows(second))
     except (ValueError, OSError) as error:
         say(errors, f"nima compare: {error}")
@@ -46,7 +55,7 @@ def command(
     if form is Output.json:
         print(json.dumps(result.to_dict(), indent=1))
         return
-    _print(result, top, Console())
+    _print(result, top, Terminal())
 
 
 def _print(result: Comparison, top: int, console: Console) -> None:
@@ -72,14 +81,17 @@ def _print(result: Comparison, top: int, console: Console) -> None:
     grid.add_column(justify="right")
     for name, value in facts.items():
         grid.add_row(name, value)
-    console.print(grid)
     changes = [d for d in result.differences[:top] if d.change != 0]
+    texts = [*facts.values(), *(printable(change.file) for change in changes)]
+    console = unclipped(console, max(map(cell_len, texts)) + _OTHER_COLUMNS)
+    console.print(grid)
     if not changes:
         return
     folder = common_folder([change.file for change in changes])
     table = Table(box=box.SIMPLE_HEAD, title="Largest changes", title_justify="left")
-    for name in ("file", "first", "second", "change", "EMD"):
-        table.add_column(name, justify="left" if name == "file" else "right", no_wrap=True)
+    table.add_column("file", overflow="ellipsis", no_wrap=True, min_width=12)
+    for name in ("first", "second", "change", "EMD"):
+        table.add_column(name, justify="right", no_wrap=True)
     for change in changes:
         table.add_row(
             Text(printable(change.file[len(folder) :])),

@@ -15,6 +15,8 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 
+from nima_client.cli._output import reader_may_leave
+
 PROJECT = "nima-triton"
 _OPTIONAL = re.compile(r"(?P<name>[\w.-]+).*\bextra == ['\"](?P<extra>[\w.-]+)['\"].*")
 
@@ -104,16 +106,22 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         SystemExit: always, with the exit status of the command (2 for a wrong command line).
     """
+    with reader_may_leave():
+        _run(argv)
+    sys.exit(0)
+
+
+def _run(argv: list[str] | None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help", "help"):
-        print(_help())
+        print(_help(), flush=True)
         sys.exit(0 if arguments else 2)
     if name == "--version":
         from nima_client import __version__
 
         print(f"nima {__version__}")
-        sys.exit(0)
+        return
     entry = COMMANDS.get(name)
     if entry is None or not _exists(entry):
         close = difflib.get_close_matches(name, [n for n in COMMANDS if _exists(COMMANDS[n])], n=1)
@@ -129,7 +137,6 @@ def main(argv: list[str] | None = None) -> None:
             raise
         print(_missing(name, entry.extra, error.name or ""), file=sys.stderr)
         sys.exit(2)
-    sys.exit(0)
 
 
 if __name__ == "__main__":

@@ -54,5 +54,5 @@ def report(
     except (ValueError, OSError) as error:
         say(errors, f"nima report: {error}")
         raise typer.Exit(2) from None
-    size = output.stat().st_size / 2**20
+    size = len(page.encode()) / 2**20
     say(errors, f"{output}: {shown} photos, {size:.1f} MB")

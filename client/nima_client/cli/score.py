@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -15,8 +12,10 @@ from nima_client._files import is_stream
 from nima_client.cli._connection import Header, TlsCa, TlsCert, TlsKey, credentials
 from nima_client.cli._console import Terminal
 from nima_client.cli._job import Format, Job, choose_format, say
+from nima_client.cli._output import reader_may_leave, ready_stdout
 from nima_client.cli._server import connected_client
 from nima_client.errors import NimaError
+from nima_client.library.actions import Action
 from nima_client.library.select import SORT_KEYS, Selection
 from nima_client.library.sources import find_photos
 
@@ -26,10 +25,10 @@ EXIT_SOME_FAILED = 1
 EXIT_USAGE = 2
 EXIT_NO_SERVER = 3
 EXIT_STOPPED = 130  # as shells say of a program ended by Ctrl-C
-EXIT_NO_READER = 141  # and of one ended by SIGPIPE
 
 
 @app.command()
+@reader_may_leave()
 def score(
     paths: Annotated[
         list[str],
@@ -96,15 +95,17 @@ def score(
 ) -> None:
     """Predict how people would rate photos, from 1 to 10.
 
-    A photo that cannot be scored is one line on standard error, and the exit status is then 1 at
-    the end; it is 3 when the server is gone (what was scored is kept: --resume), and 141, without
-    a word, when nobody reads the output any more (`| head`).
+    A photo that cannot be scored, copied or rated is one line on standard error, and the exit
+    status is then 1 at the end; it is 3 when the server is gone (what was scored is kept:
+    --resume), and 141, without a word, when nobody reads the output any more (`| head`).
     """
     errors = Terminal(stderr=True)
     tls, headers = credentials(tls_ca, tls_cert, tls_key, header)
     try:
+        if output is None:
+            ready_stdout()
         placements = [
-            (action, folder)
+            (Action(action), folder)
             for action, folder in (("copy", copy_to), ("link", link_to), ("move", move_to))
             if folder is not None
         ]
@@ -122,18 +123,13 @@ def score(
             errors=errors,
         )
         if job.finished:
-            say(errors, f"{output} is finished: without --resume it is scored anew")
-            return
-        options = {"max_side": max_side, "max_in_flight": in_flight}
-        with connected_client(url, errors, tls=tls, headers=headers, **options) as client:
-            failed = job.run(client)
+            failed = job.run_again()
+        else:
+            options = {"max_side": max_side, "max_in_flight": in_flight}
+            with connected_client(url, errors, tls=tls, headers=headers, **options) as client:
+                failed = job.run(client)
     except BrokenPipeError:
-        # `| head` has seen enough. What is left in a buffer would fail again when Python ends.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError):  # where a caller put in something without a number
-                os.dup2(nowhere, stream.fileno())
-        raise typer.Exit(EXIT_NO_READER) from None
+        raise  # of standard output
     except (ValueError, OSError) as error:
         say(errors, f"nima score: {error}")
         raise typer.Exit(EXIT_USAGE) from None

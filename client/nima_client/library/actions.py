@@ -6,14 +6,21 @@ Only on request, and never over an existing file.
 from __future__ import annotations
 
 import enum
+import filecmp
 import os
 import shutil
-from collections.abc import Iterable
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nima_client._names import named_path
 from nima_client.library.rows import Row
 from nima_client.library.xmp import sidecar, stars, write_rating
+
+Report = Callable[[Row, Exception], None]
+"""Told of a row with which something could not be done, and why."""
+
+_NAME_BYTES = 255
 
 
 class Action(str, enum.Enum):
@@ -24,62 +31,147 @@ class Action(str, enum.Enum):
     MOVE = "move"
 
 
-def place(rows: Iterable[Row], folder: Path, action: Action) -> list[Path]:
+def raise_it(row: Row, error: Exception) -> None:
+    """The :data:`Report` that ends at the first error."""
+    raise error
+
+
+def check_folder(folder: Path) -> None:
+    """Check that photos can be placed into a folder, which need not be there yet.
+
+    Raises:
+        OSError: it is no folder or may not be written to; or none can be made there.
+    """
+    there = folder
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise NotADirectoryError(f"{there} is no folder: nothing can be placed into {folder}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"{there} may not be written to: nothing can be placed into {folder}")
+
+
+def place(
+    rows: Sequence[Row],
+    folder: Path,
+    action: Action,
+    *,
+    named: Mapping[str, Path] | None = None,
+    report: Report = raise_it,
+) -> list[Path]:
     """Copy, link (symbolically) or move the files of these rows into a folder.
 
     Names are prefixed with their rank (``001_6.72_photo.jpg``), so that the folder sorts as the
-    rows do. A sidecar goes along. Members of archives have no file and are passed over.
+    rows do; too long ones are cut before their ending. A sidecar goes along. Members of archives
+    have no file and are passed over. What an earlier call has placed already is left as it is.
+
+    Args:
+        rows: the photos, in order.
+        folder: where to; made if it is missing.
+        action: what to do.
+        named: files by the names of the rows, where known; else the name is the path.
+        report: told of photos that could not be placed; by default the first such error is raised.
 
     Returns:
         The new paths.
 
     Raises:
-        FileExistsError: a target exists; nothing is overwritten, what was done before stays.
+        FileExistsError: another file is in a photo's place; nothing is overwritten, what was done
+            before stays.
         FileNotFoundError: a photo is not where its row says.
+        OSError: the folder cannot be made.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    width = max(3, len(str(len(rows))))
     placed = []
     for rank, row in enumerate(rows, 1):
-        source = named_path(row.file)
+        source = _file_of(row, named)
         if _inside_archive(source):
             continue
-        target = folder / f"{rank:03d}_{row.mean:.2f}_{source.name}"
-        _place_one(source, target, action)
-        placed.append(target)
-        if sidecar(source).exists():
-            _place_one(sidecar(source), sidecar(target), action)
+        target = folder / _cut(f"{rank:0{width}d}_{row.mean:.2f}_{source.name}")
+        try:
+            beside = sidecar(source)
+            _place_one(source, target, action)
+            placed.append(target)
+            if beside.exists():
+                _place_one(beside, sidecar(target), action)
+        except (OSError, ValueError) as error:
+            report(row, error)
     return placed
 
 
-def rate(rows: Iterable[Row]) -> int:
-    """Write a star rating for each row into the sidecar of its photo; how many were written."""
+def rate(
+    rows: Sequence[Row],
+    *,
+    named: Mapping[str, Path] | None = None,
+    report: Report = raise_it,
+) -> int:
+    """Write a star rating for each row into the sidecar of its photo; how many were written.
+
+    Args:
+        rows: the photos.
+        named: files by the names of the rows, where known; else the name is the path.
+        report: told of photos without a new rating; by default the first such error is raised.
+    """
     written = 0
     for row in rows:
-        path = named_path(row.file)
-        if not _inside_archive(path):
+        path = _file_of(row, named)
+        if _inside_archive(path):
+            continue
+        try:
+            if not os.path.lexists(path):
+                raise FileNotFoundError(f"{path}: no such file")
             write_rating(path, stars(row))
             written += 1
+        except (OSError, ValueError) as error:
+            report(row, error)
     return written
+
+
+def _file_of(row: Row, named: Mapping[str, Path] | None) -> Path:
+    return (named or {}).get(row.file) or named_path(row.file)
 
 
 def _inside_archive(path: Path) -> bool:
     return not path.exists() and any(named_path(str(p)).is_file() for p in path.parents)
 
 
+def _cut(name: str) -> str:
+    """A name that leaves room for a sidecar's ending."""
+    stem, suffix = os.path.splitext(name)
+    while stem and len(os.fsencode(stem + suffix + ".xmp")) > _NAME_BYTES:
+        stem = stem[:-1]
+    return stem + suffix
+
+
 def _place_one(source: Path, target: Path, action: Action) -> None:
     if os.path.lexists(target):
-        raise FileExistsError(f"{target} exists already: nothing is overwritten")
-    if action is Action.LINK:
-        if not source.exists():
-            raise FileNotFoundError(f"{source}: no such file")
+        if not _is_placed(source, target, action):
+            raise FileExistsError(f"{target} exists already: nothing is overwritten")
+    elif not source.exists():
+        raise FileNotFoundError(f"{source}: no such file")
+    elif action is Action.LINK:
         target.symlink_to(source.resolve())
     elif action is Action.COPY:
         # Whole or not at all, even if the disk is full half-way.
-        partial = target.with_name(f".{target.name}.partial")
+        partial = target.with_name(f".{uuid.uuid4().hex}.partial")
         try:
             shutil.copy2(source, partial)
             os.replace(partial, target)
         finally:
             partial.unlink(missing_ok=True)
+    elif source.is_symlink():
+        # Where it lies now, a relative link leads elsewhere.
+        target.symlink_to(Path(os.path.realpath(source.parent), os.readlink(source)))
+        source.unlink()
     else:
         shutil.move(source, target)
+
+
+def _is_placed(source: Path, target: Path, action: Action) -> bool:
+    """Whether what lies there is what an earlier call put there."""
+    if action is Action.MOVE:
+        return not os.path.lexists(source)
+    if action is Action.LINK:
+        return target.is_symlink() and source.exists() and target.resolve() == source.resolve()
+    return source.is_file() and target.is_file() and filecmp.cmp(source, target, shallow=False)

@@ -78,9 +78,12 @@ def compare(first: Sequence[Row], second: Sequence[Row]) -> Comparison:
     """Compare two sets of scores, photo by photo, matched by file name.
 
     Raises:
-        ValueError: no photo is in both sets.
+        ValueError: no photo is in both sets, or there is none in one of them.
         ModuleNotFoundError: scipy is not installed.
     """
+    for rows, which in ((first, "first"), (second, "second")):
+        if not rows:
+            raise ValueError(f"there are no scores in the {which} file")
     left = {row.file: row for row in first}
     right = {row.file: row for row in second}
     both = [name for name in left if name in right]

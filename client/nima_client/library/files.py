@@ -102,14 +102,18 @@ def _write_parquet(rows: Iterable[Row], path: Path) -> None:
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path, form: str | None = None) -> list[Row]:
     """Read a file of scores in any of the formats.
+
+    Args:
+        path: the file.
+        form: one of :data:`FORMATS`; by default the one that its ending names.
 
     Raises:
         ValueError: not a file of scores; says which line or column.
         OSError: it cannot be read.
     """
-    form = format_of(path)
+    form = form or format_of(path)
     if form is None:
         raise ValueError(f"{path}: cannot tell the format: name it {', '.join(_BY_SUFFIX)}")
     rows: list[Row] = []
@@ -133,10 +137,17 @@ def _records(path: Path, form: str) -> Iterator[dict[str, Any]]:
         except pa.ArrowInvalid as error:
             raise ValueError(f"not a Parquet file: {error}") from error
         return
-    with path.open(encoding="utf-8", newline="") as text:
+    # Programs for tables put a byte order mark in front of what they save.
+    with path.open(encoding="utf-8-sig", newline="") as text:
         if form == "csv":
-            yield from csv.DictReader(text)
+            table = csv.DictReader(text)
+            if not table.fieldnames:
+                raise ValueError("no scores in it, not even the names of the columns")
+            yield from table
         elif form == "json":
-            yield from json.load(text)
+            records = json.load(text)
+            if not isinstance(records, list):
+                raise ValueError("not a list of scores, as nima score writes it")
+            yield from records
         else:
             yield from (json.loads(line) for line in text if line.strip())

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import glob
+import io
 import itertools
+import lzma
 import os
 import re
+import stat
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from nima_client._names import display_name
 from nima_client.contract import DEFAULT_MAX_BYTES
@@ -23,6 +29,14 @@ IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 )
 """Files of a folder or an archive with these endings count as photos; case does not matter."""
+
+OTHER_SUFFIXES = frozenset(
+    (
+        ".heic", ".heif", ".jxl", ".jp2", ".psd", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw",
+        ".arw", ".sr2", ".raf", ".orf", ".rw2", ".pef", ".srw", ".x3f", ".3fr", ".iiq", ".rwl",
+    )
+)  # fmt: skip
+"""Photos that the server cannot decode; they are passed over, and counted."""
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
@@ -39,38 +53,42 @@ class Photo:
         name: how results call it; unique in a run. Bytes of a path that are not UTF-8 are escaped.
         path: its file, which is read when its turn comes; or else
         data: its bytes; or else
-        array: its pixels, uint8 [H, W, 3].
+        array: its pixels, uint8 [H, W, 3]; or else
+        unreadable: why there is nothing to score: it fails with the code ``UNREADABLE``. So do a
+            damaged archive and a folder that may not be read, which stand for their photos.
     """
 
     name: str
     path: Path | None = None
     data: bytes | None = None
     array: npt.NDArray[np.uint8] | None = None
+    unreadable: str = ""
 
     @property
-    def image(self) -> Path | bytes | npt.NDArray[np.uint8]:
+    def image(self) -> Path | bytes | npt.NDArray[np.uint8] | BinaryIO:
         """What the client's ``score`` takes."""
+        if self.unreadable:
+            return _Unreadable(self.unreadable)
         for given in (self.path, self.data, self.array):
             if given is not None:
                 return given
         raise ValueError(f"{self.name}: neither a path nor data nor an array")
 
 
-def printable(text: str) -> str:
-    """Text without what would command a terminal or turn the direction of writing on a page."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+class _Unreadable(io.BytesIO):
+    """A file whose reading fails, as that of a file of the disk may."""
 
+    def __init__(self, why: str) -> None:
+        super().__init__()
+        self._why = why
 
-def common_folder(names: Sequence[str]) -> str:
-    """The folder that all names share, with its slash; empty where there is none."""
-    if len(names) < 2:
-        return ""
-    shared = names[0].split("/")[:-1]
-    for name in names[1:]:
-        parts = name.split("/")[:-1]
-        pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(shared, parts))
-        shared = [part for part, _ in pairs]
-    return "".join(part + "/" for part in shared)
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Fail.
+
+        Raises:
+            OSError: always.
+        """
+        raise OSError(self._why)
 
 
 @dataclass(frozen=True)
@@ -80,21 +98,43 @@ class Sources:
     Attributes:
         files: photo files, in order, without duplicates.
         archives: tar shards, in order; their members come after the files.
+        unreadable: folders that may not be read, and why; each is one photo that fails.
+        passed_over: photos of formats that cannot be scored, by their ending. Those in archives are
+            counted as these are read.
     """
 
     files: tuple[Path, ...]
     archives: tuple[Path, ...] = ()
+    unreadable: tuple[tuple[Path, str], ...] = ()
+    passed_over: Counter[str] = field(default_factory=Counter)
 
     @property
     def known_total(self) -> int | None:
         """Number of photos, or None while it is not known (archives are read only once)."""
-        return None if self.archives else len(self.files)
+        return None if self.archives else len(self.files) + len(self.unreadable)
+
+    @functools.cached_property
+    def named(self) -> dict[str, Path]:
+        """The files by the names that results give them, in order."""
+        # An escaped name gives way to a file that is really called so.
+        taken = set(map(str, self.files))
+        names = {}
+        for path in self.files:
+            name = display_name(path)
+            names[name if name == str(path) else _unique(name, taken)] = path
+        return names
 
     def __iter__(self) -> Iterator[Photo]:
-        for path in self.files:
-            yield Photo(display_name(path), path=path)
+        for name, path in self.named.items():
+            yield Photo(name, path=path)
+        for folder, why in self.unreadable:
+            yield Photo(display_name(folder), unreadable=why)
         for archive in self.archives:
-            yield from read_tar(archive)
+            try:
+                yield from read_tar(archive, self.passed_over)
+            except SourceError as error:
+                name = display_name(archive)
+                yield Photo(name, unreadable=str(error).removeprefix(f"{name}: "))
 
 
 def find_photos(paths: Iterable[str | os.PathLike[str]], *, recursive: bool = True) -> Sources:
@@ -114,66 +154,129 @@ def find_photos(paths: Iterable[str | os.PathLike[str]], *, recursive: bool = Tr
     """
     files: dict[str, Path] = {}
     archives: dict[str, Path] = {}
+    unreadable: dict[Path, str] = {}
+    passed_over: dict[str, str] = {}
+
+    def keep_error(error: OSError) -> None:
+        unreadable[Path(error.filename)] = f"{error.strerror}: its photos are not known"
+
     for argument in paths:
-        for path in _expand(os.fspath(argument)):
+        given, chosen = _expand(os.fspath(argument))
+        for path in given:
             if path.is_dir():
-                found: Iterable[Path] = _walk(path, recursive)
+                found: Iterable[Path] = _walk(path, recursive, keep_error)
             else:
                 found = (path,)
             for file in found:
+                suffix = file.suffix.lower()
+                if suffix in OTHER_SUFFIXES and not (chosen and file is path):
+                    passed_over[os.path.normpath(file)] = suffix
+                    continue
                 target = archives if file.name.lower().endswith(TAR_SUFFIXES) else files
                 target.setdefault(os.path.normpath(file), file)
-    if not files and not archives:
-        raise SourceError(f"no photos there: none ends in {', '.join(sorted(IMAGE_SUFFIXES))}")
-    return Sources(tuple(files.values()), tuple(archives.values()))
+    counted = Counter(ending for name, ending in passed_over.items() if name not in files)
+    if not files and not archives and not unreadable:
+        others = f" ({passed_over_text(counted)})" if counted else ""
+        endings = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise SourceError(f"no photos there: none ends in {endings}{others}")
+    return Sources(
+        tuple(files.values()), tuple(archives.values()), tuple(unreadable.items()), counted
+    )
 
 
 def is_photo(name: str) -> bool:
     """Whether a file of this name or path counts as a photo of its folder; hidden ones do not."""
-    base = os.path.basename(name)
-    return not base.startswith(".") and os.path.splitext(base)[1].lower() in IMAGE_SUFFIXES
+    return not _is_hidden(name) and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
-def read_tar(archive: Path) -> Iterator[Photo]:
+def passed_over_text(counts: Counter[str]) -> str:
+    """``3 passed over: .heic (2), .cr2 (1)``."""
+    endings = ", ".join(f"{ending} ({count})" for ending, count in counts.most_common())
+    return f"{counts.total()} passed over: {endings}"
+
+
+def read_tar(archive: Path, passed_over: Counter[str] | None = None) -> Iterator[Photo]:
     """The photos of a tar archive in stored order (WebDataset shards are such), as a stream.
 
+    Args:
+        archive: the file.
+        passed_over: counts photos of formats that cannot be scored, by their ending.
+
     Raises:
-        SourceError: the archive is damaged, or is none.
+        SourceError: the archive is damaged, cannot be read, or is none; what came before is whole.
     """
+    taken: set[str] = set()
     try:
-        with tarfile.open(archive, "r|*") as tar:
+        with tarfile.open(archive, "r|*", tarinfo=_Member) as tar:
             for member in tar:
-                if not member.isfile() or not is_photo(member.name):
+                if not member.isfile() or _is_hidden(member.name):
+                    continue
+                suffix = os.path.splitext(member.name)[1].lower()
+                if suffix in OTHER_SUFFIXES and passed_over is not None:
+                    passed_over[suffix] += 1
+                if suffix not in IMAGE_SUFFIXES:
                     continue
                 file = tar.extractfile(member)
                 if file is not None:
                     # A byte more than the client takes: what is larger is refused, not held.
                     data = file.read(DEFAULT_MAX_BYTES + 1)
-                    yield Photo(display_name(f"{archive}/{member.name}"), data=data)
-    except (tarfile.TarError, EOFError) as error:
-        raise SourceError(f"{archive}: not a readable tar archive: {error}") from error
+                    name = _unique(display_name(f"{archive}/{member.name}"), taken)
+                    yield Photo(name, data=data)
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise SourceError(f"{display_name(archive)}: not a readable tar archive: {why}") from error
 
 
-def _expand(argument: str) -> list[Path]:
+class _Member(tarfile.TarInfo):
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+        """A header; unlike tarfile, which takes a damaged one for the end of the archive.
+
+        Raises:
+            ReadError: it is cut short or damaged.
+        """
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if not buf.strip(b"\0"):  # nothing more, or the zeros that end an archive
+                raise
+            raise tarfile.ReadError(str(error)) from error
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    """The name, or with a number behind it if it is taken; taken from then on."""
+    given = name
+    for number in itertools.count(2):
+        if name not in taken:
+            break
+        name = f"{given}#{number}"
+    taken.add(name)
+    return name
+
+
+def _expand(argument: str) -> tuple[list[Path], bool]:
+    """What an argument names, and whether by its own name (not by a pattern)."""
+    if not argument:
+        raise SourceError("an empty argument names nothing (an unset variable?); . is this folder")
     path = Path(argument)
     # A file may really be called "photo[1].jpg".
     if path.exists() or path.is_symlink():
-        return [path]
+        return [path], True
     if glob.has_magic(argument):
         matches = sorted(glob.glob(os.path.expanduser(argument), recursive=True))
         if not matches:
             raise SourceError(f"nothing matches {argument!r}")
-        return [m for m in map(Path, matches) if m.is_dir() or is_photo(m.name) or _is_tar(m)]
+        return [m for m in map(Path, matches) if m.is_dir() or _is_wanted(m)], False
     raise SourceError(f"{argument}: no such file or folder")
 
 
-def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
-    for here, folders, names in os.walk(folder):
+def _walk(folder: Path, recursive: bool, on_error: Callable[[OSError], None]) -> Iterator[Path]:
+    for here, folders, names in os.walk(folder, onerror=on_error):
         folders[:] = (f for f in folders if recursive and not f.startswith("."))
         folders.sort(key=_natural)
         for name in sorted(names, key=_natural):
-            if is_photo(name) or _is_tar(Path(name)):
-                yield Path(here, name)
+            if _is_wanted(path := Path(here, name)):
+                yield path
 
 
 def _natural(name: str) -> tuple[tuple[tuple[int, str], ...], str]:
@@ -182,5 +285,21 @@ def _natural(name: str) -> tuple[tuple[tuple[int, str], ...], str]:
     return tuple((int(p), "") if p.isdecimal() else (-1, p.casefold()) for p in parts), name
 
 
-def _is_tar(path: Path) -> bool:
-    return not path.name.startswith(".") and path.name.lower().endswith(TAR_SUFFIXES)
+def _is_wanted(path: Path) -> bool:
+    """Whether a file that was found, not named, is a photo of any format or a tar archive."""
+    name = path.name.lower()
+    suffix = os.path.splitext(name)[1]
+    known = suffix in IMAGE_SUFFIXES or suffix in OTHER_SUFFIXES or name.endswith(TAR_SUFFIXES)
+    return known and not _is_hidden(name) and _is_file(path)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it can be read to an end: a pipe or a device can not."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:  # told when its turn comes
+        return True
+
+
+def _is_hidden(name: str) -> bool:
+    return os.path.basename(name).startswith(".")

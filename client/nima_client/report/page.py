@@ -16,7 +16,7 @@ from typing import Any
 
 from nima_client.contract import RATINGS
 from nima_client.library.rows import Row
-from nima_client.library.sources import common_folder, printable
+from nima_client.library.text import common_folder, printable
 from nima_client.report.thumbnails import Thumbnails
 
 # Means crowd within two ratings: coarser bins would show one hill.

@@ -1,0 +1,165 @@
+"""What is done with the chosen photos: placed, rated, and done again after an end half-way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("typer", reason="the commands need the extra cli")
+
+from score_command import run
+
+from nima_client.library import actions
+from nima_client.library.actions import Action, place, rate
+from nima_client.library.files import read_rows
+from nima_client.library.rows import Row
+from nima_client.library.xmp import read_rating
+
+Photo = Callable[..., bytes]
+
+
+def row(path: object, mean: float = 5.0) -> Row:
+    return Row(str(path), mean, 1.0, None, (0.1,) * 10)
+
+
+def test_a_moved_link_leads_where_it_led(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "album").mkdir()
+    (tmp_path / "raw" / "x.jpg").write_bytes(b"x")
+    relative, absolute = tmp_path / "album" / "r.jpg", tmp_path / "album" / "a.jpg"
+    relative.symlink_to("../raw/x.jpg")
+    absolute.symlink_to(tmp_path / "raw" / "x.jpg")
+    placed = place([row(relative), row(absolute)], tmp_path / "else" / "where", Action.MOVE)
+    assert [path.read_bytes() for path in placed] == [b"x", b"x"]
+    assert all(path.is_symlink() for path in placed)
+    assert list((tmp_path / "album").iterdir()) == []
+    assert (tmp_path / "raw" / "x.jpg").exists()
+    lost = tmp_path / "lost.jpg"
+    lost.symlink_to("nowhere.jpg")
+    with pytest.raises(FileNotFoundError):
+        place([row(lost)], tmp_path / "else", Action.MOVE)
+
+
+def test_ranks_sort_beyond_999(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    rows = [row(tmp_path / "a.jpg", 9 - number / 1000) for number in range(1001)]
+    placed = place(rows, tmp_path / "best", Action.LINK)
+    assert [path.name for path in placed] == sorted(path.name for path in placed)
+    assert placed[0].name.startswith("0001_")
+    assert place(rows[:2], tmp_path / "few", Action.LINK)[0].name.startswith("001_")
+
+
+@pytest.mark.parametrize("action", list(Action))
+@pytest.mark.parametrize("letter", ["a", "é"])
+def test_long_names_are_cut_to_fit(tmp_path: Path, action: Action, letter: str) -> None:
+    stem = letter * (240 // len(letter.encode()))
+    photo = tmp_path / f"{stem}.jpg"
+    photo.write_bytes(b"x")
+    assert rate([row(photo)]) == 1
+    (placed,) = place([row(photo)], tmp_path / "best", action)
+    assert placed.read_bytes() == b"x"
+    assert placed.name.endswith(f"{letter}.jpg")
+    assert read_rating(placed) == 3
+    assert len(list((tmp_path / "best").iterdir())) == 2
+
+
+def test_one_bad_photo_does_not_keep_the_others(tmp_path: Path) -> None:
+    for name in ("a.jpg", "c.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    rows = [row(tmp_path / name) for name in ("a.jpg", "gone.jpg", "c.jpg")]
+    told: list[str] = []
+    placed = place(
+        rows, tmp_path / "best", Action.COPY, report=lambda r, error: told.append(r.file)
+    )
+    assert [path.name[:3] for path in placed] == ["001", "003"]
+    assert told == [str(tmp_path / "gone.jpg")]
+    assert rate(rows, report=lambda r, error: told.append(str(error))) == 2
+    assert "no such file" in told[1]
+    assert not (tmp_path / "gone.jpg.xmp").exists()
+
+
+def test_two_photos_of_one_escaped_name_are_told_apart(
+    tmp_path: Path, photo: Photo, url: str
+) -> None:
+    root = tmp_path / "photos"
+    root.mkdir()
+    raw = Path(os.fsdecode(os.fsencode(root) + b"/caf\xe9.jpg"))
+    literal = root / "caf\\xe9.jpg"
+    for number, path in enumerate((raw, literal)):
+        path.write_bytes(photo(number))
+    done = run(root, "--xmp", "--copy-to", tmp_path / "best", url=url)
+    assert done.returncode == 0, done.stderr
+    assert {read_rating(raw), read_rating(literal)} <= set(range(1, 6))
+    copies = [path for path in (tmp_path / "best").iterdir() if path.suffix == ".jpg"]
+    assert {path.read_bytes() for path in copies} == {photo(0), photo(1)}
+
+
+def test_a_finished_run_does_what_is_asked_of_its_photos(
+    folder: Path, url: str, tmp_path: Path
+) -> None:
+    output, best = tmp_path / "scores.txt", tmp_path / "best"
+    arguments = (folder, "-f", "csv", "-o", output, "--resume")
+    assert run(*arguments, url=url).returncode == 0
+    before = output.stat().st_mtime_ns
+    done = run(*arguments, "--xmp", "--copy-to", best, "--top", 2, url="127.0.0.1:1")
+    assert done.returncode == 0, done.stderr
+    assert "is finished" in done.stderr
+    assert sorted(path.suffix for path in best.iterdir()) == [".jpg", ".jpg", ".xmp", ".xmp"]
+    assert output.stat().st_mtime_ns == before
+    again = run(*arguments, "--copy-to", best, "--top", 2, url="127.0.0.1:1")
+    assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.parametrize("action", list(Action))
+def test_what_ended_half_way_is_done_by_resuming(
+    folder: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: Action
+) -> None:
+    output, best = tmp_path / "scores.jsonl", tmp_path / "best"
+    arguments = (folder, "-o", output, "--resume", "--xmp", f"--{action.value}-to", best)
+    ordinary = actions._place_one
+    calls = 0
+
+    def stopped(*given: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 4:  # two photos with their sidecars are eight
+            raise KeyboardInterrupt
+        ordinary(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(actions, "_place_one", stopped)
+        done = run(*arguments, "--sort=-mean", url=url)
+    assert done.returncode == 130
+    assert output.with_name("scores.jsonl.journal").exists()
+    rows = read_rows(output)
+    done = run(*arguments, "--sort=-mean", url=url)
+    assert done.returncode == 0, done.stderr
+    assert "4 were there already" in done.stderr
+    assert len(list(best.iterdir())) == 8
+    assert read_rows(output) == rows
+    assert not output.with_name("scores.jsonl.journal").exists()
+
+
+@pytest.mark.parametrize("action", ["copy", "link", "move"])
+def test_a_folder_that_cannot_be_is_told_before_anything_is_scored(
+    folder: Path, tmp_path: Path, action: str
+) -> None:
+    (tmp_path / "file").touch()
+    for target in (tmp_path / "file", tmp_path / "file" / "below"):
+        done = run(folder, f"--{action}-to", target, url="127.0.0.1:1")
+        assert done.returncode == 2
+        assert "is no folder" in done.stderr
+
+
+def test_failures_do_not_overwrite_the_scores(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.csv"
+    (tmp_path / "link.csv").symlink_to(output)
+    for failures in (output, tmp_path / "link.csv", tmp_path / "out.csv.journal"):
+        done = run(folder, "-o", output, "--failures", failures, url="127.0.0.1:1")
+        assert done.returncode == 2
+        assert "would overwrite the scores" in done.stderr
+    assert not output.exists()
