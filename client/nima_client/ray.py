@@ -17,7 +17,6 @@ the extra ``ray``. docs/client-scale-out.md has the same actor for Spark's ``map
 from __future__ import annotations
 
 import itertools
-import os
 import posixpath
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,6 +27,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from nima_client._client import NimaClient
+from nima_client._partition_files import base_name, delete_incomplete, filesystem, parquet_files
 from nima_client.library.files import parquet_schema
 from nima_client.library.rows import Row
 from nima_client.library.run import PATIENT, score_photos
@@ -102,18 +102,27 @@ class Scorer:
         self._client = NimaClient(url, **{"retry": PATIENT, **(client_options or {})})
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """The batch without its images, with :data:`SCORE_COLUMNS`."""
+        """The batch without its images, with :data:`SCORE_COLUMNS`.
+
+        Raises:
+            ValueError: no column of images, or one is called as those that scoring adds; nothing
+                has been scored.
+        """
         if self._image_column not in batch.column_names:
             raise ValueError(
                 f"no column {self._image_column!r}: there are {', '.join(batch.column_names)}; "
                 "pass image_column"
+            )
+        kept = batch.drop_columns([self._image_column])
+        if clash := [name for name in SCORE_COLUMNS.names if name in kept.column_names]:
+            raise ValueError(
+                f"the columns {', '.join(clash)} are there already: drop or rename them"
             )
         if self._name_column in batch.column_names:
             names = [str(name) for name in batch.column(self._name_column).to_pylist()]
         else:
             names = [f"row {number}" for number in range(batch.num_rows)]
         scores = score_table(self._client, names, _cells(batch.column(self._image_column)))
-        kept = batch.drop_columns([self._image_column])
         for field in SCORE_COLUMNS:
             kept = kept.append_column(field, scores.column(field.name))
         return kept
@@ -186,8 +195,8 @@ class PartitionScorer:
         return pa.Table.from_pylist(done)
 
     def _score_file(self, partition: str) -> tuple[int, int]:
-        source, source_path = _filesystem(partition)
-        target, folder = _filesystem(self._output)
+        source, source_path = filesystem(partition)
+        target, folder = filesystem(self._output)
         name = posixpath.basename(source_path)
         final = posixpath.join(folder, name)
         # A local file is written under another name first, which those who read the whole folder
@@ -210,7 +219,7 @@ class PartitionScorer:
                     target.move(written, final)
             except BaseException as error:
                 # Closing made a valid file of what there was: the next run would take it as done.
-                _delete(target, written, error)
+                delete_incomplete(target, written, error)
                 raise
         return rows, failed
 
@@ -240,8 +249,9 @@ def score_partitions(
     are passed over, so that calling this again after a failure does exactly the rest.
 
     Args:
-        inputs: a folder of Parquet files, or the files; local paths or ``s3://…``, ``gs://…``.
-        output: folder of the results.
+        inputs: a folder of Parquet files, or the files; local paths or ``s3://…``, ``gs://…``, with
+            user and options (``?endpoint_override=…``) where they are needed.
+        output: folder of the results; it may lie in that of the partitions, but not be the same.
         url: server; see :class:`Scorer`.
         image_column: column of encoded bytes.
         name_column: column of names.
@@ -252,17 +262,18 @@ def score_partitions(
         ``partition``, ``rows`` and ``failed`` of each file that this call scored.
 
     Raises:
-        ValueError: no Parquet file in ``inputs``, or two of the same name.
+        ValueError: no Parquet file in ``inputs``, two of the same name, or ``output`` is the folder
+            that holds them.
     """
     import ray.data
     from ray.data import ActorPoolStrategy
 
-    partitions = _parquet_files(inputs)
-    filesystem, folder = _filesystem(output)
-    filesystem.create_dir(folder, recursive=True)
+    partitions = parquet_files(inputs, output)
+    target, folder = filesystem(output)
+    target.create_dir(folder, recursive=True)
     selector = pyarrow.fs.FileSelector(folder, allow_not_found=True)
-    there = {info.base_name for info in filesystem.get_file_info(selector)}
-    left = [p for p in partitions if posixpath.basename(p) not in there]
+    there = {info.base_name for info in target.get_file_info(selector)}
+    left = [p for p in partitions if base_name(p) not in there]
     if not left:
         return []
     summary = ray.data.from_items(
@@ -295,44 +306,3 @@ def _cells(column: pa.ChunkedArray) -> Iterator[Any]:
             yield from chunk.to_numpy(zero_copy_only=False)
         else:
             yield from (cell if cell is not None else b"" for cell in chunk.to_pylist())
-
-
-def _filesystem(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    if "://" in path:
-        filesystem, inside = pyarrow.fs.FileSystem.from_uri(path)
-        return filesystem, inside
-    return pyarrow.fs.LocalFileSystem(), os.path.abspath(path)
-
-
-def _delete(filesystem: pyarrow.fs.FileSystem, path: str, error: BaseException) -> None:
-    """Delete what an ``error`` left incomplete."""
-    try:
-        filesystem.delete_file(path)
-    except FileNotFoundError:
-        pass
-    except OSError as why:
-        raise OSError(
-            f"{path} is incomplete and could not be deleted ({why}): delete it before the next run"
-        ) from error
-
-
-def _parquet_files(inputs: str | Sequence[str]) -> list[str]:
-    if isinstance(inputs, str):
-        filesystem, folder = _filesystem(inputs)
-        info = filesystem.get_file_info(folder)
-        if info.type == pyarrow.fs.FileType.File:
-            files = [inputs]
-        else:
-            scheme = inputs.partition("://")[0] + "://" if "://" in inputs else ""
-            found = filesystem.get_file_info(
-                pyarrow.fs.FileSelector(folder, allow_not_found=True, recursive=True)
-            )
-            files = sorted(scheme + f.path for f in found if f.path.endswith(".parquet"))
-    else:
-        files = list(inputs)
-    if not files:
-        raise ValueError(f"{inputs}: no Parquet files there")
-    names = [posixpath.basename(file) for file in files]
-    if len(set(names)) < len(names):
-        raise ValueError("two partitions have the same file name: their results would collide")
-    return files

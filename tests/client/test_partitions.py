@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -15,6 +16,8 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 import nima_client.ray
+from nima_client import _partition_files
+from nima_client._partition_files import base_name, parquet_files
 from nima_client.testing import FakeTransport
 
 Photo = Callable[..., bytes]
@@ -25,13 +28,13 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A file system in memory behind ``mock://``, where closing a stream is what shows a file."""
     memory = pyarrow.fs._MockFileSystem()
     memory.create_dir("scores")
-    ordinary = nima_client.ray._filesystem
+    ordinary = nima_client.ray.filesystem
 
     def found(path: str) -> tuple[Any, str]:
         scheme, _, inside = path.partition("://")
         return (memory, inside) if scheme == "mock" else ordinary(path)
 
-    monkeypatch.setattr(nima_client.ray, "_filesystem", found)
+    monkeypatch.setattr(nima_client.ray, "filesystem", found)
     return memory
 
 
@@ -112,10 +115,10 @@ def test_what_could_not_be_deleted_is_named(
         def delete_file(self, path: str) -> None:
             raise PermissionError("not yours")
 
-    ordinary = nima_client.ray._filesystem
+    ordinary = nima_client.ray.filesystem
     monkeypatch.setattr(
         nima_client.ray,
-        "_filesystem",
+        "filesystem",
         lambda path: (Keeping(), "scores") if path.startswith("mock") else ordinary(path),
     )
     failing = scorer("mock://scores")
@@ -157,3 +160,54 @@ def test_a_partition_without_rows_has_a_result_without_rows(
     with bucket.open_input_file("scores/shard.parquet") as file:
         assert table.schema == pq.read_table(file).schema
     assert table.num_rows == 0
+
+
+def test_a_column_called_as_a_score_is_told_before_anything_is_scored(photo: Photo) -> None:
+    fake = FakeTransport()
+    scorer = nima_client.ray.Scorer("h:1", client_options={"transport": fake})
+    batch = pa.table({"bytes": [photo(0)], "mean": [5.0], "path": ["a"], "code": [None]})
+    with pytest.raises(ValueError, match=r"mean, code .*drop or rename"):
+        scorer(batch)
+    assert fake.requests == []
+    columns = scorer(batch.drop_columns(["mean", "code"])).column_names
+    assert len(columns) == len(set(columns))
+
+
+@pytest.mark.parametrize("uri", [False, True])
+def test_results_inside_the_folder_of_the_partitions_are_no_partitions(
+    tmp_path: Path, uri: bool
+) -> None:
+    photos = tmp_path / "my photos 100%"
+    for name in ("a.parquet", "more/b.parquet", "scores/a.parquet", "scores 2/c.parquet"):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        (photos / name).touch()
+    folder = photos.as_uri() if uri else str(photos)
+    found = parquet_files(folder, str(photos / "scores"))
+    assert [base_name(file) for file in found] == ["a.parquet", "b.parquet", "c.parquet"]
+    for file in found:
+        filesystem, inside = nima_client.ray.filesystem(file)
+        assert filesystem.get_file_info(inside).is_file
+    # Both below another one.
+    assert len(parquet_files(str(photos / "scores 2"), str(photos))) == 1
+    with pytest.raises(ValueError, match="holds the partitions"):
+        parquet_files(folder, str(photos) + "/")
+
+
+def test_where_a_bucket_is_stays_in_the_names_of_its_files(
+    bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.create_dir("bucket/in/scores")
+    for name in ("a b", "scores/a b"):
+        bucket.open_output_stream(f"bucket/in/{name}.parquet").close()
+    monkeypatch.setattr(
+        _partition_files,
+        "filesystem",
+        lambda path: (
+            bucket,
+            unquote(urlsplit(path).netloc.rpartition("@")[2] + urlsplit(path).path),
+        ),
+    )
+    options = "?endpoint_override=minio:9000&scheme=http"
+    found = parquet_files(f"s3://me:secret@bucket/in{options}", f"s3://bucket/in/scores{options}")
+    assert found == [f"s3://me:secret@bucket/in/a%20b.parquet{options}"]
+    assert base_name(found[0]) == "a b.parquet"

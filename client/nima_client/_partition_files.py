@@ -1,0 +1,99 @@
+"""The Parquet files of a partitioned run, on a disk or in a bucket."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import urllib.parse
+from collections.abc import Sequence
+
+import pyarrow.fs
+
+
+def filesystem(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The file system of a path or URI, and the path inside it."""
+    if "://" in path:
+        found, inside = pyarrow.fs.FileSystem.from_uri(path)
+        return found, inside
+    return pyarrow.fs.LocalFileSystem(), os.path.abspath(path)
+
+
+def base_name(path: str) -> str:
+    """The file's own name, without what a URI says of the place."""
+    if "://" in path:
+        path = urllib.parse.unquote(urllib.parse.urlsplit(path).path)
+    return posixpath.basename(path)
+
+
+def delete_incomplete(found: pyarrow.fs.FileSystem, path: str, error: BaseException) -> None:
+    """Delete what an ``error`` left incomplete.
+
+    Raises:
+        OSError: it cannot be deleted; says that it must be.
+    """
+    try:
+        found.delete_file(path)
+    except FileNotFoundError:
+        pass
+    except OSError as why:
+        raise OSError(
+            f"{path} is incomplete and could not be deleted ({why}): delete it before the next run"
+        ) from error
+
+
+def parquet_files(inputs: str | Sequence[str], output: str) -> list[str]:
+    """The partitions: the Parquet files of a folder and those below it, or the files given.
+
+    Args:
+        inputs: a folder, a file or files, as paths or URIs.
+        output: folder of the results, whose files are none.
+
+    Returns:
+        Their paths or URIs, sorted; with user and options where that of the folder has them.
+
+    Raises:
+        ValueError: there are none, two have the same name, or a result would be in the place of
+            its partition.
+    """
+    files = _below(inputs, output) if isinstance(inputs, str) else list(inputs)
+    if not files:
+        raise ValueError(f"{inputs}: no Parquet files there")
+    names = [base_name(file) for file in files]
+    if len(set(names)) < len(names):
+        raise ValueError("two partitions have the same file name: their results would collide")
+    return files
+
+
+def _below(inputs: str, output: str) -> list[str]:
+    found, folder = filesystem(inputs)
+    if found.get_file_info(folder).type == pyarrow.fs.FileType.File:
+        return [inputs]
+    results = _results_below(inputs, output)
+    selector = pyarrow.fs.FileSelector(folder, allow_not_found=True, recursive=True)
+    return sorted(
+        _joined(inputs, folder, info.path)
+        for info in found.get_file_info(selector)
+        if info.path.endswith(".parquet")
+        and not (results is not None and info.path.startswith(results))
+    )
+
+
+def _results_below(inputs: str, output: str) -> str | None:
+    """Where paths of results begin, if these lie below the folder of the partitions."""
+    found, folder = filesystem(inputs)
+    target, below = filesystem(output)
+    if not found.equals(target):
+        return None
+    folder, below = (path.rstrip("/") + "/" for path in (folder, below))
+    if folder == below:
+        raise ValueError(f"{output} holds the partitions: results of the same names need another")
+    return below if below.startswith(folder) else None
+
+
+def _joined(inputs: str, folder: str, path: str) -> str:
+    """Path or URI of a file below a folder that was given as ``inputs``."""
+    if "://" not in inputs:
+        return path
+    relative = urllib.parse.quote(path[len(folder.rstrip("/")) :].lstrip("/"))
+    parts = urllib.parse.urlsplit(inputs)
+    return parts._replace(path=f"{parts.path.rstrip('/')}/{relative}").geturl()
