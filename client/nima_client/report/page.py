@@ -10,7 +10,8 @@ import base64
 import hashlib
 import importlib.resources
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,8 +42,10 @@ class Card:
     """One photo on the page."""
 
     rank: int
+    path: str
     name: str
     folder: str
+    shows_folder: bool
     row: Row
     thumbnail: str | None
     bars: str
@@ -72,8 +75,9 @@ def build_page(
     ranked = sorted(rows, key=lambda row: (-row.mean, row.file))[: options.limit]
     folder = common_folder([row.file for row in ranked])
     pictures = progress(thumbnails.make([row.file for row in ranked]))
+    names = Counter(row.file.rpartition("/")[2] for row in ranked)
     cards = [
-        _card(rank, row, picture, folder)
+        _card(rank, row, picture, folder, names)
         for rank, (row, (_, picture)) in enumerate(zip(ranked, pictures, strict=True), 1)
     ]
     style, script = _asset("style.css"), _asset("script.js")
@@ -113,12 +117,15 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _card(rank: int, row: Row, picture: str | None, folder: str) -> Card:
+def _card(rank: int, row: Row, picture: str | None, folder: str, names: Mapping[str, int]) -> Card:
     head, _, name = row.file[len(folder) :].rpartition("/")
     return Card(
         rank=rank,
+        path=printable(row.file),
         name=printable(name),
         folder=printable(head),
+        # Cameras count from 1 again in the next folder.
+        shows_folder=bool(head) and names[name] > 1,
         row=row,
         thumbnail=picture,
         bars=_bars(row.distribution),

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
 
 from nima_client._names import display_name, named_path
-from nima_client.library.sources import read_tar
+from nima_client.library.sources import SourceError, read_tar
 from nima_client.preprocess import ImageRejected, PreprocessSpec, decode
 
 _QUALITY = 80
+_WORKERS = min(os.cpu_count() or 1, 16)
 
 
 class Thumbnails:
@@ -40,19 +43,19 @@ class Thumbnails:
             Name and ``data:image/jpeg;base64,…``; None for a photo that is gone or unreadable.
         """
         names = list(names)
-        archived = self._from_archives(names)
+        # Decoding leaves the interpreter's lock alone.
+        with ThreadPoolExecutor(_WORKERS) as pool:
+            archived = self._from_archives(names, pool)
 
-        def one(name: str) -> str | None:
-            data = archived.get(name)
-            if data is None:
+            def one(name: str) -> str | None:
+                if name in archived:
+                    return archived[name].result()
                 try:
                     data = named_path(str(self._root / name)).read_bytes()
                 except (OSError, ValueError):
                     return None
-            return self._encode(data)
+                return self._encode(data)
 
-        # Decoding leaves the interpreter's lock alone.
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             yield from zip(names, pool.map(one, names), strict=True)
 
     def _encode(self, data: bytes) -> str | None:
@@ -65,8 +68,10 @@ class Thumbnails:
         image.save(buffer, "JPEG", quality=_QUALITY, optimize=True)
         return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
-    def _from_archives(self, names: list[str]) -> dict[str, bytes]:
-        """Photos inside archives, each archive read once."""
+    def _from_archives(
+        self, names: list[str], pool: ThreadPoolExecutor
+    ) -> dict[str, Future[str | None]]:
+        """Thumbnails of photos inside archives, each archive read once, few originals at a time."""
         wanted = set(names)
         archives = {
             archive
@@ -74,12 +79,19 @@ class Thumbnails:
             for parent in (self._root / name).parents
             if parent.suffix and (archive := named_path(str(parent))).is_file()
         }
-        found: dict[str, bytes] = {}
-        for archive in archives:
-            for photo in read_tar(archive):
-                name = photo.name
-                if name not in wanted and self._root != Path():
-                    name = os.path.relpath(name, display_name(self._root))
-                if name in wanted and photo.data is not None:
-                    found[name] = photo.data
+        found: dict[str, Future[str | None]] = {}
+        under_way: deque[Future[str | None]] = deque()
+        for archive in sorted(archives):
+            # One that is damaged has lost its later pictures.
+            with contextlib.suppress(SourceError):
+                for photo in read_tar(archive):
+                    name = photo.name
+                    if name not in wanted and self._root != Path():
+                        name = os.path.relpath(name, display_name(self._root))
+                    if name not in wanted or photo.data is None:
+                        continue
+                    found[name] = pool.submit(self._encode, photo.data)
+                    under_way.append(found[name])
+                    if len(under_way) > _WORKERS:
+                        under_way.popleft().result()
         return found

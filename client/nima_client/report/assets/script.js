@@ -55,6 +55,9 @@
     const image = card.querySelector("img");
     const large = find("detail-image");
     if (image) { large.src = image.src; } else { large.removeAttribute("src"); }
+    large.hidden = !image;
+    find("detail-gone").hidden = Boolean(image);
+    find("detail-picture").classList.toggle("empty", !image);
     large.alt = card.dataset.name;
     find("detail-name").textContent = card.dataset.name;
     find("detail-folder").textContent = card.dataset.folder;
