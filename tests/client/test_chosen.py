@@ -163,3 +163,14 @@ def test_failures_do_not_overwrite_the_scores(folder: Path, tmp_path: Path) -> N
         assert done.returncode == 2
         assert "would overwrite the scores" in done.stderr
     assert not output.exists()
+
+
+def test_copies_below_the_photos_are_not_photos_of_the_next_run(
+    folder: Path, url: str, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        done = run(folder, "--copy-to", folder / "best", "-o", tmp_path / "out.csv", url=url)
+        assert done.returncode == 0, done.stderr
+        assert len(read_rows(tmp_path / "out.csv")) == 4
+        assert len(list((folder / "best").iterdir())) == 4
+    assert "8 photos scored" in run(folder, url=url).stderr

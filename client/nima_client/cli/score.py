@@ -112,7 +112,10 @@ def score(
         if len(placements) > 1:
             raise ValueError("--copy-to, --link-to and --move-to exclude each other")
         job = Job(
-            sources=find_photos(paths, recursive=recursive),
+            # What is in the target already are copies, or those of an earlier run.
+            sources=find_photos(
+                paths, recursive=recursive, left_out=placements[0][1] if placements else None
+            ),
             selection=Selection(minimum, maximum, top, bottom, sort),
             form=choose_format(form, output),
             output=output,

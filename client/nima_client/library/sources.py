@@ -137,7 +137,12 @@ class Sources:
                 yield Photo(name, unreadable=str(error).removeprefix(f"{name}: "))
 
 
-def find_photos(paths: Iterable[str | os.PathLike[str]], *, recursive: bool = True) -> Sources:
+def find_photos(
+    paths: Iterable[str | os.PathLike[str]],
+    *,
+    recursive: bool = True,
+    left_out: str | os.PathLike[str] | None = None,
+) -> Sources:
     """Everything that the arguments of a command name.
 
     Args:
@@ -145,6 +150,8 @@ def find_photos(paths: Iterable[str | os.PathLike[str]], *, recursive: bool = Tr
             folders are passed over, links to folders are not followed), tar archives, or patterns
             with ``*``, ``?``, ``[…]`` and ``**``.
         recursive: look into the folders of folders.
+        left_out: a folder that is passed over when it lies in one that is looked through: that of
+            the copies, say.
 
     Returns:
         The photos in the order of the arguments, each folder sorted by name (2.jpg before 10.jpg).
@@ -157,6 +164,8 @@ def find_photos(paths: Iterable[str | os.PathLike[str]], *, recursive: bool = Tr
     unreadable: dict[Path, str] = {}
     passed_over: dict[str, str] = {}
 
+    not_there = None if left_out is None else os.path.realpath(left_out)
+
     def keep_error(error: OSError) -> None:
         unreadable[Path(error.filename)] = f"{error.strerror}: its photos are not known"
 
@@ -164,7 +173,7 @@ def find_photos(paths: Iterable[str | os.PathLike[str]], *, recursive: bool = Tr
         given, chosen = _expand(os.fspath(argument))
         for path in given:
             if path.is_dir():
-                found: Iterable[Path] = _walk(path, recursive, keep_error)
+                found: Iterable[Path] = _walk(path, recursive, keep_error, not_there)
             else:
                 found = (path,)
             for file in found:
@@ -270,9 +279,17 @@ def _expand(argument: str) -> tuple[list[Path], bool]:
     raise SourceError(f"{argument}: no such file or folder")
 
 
-def _walk(folder: Path, recursive: bool, on_error: Callable[[OSError], None]) -> Iterator[Path]:
+def _walk(
+    folder: Path, recursive: bool, on_error: Callable[[OSError], None], left_out: str | None
+) -> Iterator[Path]:
     for here, folders, names in os.walk(folder, onerror=on_error):
-        folders[:] = (f for f in folders if recursive and not f.startswith("."))
+        folders[:] = (
+            f
+            for f in folders
+            if recursive
+            and not f.startswith(".")
+            and (left_out is None or os.path.realpath(os.path.join(here, f)) != left_out)
+        )
         folders.sort(key=_natural)
         for name in sorted(names, key=_natural):
             if _is_wanted(path := Path(here, name)):
