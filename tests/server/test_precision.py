@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nima_build.checksums import write_checksums
 from nima_build.metadata import METADATA_NAME, ArtefactError
 from nima_build.onnx_session import cpu_session
 from nima_build.parity import TOLERANCES, triton_scores
@@ -62,9 +63,13 @@ def test_clients_are_told_and_the_gate_takes_its_tolerance(
 def test_a_rollout_without_the_int8_graph_is_refused(int8_server, tmp_path: Path) -> None:
     other = Path(shutil.copytree(default_repository(), tmp_path / "models"))
     (other / "nima_network" / "1" / INT8_NAME).unlink()
-    with pytest.raises(ServerError, match=r"no .*model\.int8\.onnx: run `nima export"):
+    with pytest.raises(ServerError, match=rf"no {tmp_path}/models/.*int8\.onnx: run `nima export"):
         int8_server.roll_out(other)
-    rollout = int8_server.roll_out(default_repository())
+    good = Path(shutil.copytree(default_repository(), tmp_path / "good"))
+    metadata = good / "nima_network" / "1" / METADATA_NAME
+    dataclasses.replace(load_metadata(good), name="good").save(metadata)
+    write_checksums(good)
+    rollout = int8_server.roll_out(good)
     with NimaClient(int8_server.grpc_url) as client:
         assert client.model_info().served.precision == "int8"
         assert rollout.version == 2

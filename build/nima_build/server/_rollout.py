@@ -109,7 +109,11 @@ class Repository:
         version = max(self.versions()) + 1
         target = self._version(version)
         with self._staged(source) as staged:
-            metadata = self._check(staged)
+            try:
+                metadata = self._check(staged)
+            except RolloutError as error:
+                # The operator knows it by the place it was copied from.
+                raise RolloutError(str(error).replace(str(staged), str(source))) from None
             files = staged / NETWORK_MODEL / "1"
             if _same_files(files, self._version(current)):
                 raise RolloutError(
@@ -165,10 +169,10 @@ class Repository:
             onnx = source / NETWORK_MODEL / "1" / ONNX_NAME
             if not onnx.is_file() or sha256_file(onnx) != metadata.onnx_sha256:
                 raise RolloutError(f"{onnx} is not the file that {METADATA_NAME} describes")
-            if (source / CHECKSUMS_NAME).is_file():
-                check_checksums(source, NETWORK_MODEL)
             ensemble = read_config(self._config(MODEL_NAME)).parameters
             check_graph(source, ensemble["precision"].string_value or "fp32")
+            if (source / CHECKSUMS_NAME).is_file():
+                check_checksums(source, NETWORK_MODEL)
             if read_config(self._config(NETWORK_MODEL)).default_model_filename == GPU_MODEL:
                 check_gpu(source)
         except (ArtefactError, ServerError) as error:
