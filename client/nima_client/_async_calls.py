@@ -139,7 +139,7 @@ class AsyncCalls(BaseClient):
     async def _answer(self, plan: Plan, attempt: Attempt, task: asyncio.Task[InferReply]) -> None:
         try:
             reply = task.result()
-            info = self._known.get(reply.model_version)
+            info = self._known_of(reply.model_version)
             if info is None:
                 info = await self._describe(reply.model_version, self._time_for_facts(plan))
             plan.succeeded(attempt, scores_of(attempt, reply, info), time.monotonic())

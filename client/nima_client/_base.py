@@ -117,6 +117,7 @@ class BaseClient:
         self._rng = random.Random()
         self._lock = threading.Lock()
         self._known: dict[str, ModelInfo] = {}
+        self._heard = float("-inf")
         self._given_transport = transport
 
     @property
@@ -219,7 +220,18 @@ class BaseClient:
     def _remember(self, info: ModelInfo) -> ModelInfo:
         """Keep what a server said of the model, by the versions it has loaded."""
         self._known = {**self._known, **dict.fromkeys(info.versions, info)}
+        self._heard = time.monotonic()
         return info
+
+    def _known_of(self, version: str) -> ModelInfo | None:
+        """What is known of the version that has just answered; None where it has to be asked.
+
+        After a silence it has: with nothing under way, nobody was told of a server that went and
+        came back with other weights under the same version number.
+        """
+        silence = time.monotonic() - self._heard
+        self._heard += silence
+        return None if silence > _defaults.RESTART_SECONDS else self._known.get(version)
 
     def _failed(self, plan: Plan, attempt: Attempt, error: RequestError) -> None:
         ended_here = isinstance(error, (DeadlineExceeded, RequestCancelled))

@@ -162,7 +162,7 @@ class ThreadCalls(BaseClient):
             self._failed(plan, attempt, error)
 
     def _reply(self, plan: Plan, attempt: Attempt, reply: InferReply) -> None:
-        info = self._known.get(reply.model_version)
+        info = self._known_of(reply.model_version)
         if info is None:
             info = self._describe(reply.model_version, self._time_for_facts(plan))
         plan.succeeded(attempt, scores_of(attempt, reply, info), time.monotonic())

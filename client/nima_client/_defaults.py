@@ -37,6 +37,9 @@ capacity a quarter of the goodput is left, with half of it three quarters (docs/
 CONNECT_TIMEOUT_S: Final = 10.0
 """Longest wait for the contract check at connect, retries included."""
 
+RESTART_SECONDS = 1.0
+"""A server that came back with other weights was silent for longer: it takes 1.2 s here."""
+
 RETRY_ATTEMPTS: Final = 10
 """Times one request is sent at most, so that a request that crashes its server ends. Refusals of
 an overloaded server do not count: they cost it nothing, and say nothing of the request."""

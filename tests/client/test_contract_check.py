@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from kserve_server import KServeServer
 
-from nima_client import ConnectError, ContractError, DeadlineExceeded, RequestCancelled
+from nima_client import ConnectError, ContractError, DeadlineExceeded, RequestCancelled, _defaults
 from nima_client._contract_check import check_contract
 from nima_client._transport import TensorInfo
 from nima_client.testing import FAKE_MODEL, FakeTransport, describe_model, reply
@@ -175,6 +175,21 @@ def test_weights_behind_a_restarted_server_are_read_again(caller: Make, photo: M
         thread.join(30)
         for server in (first, *others):
             server.stop()
+
+
+def test_weights_that_changed_while_nothing_was_asked_are_read_again(
+    caller: Make, photo: Make, server: KServeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_defaults, "RESTART_SECONDS", 60.0)
+    client = caller(server.url)
+    assert client.score_one(photo(0)).checkpoint_name == "fake"
+    newer = dataclasses.replace(FAKE_MODEL, checkpoint_name="newer")
+    server.description = describe_model(newer)
+    # One that has not been silent was not restarted: not asked with every photo.
+    assert client.score_one(photo(0)).checkpoint_name == "fake"
+    monkeypatch.setattr(_defaults, "RESTART_SECONDS", 0.2)
+    time.sleep(0.3)
+    assert client.score_one(photo(0)).checkpoint_name == "newer"
 
 
 def test_reading_the_facts_again_ends_with_the_call(
