@@ -57,6 +57,35 @@ def test_first_step_waits_while_the_limit_is_between_the_steps(
     assert network.between() == 1
 
 
+def test_who_has_waited_longest_is_woken_first(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_gate, "_LISTEN_SECONDS", 60.0)  # woken, or not at all
+    first, second, network = Gate(path, 2), Gate(path, 2), Gate(path, 2)
+    first.passed(2)
+    threads = []
+    for decoder in (second, first):
+        threads.append(threading.Thread(target=decoder.wait, daemon=True))
+        threads[-1].start()
+        deadline = time.monotonic() + 10
+        while sum(1 for since in decoder._all(_gate._WAITING) if since) < len(threads):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    for number, thread in enumerate(threads):
+        with network.taken(1):
+            thread.join(10)
+            assert not thread.is_alive()
+            assert all(other.is_alive() for other in threads[number + 1 :])
+            second.passed(1)
+
+
+def test_without_sockets_they_look_by_themselves(path: Path) -> None:
+    path = path.rename(path.parent / ("long" * 30))
+    decoder, network = Gate(path, 1), Gate(path, 1)
+    decoder.passed(1)
+    assert waits(decoder, 0.1)
+    with network.taken(1):
+        assert not waits(decoder, 5)
+
+
 def test_counts_are_shared_between_processes(path: Path) -> None:
     gate = Gate(path, 1)
     code = (
@@ -156,7 +185,7 @@ def test_no_gate_stops_nobody() -> None:
 def test_places_of_ended_processes_are_taken_again(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_gate, "_WORDS", 3 + 2 * 3)
+    monkeypatch.setattr(_gate, "_WORDS", 3 + 3 * 3)
     kept = [Gate(path, 5), Gate(path, 5)]
     kept[0].passed(1)
     code = "import sys; from nima_client._gate import Gate; Gate(sys.argv[1], 5).passed(1)"
