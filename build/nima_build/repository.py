@@ -307,8 +307,19 @@ def render(source: Path, destination: Path, options: RenderOptions) -> ModelMeta
         shutil.rmtree(target, ignore_errors=True)
         (target / "1").mkdir(parents=True)
         (target / "config.pbtxt").write_text(text_format.MessageToString(config))
-        version = source / model / "1"
-        for path in sorted(version.iterdir()) if version.is_dir() else ():
-            if path.is_file() and path.suffix != ".pyc":
-                shutil.copyfile(path, target / "1" / path.name)
+        if (source / model / "1").is_dir():
+            copy_version(source / model / "1", target / "1")
     return metadata
+
+
+def copy_version(version: Path, target: Path) -> None:
+    """Copy the files of a model's version into a folder that is there.
+
+    Contents alone: of a folder that nobody may write, no copy could be removed again.
+
+    Raises:
+        OSError: a file cannot be read or written.
+    """
+    for path in sorted(version.iterdir()):
+        if path.is_file() and path.suffix != ".pyc":
+            shutil.copyfile(path, target / path.name)

@@ -30,8 +30,12 @@ def grey_thumbnail(image: Image.Image) -> np.ndarray:
 
 def difference_hash(image: Image.Image) -> int:
     """64-bit dHash of an image."""
-    small = grey_thumbnail(image)
-    return int.from_bytes(np.packbits(small[:, :-1] > small[:, 1:]).tobytes(), "big")
+    return thumbnail_hash(grey_thumbnail(image))
+
+
+def thumbnail_hash(grey: np.ndarray) -> int:
+    """64-bit dHash of the image of a :func:`grey_thumbnail`, uint8 ``[8, 9]``."""
+    return int.from_bytes(np.packbits(grey[:, :-1] > grey[:, 1:]).tobytes(), "big")
 
 
 class _Groups:

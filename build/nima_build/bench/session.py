@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -150,8 +151,28 @@ def run_sweep(
     result = Result(machine=describe_machine(), network=network)
     meter = StageMeter(url)
     cpu = CpuMeter(server_pids) if server_pids is not None else None
+    on_server = functools.partial(
+        _SetBench,
+        url=url,
+        meter=meter,
+        cpu=cpu,
+        perf_analyzer=perf_analyzer,
+        result=result,
+        report=report,
+    )
     try:
-        _measure_sets(result, url, sets, spec, onnx, perf_analyzer, sweep, report, meter, cpu)
+        with tempfile.TemporaryDirectory(prefix="nima-bench-") as folder:
+            for photos in sets:
+                result.sets[photos.name] = photos.describe()
+                result.limits[photos.name] = []
+                inputs = Path(folder) / f"{photos.name}.json"
+                write_perf_inputs(photos.photos, inputs)
+                encoded = [photo.data for photo in photos.photos]
+                with LimitMeter(encoded, spec, onnx) as limits:
+                    bench = on_server(
+                        name=photos.name, photos=encoded, inputs=inputs, limits=limits
+                    )
+                    bench.run(sweep)
     except (BenchError, OSError) as error:
         if not result.samples:
             raise
@@ -162,41 +183,6 @@ def run_sweep(
     finally:
         meter.close()
     return result
-
-
-def _measure_sets(
-    result: Result,
-    url: str,
-    sets: Sequence[PhotoSet],
-    spec: PreprocessSpec,
-    onnx: Path,
-    perf_analyzer: Path,
-    sweep: Sweep,
-    report: Callable[[str], None],
-    meter: StageMeter,
-    cpu: CpuMeter | None,
-) -> None:
-    with tempfile.TemporaryDirectory(prefix="nima-bench-") as folder:
-        for photos in sets:
-            result.sets[photos.name] = photos.describe()
-            result.limits[photos.name] = []
-            inputs = Path(folder) / f"{photos.name}.json"
-            write_perf_inputs(photos.photos, inputs)
-            encoded = [photo.data for photo in photos.photos]
-            with LimitMeter(encoded, spec, onnx) as limits:
-                bench = _SetBench(
-                    url=url,
-                    name=photos.name,
-                    photos=encoded,
-                    inputs=inputs,
-                    limits=limits,
-                    meter=meter,
-                    cpu=cpu,
-                    perf_analyzer=perf_analyzer,
-                    result=result,
-                    report=report,
-                )
-                bench.run(sweep)
 
 
 @dataclass

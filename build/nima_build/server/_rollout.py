@@ -32,7 +32,7 @@ import numpy as np
 
 from nima_build.checksums import CHECKSUMS_NAME, check_checksums
 from nima_build.metadata import METADATA_NAME, ArtefactError, ModelMetadata
-from nima_build.repository import ONNX_NAME, check_graph, load_metadata, read_config
+from nima_build.repository import ONNX_NAME, check_graph, copy_version, load_metadata, read_config
 from nima_build.server._gpu import GPU_MODEL, check_gpu
 from nima_build.server._install import ServerError
 from nima_build.server._security import GRPC_ADMIN_HEADER
@@ -150,10 +150,7 @@ class Repository:
         try:
             files = staged / NETWORK_MODEL / "1"
             files.mkdir(parents=True)
-            # Contents alone: of a folder that nobody may write, no copy could be removed again.
-            for path in sorted((source / NETWORK_MODEL / "1").iterdir()):
-                if path.is_file() and path.suffix != ".pyc":
-                    shutil.copyfile(path, files / path.name)
+            copy_version(source / NETWORK_MODEL / "1", files)
             if (source / CHECKSUMS_NAME).is_file():
                 shutil.copyfile(source / CHECKSUMS_NAME, staged / CHECKSUMS_NAME)
             yield staged
@@ -287,11 +284,8 @@ def _serve_only(config: Any, *versions: int) -> None:
 
 
 def _same_files(one: Path, other: Path) -> bool:
-    names = {path.name for path in one.iterdir()}
-    compiled = {path.name for path in other.iterdir() if not path.is_file()}
-    if names != {path.name for path in other.iterdir()} - compiled:
-        return False
-    return not any(filecmp.cmpfiles(one, other, names, shallow=False)[1:])
+    names, others = ({p.name for p in folder.iterdir() if p.is_file()} for folder in (one, other))
+    return names == others and not any(filecmp.cmpfiles(one, other, names, shallow=False)[1:])
 
 
 def _point_at(config: Any, version: int, metadata: ModelMetadata, before: int | None) -> None:

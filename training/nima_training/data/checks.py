@@ -23,7 +23,7 @@ from nima_client.preprocess import (
     decode,
     inspect_header,
 )
-from nima_training.split import difference_hash, grey_thumbnail
+from nima_training.split import grey_thumbnail, thumbnail_hash
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ def check_file(path: Path) -> FileCheck:
         image = decode(data, PreprocessSpec(), DEFAULT_LIMITS)
     except ImageRejected as error:
         return FileCheck(*common, error=f"{error.code.value.lower()}: {error.detail}")
-    digest = f"{difference_hash(image):016x}"
-    thumbnail = grey_thumbnail(image).tobytes().hex()
-    return FileCheck(*common, header.width, header.height, digest, thumbnail)
+    grey = grey_thumbnail(image)
+    digest = f"{thumbnail_hash(grey):016x}"
+    return FileCheck(*common, header.width, header.height, digest, grey.tobytes().hex())
 
 
 class PhotoNames:
