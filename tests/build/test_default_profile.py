@@ -80,11 +80,15 @@ def test_merged_requests_are_answered_and_refused_each_by_itself(server: Any, en
         except triton_grpc.InferenceServerException as error:
             return f"{error.status()} {error.message()}"
 
-    _, batches = executions(server.grpc_url)
-    with ThreadPoolExecutor(len(requests)) as pool:
-        answers = list(pool.map(ask, requests))
-    after = executions(server.grpc_url)
-    assert after[1] - batches < 4, "the requests were not merged: this shows nothing"
+    # Nothing holds a request back for company, so that they merge only where they come together.
+    for _ in range(10):
+        _, batches = executions(server.grpc_url)
+        with ThreadPoolExecutor(len(requests)) as pool:
+            answers = list(pool.map(ask, requests))
+        merged = executions(server.grpc_url)[1] - batches
+        if merged < 4:
+            break
+    assert merged < 4, "the requests were not merged: this shows nothing"
     spec = PreprocessSpec()
     for files, answer in zip(requests, answers, strict=True):
         if b"" in files:
