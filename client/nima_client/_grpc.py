@@ -22,6 +22,10 @@ class GrpcTransport:
 
     Thread-safe. After ``os.fork`` a child that uses a transport of its parent opens a channel of
     its own; the parent's stays untouched.
+
+    What a signal handler raises inside gRPC (Ctrl-C, an interrupted notebook cell) leaves a channel
+    that counts its calls wrongly: later ones are never answered, closing it never ends. Such a
+    channel is given up, and the next request opens another.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -52,6 +56,9 @@ class GrpcTransport:
             raise _wire.error_of(failure, self._connection.target) from failure
         except ValueError as error:  # the channel was closed by another thread
             raise RequestCancelled(str(error)) from error
+        except BaseException:
+            self._give_up()
+            raise
         return _wire.description(model, config)
 
     def infer(self, request: InferRequest) -> InferReply:
@@ -65,6 +72,9 @@ class GrpcTransport:
             raise _wire.error_of(failure, self._connection.target, request.request_id) from failure
         except ValueError as error:  # the channel was closed by another thread
             raise RequestCancelled(str(error), request_id=request.request_id) from error
+        except BaseException:
+            self._give_up()
+            raise
         return _wire.parse_reply(response, request)
 
     def submit(self, request: InferRequest) -> PendingReply:
@@ -74,6 +84,9 @@ class GrpcTransport:
             call = infer.future(_wire.encode_request(request), **self._call_options(request))
         except ValueError as error:
             raise RequestCancelled(str(error), request_id=request.request_id) from error
+        except BaseException:
+            self._give_up()
+            raise
         return _Pending(call, request, self._connection.target)
 
     def close(self) -> None:
@@ -83,6 +96,14 @@ class GrpcTransport:
             if self._channel is not None and self._pid == os.getpid():
                 self._channel.close()
             self._channel = self._calls = None
+
+    def _give_up(self) -> None:
+        """Let go of a channel that an exception went through; its requests are cancelled."""
+        with self._lock:
+            channel, self._channel, self._calls = self._channel, None, None
+            if channel is not None and self._pid == os.getpid():
+                # It may wait for ever.
+                threading.Thread(target=channel.close, daemon=True).start()
 
     def _call_options(self, request: InferRequest) -> dict[str, Any]:
         return {

@@ -259,7 +259,10 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, url: str, photo: Photo) -> Non
         while time.monotonic() < end and not (journal.exists() and journal.stat().st_size > 5000):
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=30)
+        try:
+            _, said = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert said.splitlines()[-1].endswith("--resume goes on with it")
     assert "Traceback" not in said
