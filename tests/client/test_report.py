@@ -234,6 +234,8 @@ def test_what_is_no_result_file(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert report(bad, "-o", tmp_path / "r.html") == 2
     assert "record 1" in capsys.readouterr().err
     assert report(tmp_path / "none.csv", "-o", tmp_path / "r.html") == 2
+    assert report(tmp_path, "-o", tmp_path / "r.html") == 2  # of photos, perhaps
+    assert "is a folder: score it first" in capsys.readouterr().err
     assert not (tmp_path / "r.html").exists()
     bad.write_text("")
     assert report(bad, "-o", tmp_path / "r.html") == 0

@@ -113,6 +113,8 @@ def read_rows(path: Path, form: str | None = None) -> list[Row]:
         ValueError: not a file of scores; says which line or column.
         OSError: it cannot be read.
     """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: score it first, nima score {path} -o scores.csv")
     form = form or format_of(path)
     if form is None:
         raise ValueError(f"{path}: cannot tell the format: name it {', '.join(_BY_SUFFIX)}")
