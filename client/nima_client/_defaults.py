@@ -64,7 +64,11 @@ MAX_SIDE: Final[int | None] = None
 little (docs/client.md has the measurement)."""
 
 DOWNSCALE_JPEG_QUALITY: Final = 95
-"""Quality of the JPEG (4:4:4) that replaces a photo larger than ``max_side``."""
+"""Quality of the JPEG (4:4:4) that replaces a photo larger than ``max_side``, or a HEIC."""
+
+HEIC_SIDE: Final = 2048
+"""Longest side of the JPEG that replaces a HEIC. 14 camera originals, as JPEG of this size in the
+place of every pixel: means move by 0.021 on average, where the originals' own JPEG has 0.020."""
 
 PNG_COMPRESS_LEVEL: Final = 1
 """For arrays and PIL images, which travel as PNG: level 1 is the fastest that still filters."""

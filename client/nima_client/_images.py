@@ -1,7 +1,8 @@
 """From what callers have (path, bytes, file, PIL, array) to the encoded bytes that travel.
 
 Lossless wherever the caller's pixels are known only to the caller: arrays and PIL images go as PNG.
-Files go as they are, untouched. Limits are checked on the header, before anything is uploaded.
+Files go as they are, untouched, but for HEIC, which no server reads. Limits are checked on the
+header, before anything is uploaded.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Union
 
 from nima_client import _defaults
+from nima_client._heic import decode_photo, is_heic
 from nima_client._quick_header import jpeg_size
 from nima_client.contract import RejectionCode
 from nima_client.errors import ImageRejectedError
@@ -106,7 +108,7 @@ def expected_count(images: object) -> int | None:
 
 def is_instant(image: object) -> bool:
     """Whether an input is ready without reading, encoding or decoding (so an event loop may)."""
-    return isinstance(image, (bytes, bytearray, memoryview))
+    return isinstance(image, (bytes, bytearray, memoryview)) and not is_heic(image)
 
 
 def prepare(image: ImageInput, options: PrepareOptions, index: int = 0) -> Prepared:
@@ -125,9 +127,12 @@ def prepare(image: ImageInput, options: PrepareOptions, index: int = 0) -> Prepa
     source = source_of(image)
     try:
         data = _encode(image, options.limits)
+        if is_heic(data):
+            side = min(options.max_side or _defaults.HEIC_SIDE, _defaults.HEIC_SIDE)
+            data = _to_jpeg(data, side, options.limits)
         size = _checked_size(data, options.limits)
         if options.max_side is not None and max(size) > options.max_side:
-            data = _downscale(data, options)
+            data = _to_jpeg(data, options.max_side, options.limits)
     except ImageRejected as error:
         raise rejected(error.code.value, error.detail, index, source) from None
     except (OSError, ValueError) as error:
@@ -275,18 +280,16 @@ def _channels_first(pixels: Any) -> bool:
     return pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4)
 
 
-def _downscale(data: bytes, options: PrepareOptions) -> bytes:
-    """Re-encode a photo so that its longest side is ``max_side``, upright, as JPEG 4:4:4."""
+def _to_jpeg(data: bytes, max_side: int, limits: Limits) -> bytes:
+    """Re-encode a photo so that its longest side is ``max_side`` at most, as upright JPEG 4:4:4."""
     from PIL import Image
 
-    from nima_client.preprocess import PreprocessSpec, decode
+    from nima_client.preprocess import PreprocessSpec
 
-    assert options.max_side is not None
     # The project's own decoder: orientation, alpha and 16 bit as the server would treat them. Asked
     # for max_side, its DCT scaling never goes below what is needed here.
-    spec = PreprocessSpec(resize_size=options.max_side, crop_size=options.max_side)
-    image = decode(data, spec, options.limits)
-    factor = options.max_side / max(image.size)
+    image = decode_photo(data, PreprocessSpec(resize_size=max_side, crop_size=max_side), limits)
+    factor = max_side / max(image.size)
     if factor < 1.0:
         size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
         image = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0)

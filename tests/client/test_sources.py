@@ -137,20 +137,20 @@ def test_an_empty_argument_names_nothing(folder: Path, monkeypatch: pytest.Monke
 
 
 def test_photos_of_other_formats_are_counted(folder: Path, photo: Photo) -> None:
-    for name in ("a.HEIC", "b.heic", "c.cr2", ".hidden.heic", "trip/notes.raw.txt"):
+    for name in ("a.JXL", "b.jxl", "c.cr2", ".hidden.jxl", "trip/notes.raw.txt"):
         (folder / name).write_bytes(b"x")
     shard(folder / "s.tar", [("x.nef", b"x"), ("y.jpg", photo(1))])
     found = find_photos([folder, folder])  # once each
-    assert found.passed_over == {".heic": 2, ".cr2": 1}
+    assert found.passed_over == {".jxl": 2, ".cr2": 1}
     assert len(list(found)) == 5
-    assert found.passed_over == {".heic": 2, ".cr2": 1, ".nef": 1}
-    assert find_photos([str(folder / "*.heic"), folder / "1.jpg"]).passed_over == {".heic": 1}
+    assert found.passed_over == {".jxl": 2, ".cr2": 1, ".nef": 1}
+    assert find_photos([str(folder / "*.jxl"), folder / "1.jpg"]).passed_over == {".jxl": 1}
     # Who names one is told why it has no score.
     named = find_photos([folder / "c.cr2", folder])
     assert named.files[0] == folder / "c.cr2"
-    assert named.passed_over == {".heic": 2}
-    with pytest.raises(SourceError, match=r"1 passed over: \.heic \(1\)"):
-        find_photos([str(folder / "*.HEIC")])
+    assert named.passed_over == {".jxl": 2}
+    with pytest.raises(SourceError, match=r"1 passed over: \.jxl \(1\)"):
+        find_photos([str(folder / "*.JXL")])
 
 
 def test_pipes_and_devices_of_a_folder_are_no_photos(folder: Path) -> None:
@@ -170,7 +170,7 @@ def mixed(tmp_path: Path, members: list[tuple[str, bytes]], folder: Path) -> Pat
     broken = shard(folder / "0.tar", members)
     broken.write_bytes(broken.read_bytes()[:2000])
     shard(folder / "1.tar", [*members, members[0]])
-    (folder / "x.heic").touch()
+    (folder / "x.jxl").touch()
     return folder
 
 
@@ -184,7 +184,7 @@ def test_the_command_tells_all_of_it(mixed: Path, url: str, tmp_path: Path) -> N
     done = run(mixed, "-o", output, "--failures", failures, url=url)
     assert done.returncode == 1
     assert f"{mixed}/0.tar: UNREADABLE: not a readable tar archive" in done.stderr
-    assert "1 passed over: .heic (1)" in done.stderr
+    assert "1 passed over: .jxl (1)" in done.stderr
     assert len(read_rows(output)) == 4 + 5
     assert [json.loads(line)["code"] for line in failures.read_text().splitlines()] == [
         "UNREADABLE"

@@ -25,7 +25,7 @@ from nima_build.int8._taps import constants, own_constants
 from nima_build.int8._weights import fit_weights
 from nima_build.metadata import ExportError
 from nima_client.contract import PIXELS
-from nima_client.library.sources import is_photo
+from nima_client.library.formats import is_photo
 from nima_client.preprocess import ImageRejected, PreprocessSpec, preprocess
 
 CALIBRATION_PHOTOS = 200

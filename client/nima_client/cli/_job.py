@@ -21,11 +21,12 @@ from nima_client.cli._table import print_scores
 from nima_client.errors import NimaError
 from nima_client.library.actions import Action, check_folder, place, rate
 from nima_client.library.files import format_of, read_rows, write_failures, write_rows, write_text
+from nima_client.library.formats import passed_over_text
 from nima_client.library.journal import Journal
 from nima_client.library.rows import FailedRow, Row
 from nima_client.library.run import Outcome, certain_outcomes
 from nima_client.library.select import Selection
-from nima_client.library.sources import Sources, passed_over_text
+from nima_client.library.sources import Sources
 from nima_client.library.text import printable
 
 

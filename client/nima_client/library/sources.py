@@ -20,23 +20,17 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from nima_client._names import display_name
 from nima_client.contract import DEFAULT_MAX_BYTES
+from nima_client.library.formats import (
+    is_hidden,
+    is_passed_over,
+    passed_over_text,
+    scored_suffixes,
+    suffix_of,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-
-IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
-)
-"""Files of a folder or an archive with these endings count as photos; case does not matter."""
-
-OTHER_SUFFIXES = frozenset(
-    (
-        ".heic", ".heif", ".jxl", ".jp2", ".psd", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw",
-        ".arw", ".sr2", ".raf", ".orf", ".rw2", ".pef", ".srw", ".x3f", ".3fr", ".iiq", ".rwl",
-    )
-)  # fmt: skip
-"""Photos that the server cannot decode; they are passed over, and counted."""
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
@@ -177,8 +171,8 @@ def find_photos(
             else:
                 found = (path,)
             for file in found:
-                suffix = file.suffix.lower()
-                if suffix in OTHER_SUFFIXES and not (chosen and file is path):
+                suffix = suffix_of(file.name)
+                if is_passed_over(suffix) and not (chosen and file is path):
                     passed_over[os.path.normpath(file)] = suffix
                     continue
                 target = archives if file.name.lower().endswith(TAR_SUFFIXES) else files
@@ -186,22 +180,11 @@ def find_photos(
     counted = Counter(ending for name, ending in passed_over.items() if name not in files)
     if not files and not archives and not unreadable:
         others = f" ({passed_over_text(counted)})" if counted else ""
-        endings = ", ".join(sorted(IMAGE_SUFFIXES))
+        endings = ", ".join(sorted(scored_suffixes()))
         raise SourceError(f"no photos there: none ends in {endings}{others}")
     return Sources(
         tuple(files.values()), tuple(archives.values()), tuple(unreadable.items()), counted
     )
-
-
-def is_photo(name: str) -> bool:
-    """Whether a file of this name or path counts as a photo of its folder; hidden ones do not."""
-    return not _is_hidden(name) and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-
-
-def passed_over_text(counts: Counter[str]) -> str:
-    """``3 passed over: .heic (2), .cr2 (1)``."""
-    endings = ", ".join(f"{ending} ({count})" for ending, count in counts.most_common())
-    return f"{counts.total()} passed over: {endings}"
 
 
 def read_tar(archive: Path, passed_over: Counter[str] | None = None) -> Iterator[Photo]:
@@ -218,12 +201,12 @@ def read_tar(archive: Path, passed_over: Counter[str] | None = None) -> Iterator
     try:
         with tarfile.open(archive, "r|*", tarinfo=_Member) as tar:
             for member in tar:
-                if not member.isfile() or _is_hidden(member.name):
+                if not member.isfile() or is_hidden(member.name):
                     continue
-                suffix = os.path.splitext(member.name)[1].lower()
-                if suffix in OTHER_SUFFIXES and passed_over is not None:
+                suffix = suffix_of(member.name)
+                if is_passed_over(suffix) and passed_over is not None:
                     passed_over[suffix] += 1
-                if suffix not in IMAGE_SUFFIXES:
+                if suffix not in scored_suffixes():
                     continue
                 file = tar.extractfile(member)
                 if file is not None:
@@ -304,10 +287,10 @@ def _natural(name: str) -> tuple[tuple[tuple[int, str], ...], str]:
 
 def _is_wanted(path: Path) -> bool:
     """Whether a file that was found, not named, is a photo of any format or a tar archive."""
-    name = path.name.lower()
-    suffix = os.path.splitext(name)[1]
-    known = suffix in IMAGE_SUFFIXES or suffix in OTHER_SUFFIXES or name.endswith(TAR_SUFFIXES)
-    return known and not _is_hidden(name) and _is_file(path)
+    suffix = suffix_of(path.name)
+    is_known = suffix in scored_suffixes() or is_passed_over(suffix)
+    is_known = is_known or path.name.lower().endswith(TAR_SUFFIXES)
+    return is_known and not is_hidden(path.name) and _is_file(path)
 
 
 def _is_file(path: Path) -> bool:
@@ -316,7 +299,3 @@ def _is_file(path: Path) -> bool:
         return stat.S_ISREG(path.stat().st_mode)
     except OSError:  # told when its turn comes
         return True
-
-
-def _is_hidden(name: str) -> bool:
-    return os.path.basename(name).startswith(".")

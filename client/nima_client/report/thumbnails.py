@@ -13,9 +13,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from nima_client._heic import decode_photo
 from nima_client._names import display_name, named_path
 from nima_client.library.sources import SourceError, read_tar
-from nima_client.preprocess import ImageRejected, PreprocessSpec, decode
+from nima_client.preprocess import ImageRejected, PreprocessSpec
 
 _QUALITY = 80
 _WORKERS = min(os.cpu_count() or 1, 16)
@@ -60,7 +61,7 @@ class Thumbnails:
 
     def _encode(self, data: bytes) -> str | None:
         try:
-            image = decode(data, PreprocessSpec(resize_size=self._side, crop_size=self._side))
+            image = decode_photo(data, PreprocessSpec(resize_size=self._side, crop_size=self._side))
         except ImageRejected:
             return None
         image.thumbnail((self._side, self._side), Image.Resampling.LANCZOS)

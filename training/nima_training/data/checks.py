@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-from nima_client.library.sources import IMAGE_SUFFIXES
+from nima_client.library.formats import IMAGE_SUFFIXES
 from nima_client.preprocess import (
     DEFAULT_LIMITS,
     ImageRejected,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nima_client.library.sources import IMAGE_SUFFIXES, is_photo
+from nima_client.library.formats import IMAGE_SUFFIXES, is_photo
 from nima_training.distill.config import SPLIT_FRACTIONS
 from nima_training.distill.views import open_photo
 from nima_training.split import difference_hash, group_near_duplicates, split_by_group
