@@ -80,6 +80,23 @@ def test_near_duplicates_join_the_groups_that_were_given(
         assert set(split["scene0"]) == set(split["scene7"])  # they share a picture
 
 
+def test_photos_with_equal_hashes_by_chance_are_split(
+    tmp_path: Path, make_photo: Callable[..., Image.Image]
+) -> None:
+    # Every pixel as far from its neighbour, at 25 levels: one hash, and no two the same picture.
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    dark = np.asarray(make_photo(2).convert("L").resize((9, 8), Image.Resampling.BILINEAR)) // 4
+    for level in range(25):
+        grey = Image.fromarray((dark + 7 * level).astype(np.uint8))
+        grey.resize((90, 80), Image.Resampling.NEAREST).save(photos / f"{level}.png")
+    (tmp_path / "own.csv").write_text("image_id,mean\n" + "".join(f"{i},5\n" for i in range(25)))
+    report = build_manifest(sources.read_own(tmp_path / "own.csv"), photos, tmp_path / "m.parquet")
+    assert report.split == {"train": 20, "val": 3, "test": 2}
+    hashes = [int(text, 16) for text in pd.read_parquet(tmp_path / "m.parquet")["dhash"]]
+    assert len(set(group_near_duplicates(hashes))) == 1
+
+
 def test_near_duplicates_are_all_found_however_many_hashes() -> None:
     rng = np.random.default_rng(3)
     hashes = [int(value) for value in rng.integers(0, 2**63, 3000)]

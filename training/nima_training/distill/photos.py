@@ -32,6 +32,8 @@ def split_photos(folder: Path, seed: int) -> dict[str, list[Path]]:
         ValueError: the folder holds no photos, or a part of the split is left with none.
     """
     paths = list_photos(folder)
+    # By hashes alone: among photos as few as these a pair by chance costs nothing, and the bundled
+    # checkpoint's split was drawn so.
     groups = group_near_duplicates([difference_hash(open_photo(path)) for path in paths])
     parts = split_by_group([path.name for path in paths], groups, SPLIT_FRACTIONS, seed)
     split = {
