@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import torch
 from torch import nn
 
 from nima_client.preprocess import PreprocessSpec
-from nima_training import distribution
+from nima_training import checkpoint, distribution
 from nima_training.checkpoint import (
     CheckpointError,
     load_checkpoint,
@@ -165,6 +167,68 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(
     ]
     kept = load_checkpoint(tmp_path).model.state_dict()
     assert all(torch.equal(kept[name], value) for name, value in old.state_dict().items())
+
+
+def test_a_kill_between_any_two_file_operations_leaves_a_whole_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = [create_model("mobilenet_v3_small", "none") for _ in range(3)]
+    folder, moments = tmp_path / "c", tmp_path / "moments"
+    save_checkpoint(folder, models[0], meta(name="0"))
+    (folder / "model.safetensors").chmod(0o640)
+
+    def as_a_kill_would_leave_it() -> None:
+        moment = moments / str(len(list(moments.glob("*"))))
+        moment.mkdir(parents=True)
+        for path in folder.iterdir():
+            (moment / path.name).write_bytes(path.read_bytes())
+
+    for name in ("fsync", "chmod", "rename", "replace", "unlink", "remove"):
+        real = getattr(os, name)
+
+        def watched(*args: Any, real: Callable[..., None] = real, **options: Any) -> None:
+            as_a_kill_would_leave_it()
+            real(*args, **options)
+            as_a_kill_would_leave_it()
+
+        monkeypatch.setattr(os, name, watched)
+    save_checkpoint(folder, models[1], meta(name="1"))
+    monkeypatch.undo()
+    assert (folder / "model.safetensors").stat().st_mode & 0o777 == 0o640
+
+    def saved(place: Path) -> int:
+        """Which of the models a folder holds, name and weights alike."""
+        loaded = load_checkpoint(place)
+        number = int(loaded.meta["name"])
+        own = models[number].state_dict()
+        assert all(torch.equal(own[n], value) for n, value in loaded.model.state_dict().items())
+        return number
+
+    left = sorted(moments.iterdir(), key=lambda path: int(path.name))
+    held = [saved(place) for place in left]
+    assert held == sorted(held)
+    assert set(held) == {0, 1}
+    for place in left:  # and what a kill left is no hindrance to the next save
+        save_checkpoint(place, models[2], meta(name="2"))
+        assert saved(place) == 2
+        assert not list(place.glob("model.?*.safetensors"))
+
+
+def test_reading_while_a_checkpoint_is_replaced_finds_one_of_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = (create_model("mobilenet_v3_small", "none") for _ in range(2))
+    save_checkpoint(tmp_path, old, meta(name="old"))
+    read = checkpoint.read_meta
+
+    def then_replaced(directory: Path) -> dict[str, Any]:
+        found = read(directory)
+        monkeypatch.undo()
+        save_checkpoint(tmp_path, new, meta(name="new"))
+        return found
+
+    monkeypatch.setattr(checkpoint, "read_meta", then_replaced)
+    assert load_checkpoint(tmp_path).meta["name"] == "new"
 
 
 def test_reference_quantiles_refuse_nan() -> None:

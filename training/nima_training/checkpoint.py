@@ -3,6 +3,10 @@
 The JSON carries everything a build needs beside the weights: backbone, preprocessing
 specification, reference quantiles, training configuration, metrics and where it came from. The
 SHA-256 of the safetensors file is the checkpoint's identity and travels to the client.
+
+Two files cannot be replaced at once, so the JSON alone decides. New weights are written beside the
+old ones under a name with their hash, then the JSON that names them takes its place, then they take
+theirs. Loading looks under both names: wherever a kill falls, it finds the old pair or the new one.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from nima_client._files import sha256_file, write_together
+from nima_client._files import write_atomic
 from nima_training.distribution import NUM_RATINGS
 from nima_training.files import json_bytes
 
@@ -29,6 +34,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 WEIGHTS_FILE = "model.safetensors"
 META_FILE = "checkpoint.json"
+_STEM, _SUFFIX = os.path.splitext(WEIGHTS_FILE)
 NUM_QUANTILES = 101
 
 
@@ -87,7 +93,8 @@ def save_checkpoint(directory: str | Path, model: nn.Module, meta: Mapping[str, 
         CheckpointError: a field is missing or malformed, or JSON cannot hold it (NaN).
         OSError: it could not be written.
 
-    Whatever is raised, a checkpoint that was there before stays as it was.
+    Whatever is raised, and if the process is killed, the directory holds the checkpoint that was
+    there before, or the new one.
     """
     from safetensors.torch import save
 
@@ -112,9 +119,7 @@ def save_checkpoint(directory: str | Path, model: nn.Module, meta: Mapping[str, 
         described = json_bytes(full)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"checkpoint metadata is not JSON: {error}") from error
-    # The JSON goes last and names the weights by hash: were the machine to stop between the two
-    # renames, loading would refuse the pair.
-    write_together({directory / WEIGHTS_FILE: weights, directory / META_FILE: described})
+    _replace(directory, weights, full["weights_sha256"], described)
     return directory
 
 
@@ -142,26 +147,70 @@ def load_checkpoint(directory: str | Path) -> Checkpoint:
         CheckpointError: files missing, metadata malformed, or weights whose hash is not the one
             the metadata names.
     """
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     from nima_client.preprocess import PreprocessSpec
     from nima_training.models import create_model
 
-    directory = Path(directory)
-    meta = read_meta(directory)
-    weights = directory / WEIGHTS_FILE
-    if not weights.is_file():
-        raise CheckpointError(f"{directory} is not a checkpoint: it has no {WEIGHTS_FILE}")
-    if (actual := sha256_file(weights)) != meta["weights_sha256"]:
-        raise CheckpointError(
-            f"{weights} has SHA-256 {actual[:12]}…, {META_FILE} names "
-            f"{meta['weights_sha256'][:12]}…: the checkpoint is damaged or half written"
-        )
+    meta, weights = _read(Path(directory))
     model = create_model(
         meta["backbone"], weights="none", dropout=meta["dropout"], widths=meta.get("widths")
     )
-    model.load_state_dict(load_file(weights))
+    model.load_state_dict(load(weights))
     return Checkpoint(model.eval(), meta, PreprocessSpec.from_dict(meta["preprocessing"]))
+
+
+def _names(directory: Path, sha256: str) -> tuple[Path, Path]:
+    """The file of the weights, and the one that they are in until the JSON names them."""
+    # Links may lead to another disk, where no rename goes.
+    weights = Path(os.path.realpath(directory / WEIGHTS_FILE))
+    return weights, weights.with_name(f"{_STEM}.{sha256[:16]}{_SUFFIX}")
+
+
+def _replace(directory: Path, weights: bytes, sha256: str, described: bytes) -> None:
+    final, pending = _names(directory, sha256)
+    left_over = set(final.parent.glob(f"{_STEM}.{'?' * 16}{_SUFFIX}"))  # by a kill
+    try:
+        write_atomic(pending, weights)
+        if final.exists():
+            pending.chmod(final.stat().st_mode & 0o7777)
+        write_atomic(directory / META_FILE, described)
+    except BaseException:
+        if _named(directory) != sha256:  # it may have been interrupted right after
+            pending.unlink(missing_ok=True)
+        raise
+    pending.replace(final)
+    for path in left_over - {pending}:
+        path.unlink()
+
+
+def _named(directory: Path) -> str | None:
+    try:
+        return read_meta(directory).get("weights_sha256")
+    except CheckpointError:
+        return None
+
+
+def _read(directory: Path) -> tuple[dict[str, Any], bytes]:
+    """The metadata and the weights that it names; of one save, while another is under way."""
+    while True:
+        meta = read_meta(directory)
+        found = ""
+        for path in reversed(_names(directory, meta["weights_sha256"])):
+            try:
+                weights = path.read_bytes()
+            except (FileNotFoundError, IsADirectoryError):
+                continue
+            if (found := hashlib.sha256(weights).hexdigest()) == meta["weights_sha256"]:
+                return meta, weights
+        if read_meta(directory) != meta:
+            continue
+        if not found:
+            raise CheckpointError(f"{directory} is not a checkpoint: it has no {WEIGHTS_FILE}")
+        raise CheckpointError(
+            f"{directory / WEIGHTS_FILE} has SHA-256 {found[:12]}…, {META_FILE} names "
+            f"{meta['weights_sha256'][:12]}…: the checkpoint is damaged or half copied"
+        )
 
 
 def _check_reference(reference: object) -> None:
