@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from nima_client import NimaClient
+from nima_client.library.folders import SourceError
 from nima_client.library.rows import FailedRow, Row
 from nima_client.library.run import Outcome, score_photos
-from nima_client.library.sources import SourceError, find_photos, read_tar
+from nima_client.library.sources import find_photos, read_tar
 from nima_client.testing import FakeTransport
 
 Photo = Callable[..., bytes]

@@ -15,7 +15,8 @@ from PIL import Image
 
 from nima_client._heic import decode_photo
 from nima_client._names import display_name, named_path
-from nima_client.library.sources import SourceError, read_tar
+from nima_client.library.folders import SourceError
+from nima_client.library.sources import read_tar
 from nima_client.preprocess import ImageRejected, PreprocessSpec
 
 _QUALITY = 80
