@@ -44,6 +44,7 @@ UNTESTED_HERE = (
     r"g\+\+",
     "tmpfs|no mount command",
     "may not make devices",
+    "only the superuser may become another user",
     "no unshare|network namespaces",
 )
 

@@ -6,7 +6,8 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,17 +109,20 @@ def test_files_of_one_escaped_name_stay_apart(tmp_path: Path, photo: Photo) -> N
     assert [photo.path for photo in found] == [raw, literal]
 
 
-def test_a_folder_that_may_not_be_read_is_a_failure(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def shut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder called ``trip`` may not be read."""
     ordinary: Any = os.scandir
 
     def scandir(path: Any) -> Any:
-        if os.fspath(path).endswith("trip"):
+        if os.path.normpath(path).endswith("trip"):
             raise PermissionError(13, "Permission denied", os.fspath(path))
         return ordinary(path)
 
     monkeypatch.setattr(os, "scandir", scandir)  # the superuser may read everything
+
+
+def test_a_folder_that_may_not_be_read_is_a_failure(folder: Path, shut: None) -> None:
     found = find_photos([folder])
     assert found.known_total == 4
     outcomes = scored(folder)
@@ -128,6 +132,65 @@ def test_a_folder_that_may_not_be_read_is_a_failure(
     assert failure.code == "UNREADABLE"
     assert "Permission denied" in failure.message
     assert [type(o) for o in scored(folder / "trip")] == [FailedRow]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "others"),
+    [
+        ("**/*.jpg", ["1.jpg", "10.jpg", "2.jpg"]),
+        ("**", ["1.jpg", "2.jpg", "10.jpg"]),
+        ("*/*.jpg", []),
+        ("t*/**/?.jpg", []),
+        ("**/deep/*.jpg", []),
+        ("trip/*.jpg", []),
+    ],
+)
+def test_a_folder_of_a_pattern_that_may_not_be_read_is_a_failure(
+    folder: Path, shut: None, pattern: str, others: list[str]
+) -> None:
+    outcomes = scored(folder / pattern)
+    assert [Path(o.file).name for o in outcomes] == [*others, "trip"]
+    assert isinstance(outcomes[-1], FailedRow)
+    assert "Permission denied: its photos are not known" in outcomes[-1].message
+
+
+@pytest.fixture
+def as_another_user(photo: Photo) -> Iterator[Path]:
+    """A folder of folders, as one sees it who may list one, and not even that of the other."""
+    if os.geteuid() != 0:
+        pytest.skip("only the superuser may become another user")
+    with tempfile.TemporaryDirectory() as name:  # pytest's own are shut to others
+        folder = Path(name)
+        for part in ("listed", "shut"):
+            (folder / part / "in").mkdir(parents=True)
+            (folder / part / "in" / "a.jpg").write_bytes(photo(1))
+            (folder / part / "b.jpg").write_bytes(photo(2))
+        (folder / "c.jpg").write_bytes(photo(3))
+        for part, mode in ((".", 0o755), ("listed", 0o744), ("shut", 0o700)):
+            (folder / part).chmod(mode)
+        os.seteuid(65534)
+        try:
+            yield folder
+        finally:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ("**/*.jpg", ["c.jpg", "listed", "listed/b.jpg", "shut"]),
+        ("*/in/*.jpg", ["listed/in", "shut/in"]),
+        ("*/b.jpg", ["listed/b.jpg", "shut/b.jpg"]),
+        ("shut/in/*.jpg", ["shut/in"]),
+        ("shut/b.jpg", ["shut/b.jpg"]),
+    ],
+)
+def test_what_a_folder_keeps_from_others_is_told(
+    as_another_user: Path, argument: str, told: list[str]
+) -> None:
+    outcomes = scored(as_another_user / argument)
+    assert sorted(os.path.relpath(o.file, as_another_user) for o in outcomes) == told
+    assert all(isinstance(o, FailedRow) is not o.file.endswith("/c.jpg") for o in outcomes)
 
 
 def test_an_empty_argument_names_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,25 +18,79 @@ class SourceError(ValueError):
     """A path that names nothing to score; the message says what to do."""
 
 
-def expand(argument: str) -> tuple[list[Path], bool]:
-    """What an argument names, and whether by its own name (not by a pattern)."""
+def expand(argument: str, on_error: Callable[[OSError], None]) -> tuple[list[Path], bool]:
+    """What an argument names, and whether by its own name (not by a pattern).
+
+    Args:
+        argument: of a command.
+        on_error: told of each folder that a pattern leads into and that may not be read.
+
+    Raises:
+        SourceError: it names nothing.
+    """
     if not argument:
         raise SourceError("an empty argument names nothing (an unset variable?); . is this folder")
-    path = Path(argument)
-    # A file may really be called "photo[1].jpg".
-    if path.exists() or path.is_symlink():
-        return [path], True
-    if glob.has_magic(argument):
-        matches = sorted(glob.glob(os.path.expanduser(argument), recursive=True))
-        if not matches:
+    pattern = glob.has_magic(argument)
+    try:
+        os.lstat(argument)
+        there = True  # a file may really be called "photo[1].jpg"
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        there = False
+    except OSError:  # told when its turn comes
+        there = not pattern
+    if there:
+        return [Path(argument)], True
+    if pattern:
+        argument = os.path.expanduser(argument)
+        matches = sorted(glob.glob(argument, recursive=True))
+        errors = _unreadable(argument)
+        if not matches and not errors:
             raise SourceError(f"nothing matches {argument!r}")
-        return [m for m in map(Path, matches) if m.is_dir() or _is_wanted(m)], False
+        for error in errors:
+            on_error(error)
+        return [m for m in map(Path, matches) if os.path.isdir(m) or _is_wanted(m)], False
     raise SourceError(f"{argument}: no such file or folder")
+
+
+def _unreadable(pattern: str) -> list[OSError]:
+    """Why folders that a pattern leads into cannot be looked into: glob passes over them."""
+    looked_for: set[tuple[str, str]] = set()
+    rest = pattern
+    while glob.has_magic(rest):
+        whole, (rest, last) = rest, os.path.split(rest)
+        if last == "**":
+            looked_for.add((whole, ""))
+        else:
+            looked_for.add((rest, "" if glob.has_magic(last) else last))
+    errors: dict[str, OSError] = {}
+    for given, name in looked_for:
+        folders = [given or os.curdir]
+        if glob.has_magic(given):
+            folders = glob.glob(os.path.join(given, ""), recursive=True)
+        for folder in folders:
+            try:
+                if not name:
+                    os.scandir(folder).close()
+                # "." can be seen of a folder that may be entered.
+                os.lstat(os.path.join(folder, name or os.curdir))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                errors.setdefault(os.path.normpath(folder), error)
+    return [errors[folder] for folder in sorted(errors)]
 
 
 def walk(
     folder: Path, recursive: bool, on_error: Callable[[OSError], None], left_out: str | None
 ) -> Iterator[Path]:
+    """The photos of any format and the archives of a folder, sorted by name.
+
+    Args:
+        folder: where to look.
+        recursive: look into its folders, too, those excepted that are hidden, or links.
+        on_error: told of each folder that may not be read.
+        left_out: real path of a folder to pass over.
+    """
     for here, folders, names in os.walk(folder, onerror=on_error):
         folders[:] = (
             f

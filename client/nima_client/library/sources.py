@@ -84,7 +84,8 @@ class Sources:
     Attributes:
         files: photo files, in order, without duplicates.
         archives: tar shards, in order; their members come after the files.
-        unreadable: folders that may not be read, and why; each is one photo that fails.
+        unreadable: folders, given or met by a pattern, that may not be read, and why; each is one
+            photo that fails.
         passed_over: photos of formats that cannot be scored, by their ending. Those in archives are
             counted as these are read.
     """
@@ -156,9 +157,9 @@ def find_photos(
         unreadable[Path(error.filename)] = f"{error.strerror}: its photos are not known"
 
     for argument in paths:
-        given, chosen = expand(os.fspath(argument))
+        given, chosen = expand(os.fspath(argument), keep_error)
         for path in given:
-            if path.is_dir():
+            if os.path.isdir(path):
                 found: Iterable[Path] = walk(path, recursive, keep_error, not_there)
             else:
                 found = (path,)
