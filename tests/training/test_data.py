@@ -76,13 +76,67 @@ def test_ava_txt(tmp_path: Path) -> None:
         (ava_line(3, 17, "0 0 0 0 0 0 0 0 0 0"), "row 2: no votes"),
         (ava_line(3, 953619), "row 2: image 953619 appears twice"),
         (ava_line(3, 17, "1 x 3 4 5 6 7 8 9 10"), "row 2: could not convert"),
+        (ava_line(3, 17, " ".join(["1e308"] * 10)), "row 2: a rating is infinite"),
+        ("3 inf 1 2 3 4 5 6 7 8 9 10 1 22 1396", "row 2: invalid literal .* 'inf'"),
+        ("3 17.5 1 2 3 4 5 6 7 8 9 10 1 22 1396", "row 2: invalid literal .* '17.5'"),
+        ("3 17 1 2 3 4 5 6 7 8 9 10 1 inf 1396", "row 2: invalid literal .* 'inf'"),
+        ("\n\n" + ava_line(3, 17, "1 nan 3 4 5 6 7 8 9 10"), "row 4: a rating is NaN"),
+        ("\n\n" + ava_line(3, 953619), "row 4: image 953619 appears twice"),
     ],
 )
 def test_malformed_ava_rows_are_named(tmp_path: Path, line: str, reason: str) -> None:
     path = tmp_path / "AVA.txt"
     path.write_text(ava_line(1, 953619) + "\n" + line + "\n")
-    with pytest.raises(sources.LabelError, match=reason):
+    with pytest.raises(sources.LabelError, match=rf"AVA\.txt, {reason}"):
         sources.read_ava(path)
+
+
+def test_label_files_of_windows_editors(tmp_path: Path) -> None:
+    """A byte order mark and CR LF; the first id of a list is none the less an id."""
+    mark = b"\xef\xbb\xbf"
+    (tmp_path / "AVA.txt").write_bytes(mark + f"{ava_line(1, 7)}\r\n{ava_line(2, 8)}\r\n".encode())
+    assert sources.read_ava(tmp_path / "AVA.txt")["image_id"].tolist() == ["7", "8"]
+    (tmp_path / "generic_test.jpgl").write_bytes(mark + b"7\r\n8\r\n")
+    assert ava.official_test_ids(tmp_path) == {"7", "8"}
+    (tmp_path / "tags.txt").write_bytes(mark + b"1 Abstract\r\n2\tStill Life\r\n")
+    assert ava.read_names(tmp_path / "tags.txt") == {1: "Abstract", 2: "Still Life"}
+    (tmp_path / "l.json").write_bytes(
+        mark + json.dumps([{"image_id": 7, "label": [1] * 10}]).encode()
+    )
+    assert sources.read_label_json(tmp_path / "l.json")["image_id"].tolist() == ["7"]
+    (tmp_path / "own.csv").write_bytes(mark + b"image_id,mean\r\n7,5\r\n")
+    assert sources.read_own(tmp_path / "own.csv")["image_id"].tolist() == ["7"]
+
+
+@pytest.mark.parametrize("read", [sources.read_ava, sources.read_label_json, sources.read_own])
+def test_label_files_that_are_no_text(tmp_path: Path, read: Callable[[Path], pd.DataFrame]) -> None:
+    path = tmp_path / "labels"
+    path.write_bytes(b"image_id,mean\ncaf\xe9,5\n")
+    with pytest.raises(sources.LabelError, match=r"^labels .*can't decode byte 0xe9"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "reason"),
+    [
+        ("tags.txt", "1 A\nB\n", "tags.txt, row 2: needs a number and a name"),
+        ("styles.txt", "1 A\n3 B\n", r"styles.txt numbers its styles \[1, 3\]"),
+        ("train.lab", "1\n3\n", "train.lab: '3' of image 12 is no style"),
+        ("train.lab", "1\n", "train.jpgl has 2 rows, train.lab 1"),
+        ("test.multilab", "0 1 0\n", "3 flags for image 13, not 2"),
+    ],
+)
+def test_damaged_ava_lists_are_named(tmp_path: Path, file: str, text: str, reason: str) -> None:
+    whole = {
+        "tags.txt": "1 A\n", "styles.txt": "1 A\n2 B\n", "train.lab": "1\n2\n",
+        "train.jpgl": "11\n12\n", "test.jpgl": "13\n", "test.multilab": "0 1\n \n",
+    }  # fmt: skip
+    for name, content in whole.items():
+        (tmp_path / name).write_text(content)
+    assert ava.read_styles(tmp_path) == {"11": ["A"], "12": ["B"], "13": ["B"]}
+    (tmp_path / file).write_text(text)
+    with pytest.raises(sources.LabelError, match=reason):
+        ava.read_names(tmp_path / file) if file == "tags.txt" else ava.read_styles(tmp_path)
 
 
 def test_label_json(tmp_path: Path) -> None:
@@ -98,6 +152,20 @@ def test_label_json(tmp_path: Path) -> None:
         )
     )
     with pytest.raises(sources.LabelError, match="row 2: a rating is NaN"):
+        sources.read_label_json(path)
+
+
+@pytest.mark.parametrize(
+    ("samples", "reason"),
+    [
+        ([{"image_id": None, "label": [1] * 10}], 'row 1: needs "image_id"'),
+        ([{"image_id": 1, "label": [10**400] + [1] * 9}], "not a number"),
+    ],
+)
+def test_malformed_label_json(tmp_path: Path, samples: list[object], reason: str) -> None:
+    path = tmp_path / "labels.json"
+    path.write_text(json.dumps(samples))
+    with pytest.raises(sources.LabelError, match=reason):
         sources.read_label_json(path)
 
 
@@ -143,6 +211,35 @@ def test_a_photo_without_a_group_is_a_group_of_its_own(tmp_path: Path, suffix: s
     frame["group"] = ["7", None, " ", "7"]
     frame.to_csv(path, index=False) if suffix == ".csv" else frame.to_parquet(path)
     assert sources.read_own(path)["group"].tolist() == ["7", "b", "c", "7"]
+
+
+def test_names_that_look_like_no_value_or_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "own.csv"
+    rows = ["image_id,mean,group,tags", "NA,5,None,2019", "null,6,None,", "nan,7,,a;b"]
+    path.write_text("\n".join(rows) + "\n")
+    table = sources.read_own(path)
+    assert table["image_id"].tolist() == ["NA", "null", "nan"]
+    assert table["group"].tolist() == ["None", "None", "nan"]
+    assert table["tags"].tolist() == [["2019"], [], ["a", "b"]]
+    frame = pd.DataFrame({"image_id": ["a", "b"], "mean": [5, 6], "tags": [2019, 2020]})
+    frame.to_parquet(tmp_path / "own.parquet")
+    assert sources.read_own(tmp_path / "own.parquet")["tags"].tolist() == [["2019"], ["2020"]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        (["a,5,1", "a,6,1"], "own.csv, row 3: image a appears twice"),
+        (["a,5,1", " ,6,1"], "own.csv, row 3: no image_id"),
+        (["a,5,1", "b,6,many"], "own.csv, column votes: could not convert"),
+        (["a,5,1", "b,6,1,9"], "own.csv cannot be read as CSV: .*line 3"),
+    ],
+)
+def test_malformed_rows_of_an_own_table(tmp_path: Path, rows: list[str], reason: str) -> None:
+    path = tmp_path / "own.csv"
+    path.write_text("\n".join(["image_id,mean,votes", *rows]) + "\n")
+    with pytest.raises(sources.LabelError, match=reason):
+        sources.read_own(path)
 
 
 def test_nan_in_own_table_is_refused_with_its_row(tmp_path: Path, make_set: MakeSet) -> None:

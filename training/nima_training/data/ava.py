@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nima_training.data.sources import LabelError
+from nima_training.data.sources import LabelError, label_text
 
 
 def read_ids(path: Path) -> list[str]:
     """A ``.jpgl`` list: one image id a line."""
-    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    return [line.strip() for line in label_text(path).splitlines() if line.strip()]
 
 
 def read_names(path: Path) -> dict[int, str]:
-    """``tags.txt``, ``styles.txt`` or ``challenges.txt``: a number and a name on each line."""
+    """``tags.txt``, ``styles.txt`` or ``challenges.txt``: a number and a name on each line.
+
+    Raises:
+        LabelError: a line is something else.
+    """
     names = {}
-    for line in path.read_text().splitlines():
+    for row, line in enumerate(label_text(path).splitlines(), start=1):
         if line.strip():
-            number, name = line.split(maxsplit=1)
-            names[int(number)] = name.strip()
+            number, *name = line.split(maxsplit=1)
+            if not (number.isdecimal() and name):
+                raise LabelError(f"{path.name}, row {row}: needs a number and a name, not {line!r}")
+            names[int(number)] = name[0].strip()
     return names
 
 
@@ -26,18 +32,26 @@ def read_styles(folder: Path) -> dict[str, list[str]]:
     """Image id -> names of its styles, from the training (one label) and test (several) lists.
 
     Raises:
-        LabelError: a list and its labels have different lengths.
+        LabelError: a list and its labels have different lengths, or a label is no style's number.
     """
     names = read_names(folder / "styles.txt")
+    if sorted(names) != list(range(1, len(names) + 1)):
+        raise LabelError(f"styles.txt numbers its styles {sorted(names)}, not from 1 on")
     styles: dict[str, list[str]] = {}
     train = read_ids(folder / "train.jpgl")
-    labels = (folder / "train.lab").read_text().split()
+    labels = label_text(folder / "train.lab").split()
     if len(train) != len(labels):
         raise LabelError(f"train.jpgl has {len(train)} rows, train.lab {len(labels)}")
     for image_id, label in zip(train, labels, strict=True):
+        if not label.isdecimal() or int(label) not in names:
+            raise LabelError(f"train.lab: {label!r} of image {image_id} is no style of styles.txt")
         styles.setdefault(image_id, []).append(names[int(label)])
     test = read_ids(folder / "test.jpgl")
-    rows = [line.split() for line in (folder / "test.multilab").read_text().splitlines() if line]
+    rows = [
+        flags
+        for line in label_text(folder / "test.multilab").splitlines()
+        if (flags := line.split())
+    ]
     if len(test) != len(rows):
         raise LabelError(f"test.jpgl has {len(test)} rows, test.multilab {len(rows)}")
     for image_id, flags in zip(test, rows, strict=True):

@@ -26,27 +26,46 @@ class LabelError(ValueError):
     """A label file is malformed; the message names the file and the row."""
 
 
-def distributions(values: np.ndarray, source: str, first_row: int = 1) -> np.ndarray:
+def label_text(path: Path) -> str:
+    """The text of a label file, without the byte order mark that Windows' editors put first.
+
+    Raises:
+        LabelError: it is not UTF-8.
+        OSError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise LabelError(f"{path.name} is not UTF-8 text ({error}): save it as UTF-8") from error
+
+
+def distributions(values: np.ndarray, source: str, rows: Sequence[int] | None = None) -> np.ndarray:
     """Check counts or probabilities ``[N, 10]`` and normalise each row to sum 1.
 
     Args:
         values: non-negative counts, or probabilities.
         source: named in errors.
-        first_row: number of the first row in the file, for errors.
+        rows: numbers of the rows in the file, for errors; default from 1 on.
 
     Raises:
         LabelError: NaN, infinite or negative value, or a row without votes.
     """
     values = np.asarray(values, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        sums = values.sum(axis=1)
     for bad, reason in (
         (np.isnan(values).any(axis=1), "a rating is NaN or not a number"),
-        (np.isinf(values).any(axis=1), "a rating is infinite"),
+        (np.isinf(values).any(axis=1) | np.isposinf(sums), "a rating is infinite"),
         ((values < 0).any(axis=1), "a rating is negative"),
-        (values.sum(axis=1) <= 0, "no votes at all"),
+        (sums <= 0, "no votes at all"),
     ):
         if bad.any():
-            raise LabelError(f"{source}, row {first_row + int(np.argmax(bad))}: {reason}")
-    return np.asarray(values / values.sum(axis=1, keepdims=True))
+            raise LabelError(f"{source}, row {_row(rows, int(np.argmax(bad)))}: {reason}")
+    return np.asarray(values / sums[:, None])
+
+
+def _row(rows: Sequence[int] | None, index: int) -> int:
+    return index + 1 if rows is None else rows[index]
 
 
 def table(
@@ -56,6 +75,7 @@ def table(
     groups: Sequence[str] | None = None,
     tags: Sequence[list[str]] | None = None,
     source: str = "labels",
+    rows: Sequence[int] | None = None,
 ) -> pd.DataFrame:
     """Assemble the common table; duplicate ids are refused."""
     frame = pd.DataFrame(probabilities, columns=PROBABILITIES)
@@ -65,8 +85,10 @@ def table(
     frame["tags"] = list(tags) if tags is not None else [[] for _ in range(len(frame))]
     repeated = frame["image_id"].duplicated()
     if repeated.any():
-        row = int(np.argmax(repeated.to_numpy()))
-        raise LabelError(f"{source}, row {row + 1}: image {frame['image_id'][row]} appears twice")
+        index = int(np.argmax(repeated.to_numpy()))
+        raise LabelError(
+            f"{source}, row {_row(rows, index)}: image {frame['image_id'][index]} appears twice"
+        )
     return frame
 
 
@@ -75,8 +97,12 @@ def read_ava(path: Path, tag_names: dict[int, str] | None = None) -> pd.DataFram
 
     The challenge becomes a tag ``challenge:<id>``.
     """
-    rows: list[list[float]] = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    rows: list[int] = []
+    ids: list[str] = []
+    counts: list[list[float]] = []
+    tags: list[list[str]] = []
+    names = tag_names or {}
+    for number, line in enumerate(label_text(path).splitlines(), start=1):
         if not line.strip():
             continue
         fields = line.split()
@@ -85,43 +111,42 @@ def read_ava(path: Path, tag_names: dict[int, str] | None = None) -> pd.DataFram
                 f"{path.name}, row {number}: {len(fields)} columns, AVA.txt has {AVA_COLUMNS}"
             )
         try:
-            rows.append([float(field) for field in fields])
+            image_id, *others, challenge = (int(fields[column]) for column in (1, 12, 13, 14))
+            counts.append([float(field) for field in fields[2:12]])
         except ValueError as error:
             raise LabelError(f"{path.name}, row {number}: {error}") from error
+        rows.append(number)
+        ids.append(str(image_id))
+        tags.append(
+            [names.get(tag, f"tag:{tag}") for tag in others if tag > 0] + [f"challenge:{challenge}"]
+        )
     if not rows:
         raise LabelError(f"{path.name} holds no rows")
-    values = np.array(rows)
-    counts = values[:, 2:12]
-    names = tag_names or {}
-    tags = [
-        [names.get(int(tag), f"tag:{int(tag)}") for tag in row[12:14] if tag > 0]
-        + [f"challenge:{int(row[14])}"]
-        for row in values
-    ]
-    probabilities = distributions(counts, path.name)
-    ids = [str(int(image_id)) for image_id in values[:, 1]]
-    return table(ids, probabilities, counts.sum(axis=1), tags=tags, source=path.name)
+    values = np.array(counts)
+    probabilities = distributions(values, path.name, rows)
+    return table(ids, probabilities, values.sum(axis=1), tags=tags, source=path.name, rows=rows)
 
 
 def read_label_json(path: Path) -> pd.DataFrame:
     """The JSON list of idealo: of ``{"image_id": …, "label": [ten counts or probabilities]}``."""
     try:
-        samples = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        samples = json.loads(label_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
         raise LabelError(f"{path.name} is not valid JSON: {error}") from error
     if not isinstance(samples, list) or not samples:
         raise LabelError(f"{path.name}: expected a non-empty list of samples")
     labels = []
     for number, sample in enumerate(samples, start=1):
         label = sample.get("label") if isinstance(sample, dict) else None
-        if not isinstance(label, list) or len(label) != 10 or "image_id" not in sample:
+        named = isinstance(sample, dict) and type(sample.get("image_id")) in (str, int)
+        if not isinstance(label, list) or len(label) != 10 or not named:
             raise LabelError(
                 f'{path.name}, row {number}: needs "image_id" and a "label" of ten numbers'
             )
         labels.append([np.nan if value is None else value for value in label])
     try:
-        values = np.array(labels, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+        values = np.array(labels, dtype=np.float64).reshape(len(labels), 10)
+    except (TypeError, ValueError, OverflowError) as error:
         raise LabelError(f"{path.name}: a label holds something that is not a number") from error
     ids = [str(sample["image_id"]) for sample in samples]
     return table(ids, distributions(values, path.name), _votes(values), source=path.name)
@@ -138,7 +163,9 @@ def read_tid2013(folder: Path) -> pd.DataFrame:
     names = folder / "mos_with_names.txt"
     if not names.is_file():
         raise LabelError(f"{folder} has no mos_with_names.txt: it is not TID2013")
-    lines = [line.split() for line in names.read_text().splitlines() if line.strip()]
+    lines = [line.split() for line in label_text(names).splitlines() if line.strip()]
+    if not lines:
+        raise LabelError(f"{names.name} holds no rows")
     ids, rows, groups, tags = [], [], [], []
     for number, fields in enumerate(lines, start=1):
         try:
@@ -161,31 +188,35 @@ def read_own(path: Path) -> pd.DataFrame:
     or ``mean`` and optionally ``std``. Optional: ``votes``, ``group`` (blank: a group of its own),
     ``tags`` (separated by ``;`` in CSV).
     """
-    if path.suffix == ".parquet":
-        frame = pd.read_parquet(path)
-    else:  # text even where all are digits: 0139 is not 139
-        frame = pd.read_csv(path, dtype={"image_id": str, "group": str})
+    frame = _own_frame(path)
     first = 1 if path.suffix == ".parquet" else 2  # a CSV has a header row
     if "image_id" not in frame or frame.empty:
         raise LabelError(f"{path.name}: needs a column image_id and at least one row")
-    if (unnamed := frame["image_id"].isna()).any():
+    numbers = range(first, first + len(frame))
+    unnamed = frame["image_id"].isna() | (frame["image_id"].astype(str).str.strip() == "")
+    if unnamed.any():
         row = first + int(np.argmax(unnamed.to_numpy()))
         raise LabelError(f"{path.name}, row {row}: no image_id")
     counts = [f"r{rating}" for rating in range(1, 11)]
     columns = next((c for c in (PROBABILITIES, counts) if set(c) <= set(frame.columns)), None)
-    votes = frame["votes"].astype(float).to_numpy() if "votes" in frame else None
+    votes = None
+    if "votes" in frame:
+        try:
+            votes = frame["votes"].astype(float).to_numpy()
+        except (TypeError, ValueError) as error:
+            raise LabelError(f"{path.name}, column votes: {error}") from error
     if columns is not None:
         values = frame[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
-        probabilities = distributions(values, path.name, first)
+        probabilities = distributions(values, path.name, numbers)
         votes = _votes(values) if votes is None else votes
     elif "mean" in frame:
         stds = frame["std"] if "std" in frame else [None] * len(frame)
         rows = []
-        for row, (mean, std) in enumerate(zip(frame["mean"], stds, strict=True), start=first):
+        for row, mean, std in zip(numbers, frame["mean"], stds, strict=True):
             try:
                 known = None if std is None or pd.isna(std) else float(std)
                 rows.append(maximum_entropy(float(mean), known))
-            except ValueError as error:
+            except (TypeError, ValueError) as error:
                 raise LabelError(f"{path.name}, row {row}: {error}") from error
         probabilities = np.array(rows)
     else:
@@ -195,17 +226,34 @@ def read_own(path: Path) -> pd.DataFrame:
     votes = np.where(votes > 0, votes, np.nan)
     tags = None
     if "tags" in frame:
-        tags = [
-            [tag for tag in value.split(";") if tag] if isinstance(value, str) else list(value)
-            for value in frame["tags"].fillna("")
-        ]
+        tags = [_tags(value) for value in frame["tags"]]
     groups = None
     if "group" in frame:
         groups = [
             str(image_id) if pd.isna(group) or not str(group).strip() else str(group)
             for image_id, group in zip(frame["image_id"], frame["group"], strict=True)
         ]
-    return table(frame["image_id"].tolist(), probabilities, votes, groups, tags, path.name)
+    ids = frame["image_id"].tolist()
+    return table(ids, probabilities, votes, groups, tags, path.name, numbers)
+
+
+def _own_frame(path: Path) -> pd.DataFrame:
+    kind = "Parquet" if path.suffix == ".parquet" else "CSV"
+    try:
+        if kind == "Parquet":
+            return pd.read_parquet(path)
+        # Text as it stands: 0139 is not 139, and NA may be the name of a photo or of a group.
+        return pd.read_csv(path, converters={"image_id": str, "group": str, "tags": str})
+    except ValueError as error:  # those of Arrow and of pandas' parser are these
+        reason = str(error).strip().splitlines()[0]
+        raise LabelError(f"{path.name} cannot be read as {kind}: {reason}") from error
+
+
+def _tags(value: object) -> list[str]:
+    """The tags of one row: a list in Parquet, text in CSV."""
+    if isinstance(value, (list, np.ndarray)):
+        return [str(tag) for tag in value]
+    return [] if pd.isna(value) else [tag for tag in str(value).split(";") if tag]  # type: ignore[call-overload]
 
 
 def _votes(values: np.ndarray) -> np.ndarray:
