@@ -97,6 +97,29 @@ def test_photos_with_equal_hashes_by_chance_are_split(
     assert len(set(group_near_duplicates(hashes))) == 1
 
 
+@pytest.mark.parametrize("official", [None, {"photo000", "photo001"}])
+def test_a_split_is_the_same_whatever_the_order_of_the_labels_and_the_folder(
+    tmp_path: Path,
+    make_set: MakeSet,
+    make_photo: Callable[..., Image.Image],
+    official: set[str] | None,
+) -> None:
+    photos, labels = make_set(tmp_path, 60)
+    for index in range(0, 40, 2):  # copies, and files of equal bytes
+        make_photo(index).resize((144, 128)).save(photos / f"photo{index + 1:03d}.png")
+    for index in range(40, 50, 2):
+        shutil.copy(photos / f"photo{index:03d}.png", photos / f"photo{index + 1:03d}.png")
+    ratings = sources.read_own(labels)
+    moved = Path(shutil.copytree(photos, tmp_path / "elsewhere" / "p"))
+    splits = []
+    for order, folder in ((None, photos), (1, photos), (2, moved)):
+        shuffled = ratings if order is None else ratings.sample(frac=1, random_state=order)
+        build_manifest(shuffled, folder, tmp_path / "m.parquet", test_ids=official)
+        splits.append(dict(pd.read_parquet(tmp_path / "m.parquet")[["image_id", "split"]].values))
+    assert set(splits[0].values()) == {"train", "val", "test"}
+    assert splits[0] == splits[1] == splits[2]
+
+
 def test_near_duplicates_are_all_found_however_many_hashes() -> None:
     rng = np.random.default_rng(3)
     hashes = [int(value) for value in rng.integers(0, 2**63, 3000)]

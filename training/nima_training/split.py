@@ -2,8 +2,9 @@
 
 A difference hash (64 bits: is each pixel of a 9x8 thumbnail brighter than its right neighbour)
 finds re-encoded and resized copies; groups of near-equal hashes are then dealt out by a hash of
-their first name, so that a split doesn't change when photos are added. Few groups are put in the
-order of that hash and cut instead, since chance would give a part far more or less than its share.
+their first name, so that a split depends neither on the order of the photos nor on other photos.
+Few groups are put in the order of that hash and cut instead, since chance would give a part far
+more or less than its share.
 """
 
 from __future__ import annotations
@@ -114,6 +115,14 @@ def join_groups(groups: Sequence[int], labels: Sequence[str]) -> list[int]:
         joined.join(index, group)
         joined.join(index, first.setdefault(label, index))
     return joined.names()
+
+
+def first_names(names: Sequence[str], groups: Sequence[int]) -> list[str]:
+    """For each item the alphabetically first of the names in its group, whatever their order."""
+    first: dict[int, str] = {}
+    for name, group in zip(names, groups, strict=True):
+        first[group] = min(name, first.get(group, name))
+    return [first[group] for group in groups]
 
 
 def unit_hash(key: str, seed: int) -> float:

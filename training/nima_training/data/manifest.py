@@ -17,7 +17,12 @@ import pandas as pd
 
 from nima_training.data.checks import PhotoNames, check_files
 from nima_training.files import write_json, write_parquet
-from nima_training.split import group_near_duplicates, join_groups, split_by_group
+from nima_training.split import (
+    first_names,
+    group_near_duplicates,
+    join_groups,
+    split_by_group,
+)
 
 DEFAULT_FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
 OFFICIAL_FRACTIONS = {"val": 0.05, "train": 0.95}
@@ -125,7 +130,8 @@ def build_manifest(
     groups = join_groups(alike, labels)
     keep = _without_duplicates(kept, test_ids or set(), report)
     if test_ids is None:
-        split = split_by_group(labels, [groups[i] for i in keep], shares, seed)
+        names_of_groups = first_names(labels, groups)
+        split = split_by_group(names_of_groups, [groups[i] for i in keep], shares, seed)
     else:
         keep, split = _official_split(kept, keep, groups, test_ids, seed, report)
     frame = pd.DataFrame([kept[i] for i in keep])
@@ -146,8 +152,11 @@ def _names(row: dict[str, Any]) -> tuple[str, str]:
 def _without_duplicates(
     rows: list[dict[str, Any]], test_ids: set[str], report: Report
 ) -> list[int]:
-    """Drop files of equal bytes; the copy in the official test split stays, else the first."""
-    order = sorted(range(len(rows)), key=lambda i: (test_ids.isdisjoint(_names(rows[i])), i))
+    """Drop files of equal bytes; the copy in the official test split stays, else the first id."""
+    order = sorted(
+        range(len(rows)),
+        key=lambda i: (test_ids.isdisjoint(_names(rows[i])), str(rows[i]["image_id"])),
+    )
     seen: set[str] = set()
     keep = []
     for index in order:
@@ -186,7 +195,7 @@ def _official_split(
             rest.append(index)
         elif index not in test:
             report.drop("related to a test photo", str(rows[index]["image_id"]))
-    names = [str(row["group"]) for row in rows]
+    names = first_names([str(row["group"]) for row in rows], groups)
     dealt = split_by_group(names, [groups[i] for i in rest], OFFICIAL_FRACTIONS, seed)
     parts = dict.fromkeys(test, "test") | dict(zip(rest, dealt, strict=True))
     return sorted(parts), [parts[index] for index in sorted(parts)]
