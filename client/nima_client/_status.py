@@ -61,8 +61,8 @@ _RULES: tuple[tuple[str, str, Maker, str], ...] = (
         "UNAVAILABLE",
         r"backends failing.*socket closed|failed parsing http/2|expected settings frame",
         errors.ConnectError,
-        "what listens there does not speak gRPC: is this Triton's HTTP port (8000)? gRPC has its "
-        "own, 8001 unless told otherwise",
+        "what listens there does not answer gRPC: is this Triton's HTTP port (8000)? gRPC has its "
+        "own, 8001 unless told otherwise. Or does the server want TLS, or your certificate?",
     ),
     (
         "UNAVAILABLE",
@@ -70,7 +70,7 @@ _RULES: tuple[tuple[str, str, Maker, str], ...] = (
         r"hostname|timed out|"
         r"reset by peer|socket closed|broken pipe|connection|empty address list|goaway|endpoint",
         errors.ConnectError,
-        "no server answers at this address: check that it runs and the address",
+        "no server answers at this address: check that it runs, the address, and TLS",
     ),
     # While Triton drains, or loads, its model disappears for a moment.
     ("UNAVAILABLE", _NOT_LOADED, errors.ServerStopping, "the model is not loaded"),

@@ -121,7 +121,7 @@ def test_a_server_of_another_protocol_is_told(caller: Make, photo: Make) -> None
         threading.Thread(target=http.serve_forever, daemon=True).start()
         try:
             client = caller(f"127.0.0.1:{http.server_port}", retry=NO_RETRIES)
-            with pytest.raises(ConnectError, match=r"HTTP port \(8000\)"):
+            with pytest.raises(ConnectError, match=r"HTTP port \(8000\).* TLS"):
                 client.score_one(photo(0))
         finally:
             http.shutdown()

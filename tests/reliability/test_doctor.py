@@ -157,6 +157,14 @@ def test_open_apis_are_told(repository: Path) -> None:
         assert f"{api} (HTTP)" in finding.detail
 
 
+def test_a_port_that_is_not_http_is_no_open_api(shared_server: EmbeddedServer) -> None:
+    """Triton's metrics port answers 200, and nothing, to every path."""
+    finding = found(Target(shared_server.grpc_url, shared_server.metrics_url))["closed APIs"]
+    assert finding.status == "warning"
+    assert "not Triton's HTTP endpoint" in finding.detail
+    assert "check --http-url" in finding.advice
+
+
 def test_over_tls(start_server: Callable[..., object], tmp_path: Path) -> None:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
@@ -170,3 +178,4 @@ def test_over_tls(start_server: Callable[..., object], tmp_path: Path) -> None:
         assert checks[check].status == "ok", checks[check]
     checks = found(Target(server.grpc_url, timeout=3.0))
     assert checks["contract"].status == "failure"
+    assert "--tls-ca" in checks["contract"].advice

@@ -27,6 +27,11 @@ def advice_for(error: nima_client.NimaError) -> str:
         return "give the header the server expects (--header name=value)"
     if isinstance(error, nima_client.ContractError):
         return "check that this is a NIMA server, and update the older of client and server"
+    if isinstance(error, nima_client.ConnectError):
+        return (
+            "check the port (gRPC is 8001 unless told otherwise) and TLS (--tls-ca, with mutual "
+            "TLS --tls-cert and --tls-key too); if they are right, look at the server's log"
+        )
     return "look at the server's log; `nima serve` restarts what died"
 
 

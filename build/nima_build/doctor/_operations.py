@@ -17,6 +17,7 @@ from nima_client._address import is_local
 from nima_client.contract import MODEL_NAME, NETWORK_MODEL, PREPROCESS_MODEL
 
 _CLOCK_SECONDS = 5.0
+_METADATA_BYTES = 65536
 # HTTP asks of each closed API, and the method that Triton wants for it.
 _HTTP_ASKS = {
     "model-repository": ("POST", "v2/repository/index"),
@@ -95,6 +96,14 @@ def _open(ask: str | urllib.request.Request, address: str, timeout: float) -> An
 
 
 def _open_over_http(target: Target) -> Iterator[str]:
+    try:
+        # Whatever else listens there (the metrics port, say) refuses nothing, and opens nothing.
+        with _open(f"http://{target.http_url}/v2", str(target.http_url), target.timeout) as answer:
+            if b'"extensions"' not in answer.read(_METADATA_BYTES):
+                raise OSError("not Triton's HTTP endpoint")
+    except urllib.error.HTTPError as error:
+        if b"restricted" not in error.read():
+            raise OSError(f"not Triton's HTTP endpoint ({error})") from error
     for name, (method, path) in _HTTP_ASKS.items():
         ask = urllib.request.Request(
             f"http://{target.http_url}/{path}",
