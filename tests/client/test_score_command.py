@@ -106,6 +106,9 @@ def test_bad_files_are_one_line_each_and_never_a_lost_run(
     assert [line.split(": ")[1] for line in lines] == ["UNSUPPORTED", "EMPTY", "UNREADABLE"]
     recorded = [json.loads(line) for line in failures.read_text().splitlines()]
     assert [Path(entry["file"]).name for entry in recorded] == ["3.jpg", "4.jpg", "6.jpg"]
+    done = run(folder / "3.jpg", url=url)
+    assert "0 photos scored" in done.stderr
+    assert "photos/s" not in done.stderr
 
 
 def test_names_that_are_not_utf8(folder: Path, url: str, tmp_path: Path) -> None:
@@ -416,6 +419,8 @@ def test_ratings_in_sidecars(folder: Path, url: str) -> None:
     assert done.returncode == 1
     assert "1.jpg.xmp: not XML" in done.stderr
     assert "3 sidecars written" in done.stderr
+    done = run(folder / "2.jpg", "--xmp", url=url)
+    assert "1 sidecar written" in done.stderr
     assert read_rating(folder / "2.jpg") in range(1, 6)
     assert foreign.read_text() == "no xml"
 
@@ -441,7 +446,7 @@ def test_the_chosen_can_be_copied_linked_or_moved(
         again = run(folder, "--top", 2, f"--{action}-to", target, url=url)
         assert again.returncode == 1
         assert "nothing is overwritten" in again.stderr
-        assert "1 photos into" in again.stderr
+        assert "1 photo into" in again.stderr
         assert placed[0].read_text() == "of somebody else"
 
 

@@ -204,11 +204,13 @@ class Job:
         # Sidecars first: they go along with their photos.
         if self.xmp:
             written = rate(chosen, named=named, report=tell_of_sidecar)
-            self.errors.print(f"{written} sidecars written", style="dim", highlight=False)
+            text = f"{written} {'sidecar' if written == 1 else 'sidecars'} written"
+            self.errors.print(text, style="dim", highlight=False)
         if self.placement is not None:
             action, folder = self.placement
             placed = place(chosen, folder, action, named=named, report=tell)
-            say(self.errors, f"{action.value}: {len(placed)} photos into {folder}")
+            photos = "photo" if len(placed) == 1 else "photos"
+            say(self.errors, f"{action.value}: {len(placed)} {photos} into {folder}")
         return len(failed)
 
     def _write_failures(self, failures: Iterable[FailedRow]) -> None:
@@ -219,8 +221,8 @@ class Job:
         failed = len(self.failures)
         scored = track.count - failed
         text = f"{scored} {'photo' if scored == 1 else 'photos'} scored in {track.seconds:.1f} s"
-        if track.count:
-            text += f" ({track.rate:.1f} photos/s)"
+        if scored:
+            text += f" ({scored / max(track.seconds, 1e-9):.1f} photos/s)"
         if earlier:
             text += f", {earlier} were there already"
         if failed:
