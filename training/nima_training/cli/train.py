@@ -45,7 +45,9 @@ def train(
         given = {name: value for name, value in flags.items() if value is not None}
         settings = load_config(config, {**parse_assignments(set_ or []), **given})
         if print_config:
-            typer.echo(json.dumps(settings.to_dict(), indent=1))
+            as_given = ("manifest", "photos", "out", "weights")
+            paths = {name: str(getattr(settings, name)) for name in as_given}
+            typer.echo(json.dumps({**settings.to_dict(), **paths}, indent=1))
             return
         best = run(settings, Console())
     except (ValueError, OSError, TrainingError) as error:
