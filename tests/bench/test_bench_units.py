@@ -45,6 +45,15 @@ def test_photos_are_found_at_any_depth_and_split_by_size(folder):
     assert "1 photos of 2.2" in large.describe()
 
 
+def test_damaged_photos_are_left_out_of_a_load(folder):
+    """The server refuses them, and perf_analyzer ends at the first request that fails."""
+    whole = (folder / "a.jpg").read_bytes()
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    assert [photo.name for photo in load_photos([folder])] == ["a.jpg", "b.png"]
+    with pytest.raises(BenchError, match=r"cut\.jpg cannot be scored"):
+        load_photos([folder / "cut.jpg"])
+
+
 def test_a_named_file_that_is_no_photo_is_an_error(folder, tmp_path):
     with pytest.raises(BenchError, match="cannot be scored"):
         load_photos([folder / "notes.txt"])

@@ -13,10 +13,18 @@ from typing import Any
 from nima_build.bench import BenchError
 from nima_client._files import write_atomic
 from nima_client.contract import INPUT_IMAGE
-from nima_client.preprocess import DEFAULT_LIMITS, ImageRejected, Limits, inspect_header
+from nima_client.preprocess import (
+    DEFAULT_LIMITS,
+    ImageRejected,
+    Limits,
+    PreprocessSpec,
+    decode,
+    inspect_header,
+)
 
 LARGE_MEGAPIXELS = 2.0
 """Photos from here on form the set ``large``, the others the set ``small``."""
+_REDUCED = PreprocessSpec()  # large JPEG at a reduced scale, as the server decodes them
 
 
 @dataclass(frozen=True)
@@ -67,8 +75,9 @@ def load_photos(paths: Iterable[Path], limits: Limits = DEFAULT_LIMITS) -> list[
     """Read every photo of the given files and folders (searched to any depth).
 
     Args:
-        paths: files and folders. What is not an image is passed over in folders.
-        limits: as the server has them; a load test must not measure refusals.
+        paths: files and folders. What is not an image, or a damaged one, is passed over in folders.
+        limits: as the server has them. A load test must not measure refusals, at the first of
+            which perf_analyzer gives up.
 
     Raises:
         BenchError: a path does not exist, a named file is no photo, or there is none at all.
@@ -82,6 +91,7 @@ def load_photos(paths: Iterable[Path], limits: Limits = DEFAULT_LIMITS) -> list[
             data = path.read_bytes()
             try:
                 header = inspect_header(data, limits)
+                decode(data, _REDUCED, limits)
             except ImageRejected as error:
                 if root.is_dir():
                     continue
