@@ -61,7 +61,7 @@ def main() -> int:
         except (ServerError, ArtefactError) as error:
             print(error, file=sys.stderr)
             return 1
-        print("\nStopped the server. Next: `make serve`, and `nima score YOUR_PHOTOS`.")
+        print("\nStopped the server. Next: `make serve`, and `.venv/bin/nima score YOUR_PHOTOS`.")
     return status
 
 

@@ -62,6 +62,13 @@ def test_notebook(folder: Path, triton: Any) -> None:
     assert "most disputed:" in out
 
 
+def test_notebook_without_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pandas")
+    monkeypatch.setattr("sys.argv", ["notebook.py", str(tmp_path)])
+    with pytest.raises(SystemExit, match="no JPEG in"):
+        load("notebook")
+
+
 def test_fastapi_service(
     server: KServeServer, photo: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
