@@ -7,12 +7,12 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator
 
-from nima_client._arguments import check_images, trace_headers
+from nima_client._arguments import OnError, check_images, trace_headers
 from nima_client._attempt import Attempt
 from nima_client._base import BaseClient
 from nima_client._contract_check import check_contract
 from nima_client._images import prepare, source_of
-from nima_client._outcome import scores_of
+from nima_client._outcome import each, scores_of
 from nima_client._plan import Plan
 from nima_client._source import Images, Source
 from nima_client._transport import AsyncTransport, InferReply
@@ -53,9 +53,19 @@ class AsyncCalls(BaseClient):
         return next(iter(known.values())) if known else await self._contact(deadline)
 
     async def _run(
-        self, images: Images, timeout: float | None, *, ordered: bool, drain: bool
+        self,
+        images: Images,
+        timeout: float | None,
+        *,
+        ordered: bool = True,
+        drain: bool = True,
+        on_error: OnError = "return",
     ) -> AsyncGenerator[ImageScore | ImageFailure, None]:
-        """Drive one call; the twin of ``ThreadCalls._run``."""
+        """Drive one call; the twin of ``ThreadCalls._run``.
+
+        Streams are this very generator: an event loop that shuts down closes all generators at
+        once, and could not close one that another is closing.
+        """
         check_images(images)
         deadline = self._deadline(timeout)
         source = Source(images)
@@ -81,7 +91,7 @@ class AsyncCalls(BaseClient):
                 if feeder is not None and feeder.done():
                     feeder.result()
                     feeder = None
-                for result in plan.take():
+                for result in each(plan.take(), on_error):
                     yield result
                 if plan.finished or (drain and plan.input_error is not None):
                     break

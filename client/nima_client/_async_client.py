@@ -62,12 +62,12 @@ class AsyncNimaClient(AsyncCalls):
         waited for, one more failure stands for the image that did not come and all after it.
         """
         check_on_error(on_error)
-        results = [r async for r in self._run(images, timeout, ordered=True, drain=True)]
+        results = [r async for r in self._run(images, timeout)]
         return results if on_error == "return" else raise_failures(results)
 
     async def score_one(self, image: ImageInput, *, timeout: float | None = None) -> ImageScore:
         """Score one image; see :meth:`NimaClient.score_one`."""
-        return one_result([r async for r in self._run([image], timeout, ordered=True, drain=True)])
+        return one_result([r async for r in self._run([image], timeout)])
 
     @overload
     def score_iter(
@@ -104,7 +104,7 @@ class AsyncNimaClient(AsyncCalls):
         """
         check_on_error(on_error)
         check_images(images)
-        return self._stream(images, timeout, ordered, on_error)
+        return self._run(images, timeout, ordered=ordered, drain=False, on_error=on_error)
 
     async def model_info(self) -> ModelInfo:
         """What the server serves; see :meth:`NimaClient.model_info`."""
@@ -125,19 +125,3 @@ class AsyncNimaClient(AsyncCalls):
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
-
-    # -- inside --------------------------------------------------------------------------------
-
-    async def _stream(
-        self, images: Images, timeout: float | None, ordered: bool, on_error: OnError
-    ) -> AsyncIterator[ImageScore]:
-        # Typed as the narrower of score_iter's two overloads.
-        run = self._run(images, timeout, ordered=ordered, drain=False)
-        try:
-            async for result in run:
-                if isinstance(result, ImageFailure) and on_error == "raise":
-                    assert result.error is not None
-                    raise result.error
-                yield result  # type: ignore[misc]
-        finally:
-            await run.aclose()

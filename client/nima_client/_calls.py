@@ -6,12 +6,12 @@ import queue
 import time
 from collections.abc import Iterable, Iterator
 
-from nima_client._arguments import check_images, trace_headers
+from nima_client._arguments import OnError, check_images, trace_headers
 from nima_client._attempt import Attempt
 from nima_client._base import BaseClient
 from nima_client._contract_check import check_contract
 from nima_client._images import ImageInput, exact_count, prepare, source_of
-from nima_client._outcome import scores_of
+from nima_client._outcome import each, scores_of
 from nima_client._plan import Plan
 from nima_client._transport import InferReply, InferRequest, PendingReply, Transport
 from nima_client.errors import ImageRejectedError, RequestError
@@ -55,13 +55,22 @@ class ThreadCalls(BaseClient):
         return next(iter(known.values())) if known else self._contact(deadline)
 
     def _run(
-        self, images: Iterable[ImageInput], timeout: float | None, *, ordered: bool, drain: bool
+        self,
+        images: Iterable[ImageInput],
+        timeout: float | None,
+        *,
+        ordered: bool = True,
+        drain: bool = True,
+        on_error: OnError = "return",
     ) -> Iterator[ImageScore | ImageFailure]:
         """Drive one call.
 
         When it cannot go on, ``drain`` answers for the images not yet read as well (a list); else
         the reason is raised (a stream that may have no end). What the iterable raises comes behind
         the results of all that it gave before; from a list at once, which could hand over none.
+
+        Streams are this very generator: closed, it cancels what is under way before ``close()``
+        returns, and what a signal handler raises meanwhile is not lost.
         """
         check_images(images)
         deadline = self._deadline(timeout)
@@ -76,7 +85,7 @@ class ThreadCalls(BaseClient):
             while True:
                 while not answers.empty():
                     self._answer(plan, under_way, *answers.get())
-                yield from plan.take()
+                yield from each(plan.take(), on_error)
                 if plan.finished or (drain and plan.input_error is not None):
                     break
                 now = time.monotonic()

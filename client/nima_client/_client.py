@@ -74,7 +74,7 @@ class NimaClient(ThreadCalls):
             TypeError: an input that is no image.
         """
         check_on_error(on_error)
-        results = list(self._run(images, timeout, ordered=True, drain=True))
+        results = list(self._run(images, timeout))
         return results if on_error == "return" else raise_failures(results)
 
     def score_one(self, image: ImageInput, *, timeout: float | None = None) -> ImageScore:
@@ -88,7 +88,7 @@ class NimaClient(ThreadCalls):
             ImageRejectedError: this image cannot be scored.
             RequestError: any other reason, as itself.
         """
-        return one_result(list(self._run([image], timeout, ordered=True, drain=True)))
+        return one_result(list(self._run([image], timeout)))
 
     @overload
     def score_iter(
@@ -140,7 +140,7 @@ class NimaClient(ThreadCalls):
         """
         check_on_error(on_error)
         check_images(images)
-        return self._stream(images, timeout, ordered, on_error)
+        return self._run(images, timeout, ordered=ordered, drain=False, on_error=on_error)
 
     def model_info(self) -> ModelInfo:
         """What the server serves: versions, checkpoint, preprocessing, reference quantiles.
@@ -168,15 +168,3 @@ class NimaClient(ThreadCalls):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-    # -- inside --------------------------------------------------------------------------------
-
-    def _stream(
-        self, images: Iterable[ImageInput], timeout: float | None, ordered: bool, on_error: OnError
-    ) -> Iterator[ImageScore]:
-        # Typed as the narrower of score_iter's two overloads.
-        for result in self._run(images, timeout, ordered=ordered, drain=False):
-            if isinstance(result, ImageFailure) and on_error == "raise":
-                assert result.error is not None
-                raise result.error
-            yield result  # type: ignore[misc]

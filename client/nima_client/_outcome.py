@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
+from nima_client._arguments import OnError
 from nima_client._attempt import Attempt
+from nima_client._outlet import Result
 from nima_client._transport import InferReply
-from nima_client.errors import ScoringError
+from nima_client.errors import RequestError, ScoringError
 from nima_client.results import ImageFailure, ImageScore, ModelInfo
 
 
@@ -56,6 +58,18 @@ def raise_failures(results: Iterable[ImageScore | ImageFailure]) -> list[ImageSc
     ) from first.error
 
 
+def each(results: Iterable[Result], on_error: OnError) -> Iterator[Result]:
+    """The results of a stream, one after another.
+
+    Raises:
+        RequestError: (``on_error="raise"``) the reason of the first failure.
+    """
+    for result in results:
+        if on_error == "raise" and isinstance(result, ImageFailure):
+            raise _reason(result)
+        yield result
+
+
 def one_result(results: list[ImageScore | ImageFailure]) -> ImageScore:
     """The one score of a call with one image.
 
@@ -65,5 +79,9 @@ def one_result(results: list[ImageScore | ImageFailure]) -> ImageScore:
     (result,) = results
     if isinstance(result, ImageScore):
         return result
-    assert result.error is not None
-    raise result.error
+    raise _reason(result)
+
+
+def _reason(failure: ImageFailure) -> RequestError:
+    assert failure.error is not None
+    return failure.error

@@ -288,3 +288,23 @@ def test_a_client_can_be_closed_between_the_questions_of_the_first_contact(
     stub.ModelConfig = close_and_ask
     with pytest.raises(RequestCancelled, match="closed"):
         client.model_info()
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_streams_left_open_at_the_end_of_an_event_loop_end_quietly(
+    server: KServeServer, photo: Make, caplog: pytest.LogCaptureFixture, closes: bool
+) -> None:
+    async def main(streams: list[Any]) -> None:
+        client = AsyncNimaClient(server.url, request_size=1, max_in_flight=3)
+        for _ in range(3):
+            streams.append(client.score_iter([photo(i) for i in range(20)]))
+            await anext(streams[-1])
+        if closes:
+            await client.close()
+
+    server.delay = 0.05
+    for _ in range(3):  # asyncio closes them in no certain order
+        asyncio.run(main([]))
+        kept: list[Any] = []
+        asyncio.run(main(kept))
+    assert caplog.records == []
