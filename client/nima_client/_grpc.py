@@ -16,6 +16,9 @@ from nima_client.errors import RequestCancelled
 if TYPE_CHECKING:
     import grpc
 
+_Calls = tuple[Any, Any]
+"""The stub of a channel, and its call that takes encoded requests."""
+
 
 class GrpcTransport:
     """One channel, opened at first use, so that importing and constructing stay light.
@@ -33,7 +36,7 @@ class GrpcTransport:
         self._compression: Any = None
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
-        self._calls: tuple[Any, Any] | None = None
+        self._calls: _Calls | None = None
         self._pid = 0
         self._closed = False
 
@@ -42,7 +45,8 @@ class GrpcTransport:
         import grpc
         from tritonclient.grpc import service_pb2
 
-        stub, _ = self._connect()
+        calls = self._connect()
+        stub, _ = calls
         metadata = self._connection.metadata
         key = {"name": model_name, "version": model_version}
         facts = service_pb2.ModelMetadataRequest(**key)
@@ -57,7 +61,7 @@ class GrpcTransport:
         except ValueError as error:  # the channel was closed by another thread
             raise RequestCancelled(str(error)) from error
         except BaseException:
-            self._give_up()
+            self._give_up(calls)
             raise
         return _wire.description(model, config)
 
@@ -65,7 +69,8 @@ class GrpcTransport:
         """Send and wait."""
         import grpc
 
-        _, infer = self._connect()
+        calls = self._connect()
+        _, infer = calls
         try:
             response = infer(_wire.encode_request(request), **self._call_options(request))
         except grpc.RpcError as failure:
@@ -73,37 +78,46 @@ class GrpcTransport:
         except ValueError as error:  # the channel was closed by another thread
             raise RequestCancelled(str(error), request_id=request.request_id) from error
         except BaseException:
-            self._give_up()
+            self._give_up(calls)
             raise
         return _wire.parse_reply(response, request)
 
     def submit(self, request: InferRequest) -> PendingReply:
         """Send, and return at once."""
-        _, infer = self._connect()
+        calls = self._connect()
+        _, infer = calls
         try:
             call = infer.future(_wire.encode_request(request), **self._call_options(request))
         except ValueError as error:
             raise RequestCancelled(str(error), request_id=request.request_id) from error
         except BaseException:
-            self._give_up()
+            self._give_up(calls)
             raise
-        return _Pending(call, request, self._connection.target)
+        return _Pending(call, request, self._connection.target, lambda: self._give_up(calls))
 
     def close(self) -> None:
         """Close the channel; requests under way are cancelled."""
         with self._lock:
             self._closed = True
-            if self._channel is not None and self._pid == os.getpid():
-                self._channel.close()
-            self._channel = self._calls = None
-
-    def _give_up(self) -> None:
-        """Let go of a channel that an exception went through; its requests are cancelled."""
-        with self._lock:
             channel, self._channel, self._calls = self._channel, None, None
-            if channel is not None and self._pid == os.getpid():
-                # It may wait for ever.
-                threading.Thread(target=channel.close, daemon=True).start()
+        if channel is not None and self._pid == os.getpid():
+            try:
+                channel.close()
+            except BaseException:
+                _close_aside(channel)
+                raise
+
+    def _give_up(self, calls: _Calls) -> None:
+        """Let go of the channel of these calls, which an exception went through.
+
+        Its requests are cancelled.
+        """
+        with self._lock:
+            if self._calls is not calls:  # let go of already
+                return
+            channel, self._channel, self._calls = self._channel, None, None
+        if channel is not None and self._pid == os.getpid():
+            _close_aside(channel)
 
     def _call_options(self, request: InferRequest) -> dict[str, Any]:
         return {
@@ -112,7 +126,7 @@ class GrpcTransport:
             "compression": self._compression,
         }
 
-    def _connect(self) -> tuple[Any, Any]:
+    def _connect(self) -> _Calls:
         """The stub, and the call that takes encoded requests."""
         calls = self._calls
         if calls is not None and self._pid == os.getpid():
@@ -131,16 +145,28 @@ class GrpcTransport:
             return self._calls
 
 
+def _close_aside(channel: grpc.Channel) -> None:
+    """Close a channel in a thread of its own, as it may wait for ever."""
+    threading.Thread(target=channel.close, daemon=True).start()
+
+
 class _Pending:
     """A request under way; see :class:`nima_client._transport.PendingReply`."""
 
-    def __init__(self, call: Any, request: InferRequest, target: str) -> None:
+    def __init__(
+        self, call: Any, request: InferRequest, target: str, give_up: Callable[[], None]
+    ) -> None:
         self._call = call
         self._request = request
         self._target = target
+        self._give_up = give_up
 
     def add_done_callback(self, callback: Callable[[PendingReply], None]) -> None:
-        self._call.add_done_callback(lambda _: callback(self))
+        try:
+            self._call.add_done_callback(lambda _: callback(self))
+        except BaseException:
+            self._give_up()
+            raise
 
     def result(self) -> InferReply:
         import grpc
@@ -153,10 +179,17 @@ class _Pending:
             raise RequestCancelled(
                 "the request was cancelled", request_id=self._request.request_id
             ) from error
+        except BaseException:
+            self._give_up()
+            raise
         return _wire.parse_reply(response, self._request)
 
     def cancel(self) -> None:
-        self._call.cancel()
+        try:
+            self._call.cancel()
+        except BaseException:
+            self._give_up()
+            raise
 
 
 def open_channel(connection: Connection, *, asynchronous: bool = False) -> Any:

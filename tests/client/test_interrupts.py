@@ -12,7 +12,7 @@ import grpc
 import pytest
 from kserve_server import KServeServer
 
-from nima_client import NimaClient
+from nima_client import NimaClient, RequestCancelled
 
 Make = Callable[..., Any]
 
@@ -69,7 +69,60 @@ def test_an_interrupt_before_grpc_watches_a_request_costs_only_that_call(
     with pytest.raises(KeyboardInterrupt):
         client.score([photo(number) for number in range(8)])
     assert len(client.score([photo(number) for number in range(8)], timeout=10)) == 8
-    closing = threading.Thread(target=client.close, daemon=True)
-    closing.start()
-    closing.join(10)
-    assert not closing.is_alive()
+    assert _ends(client.close)
+
+
+@pytest.mark.parametrize("method", ["add_done_callback", "cancel"])
+def test_an_interrupt_that_holds_a_lock_of_grpc_costs_only_that_call(
+    server: KServeServer, photo: Make, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    def interrupted(call: Any, *args: object) -> None:
+        monkeypatch.undo()
+        # As Condition.__enter__ leaves it; gRPC's thread, and with it every answer, waits for it.
+        call._state.condition.acquire()
+        raise KeyboardInterrupt
+
+    server.delay = 0.05
+    client = NimaClient(server.url, request_size=1)
+    photos = [photo(number) for number in range(40)]
+    stream = client.score_iter(photos)
+    next(stream)
+    monkeypatch.setattr(grpc._channel._MultiThreadedRendezvous, method, interrupted)
+    ways: dict[str, Callable[[], object]] = {
+        "add_done_callback": lambda: list(stream),
+        "cancel": stream.close,  # type: ignore[attr-defined]
+    }
+    with pytest.raises(KeyboardInterrupt):
+        ways[method]()
+    assert len(client.score(photos[:8], timeout=10)) == 8
+    assert _ends(client.close)
+
+
+def test_a_close_that_was_interrupted_is_a_close(
+    server: KServeServer, photo: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = NimaClient(server.url)
+    assert client.score_one(photo(1)).mean
+    channel = client._transport._channel  # type: ignore[attr-defined]
+    closed = threading.Event()
+    real = channel._close
+
+    def interrupted() -> None:
+        channel._close = lambda: (closed.set(), real())
+        raise KeyboardInterrupt
+
+    channel._close = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        client.close()
+    assert closed.wait(10)
+    assert _ends(client.close)
+    with pytest.raises(RequestCancelled):
+        client.score_one(photo(1))
+
+
+def _ends(call: Callable[[], object]) -> bool:
+    """Whether a call ends, in a thread that a test run need not wait for."""
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(10)
+    return not thread.is_alive()
