@@ -5,9 +5,23 @@ from __future__ import annotations
 from collections import deque
 from typing import Union
 
+from nima_client.errors import RequestError
 from nima_client.results import ImageFailure, ImageScore
 
 Result = Union[ImageScore, ImageFailure]  # noqa: UP007  (evaluated on 3.10)
+
+
+def forget_frames(error: RequestError) -> None:
+    """Let go of the frames that an error came through.
+
+    They hold the images of its request, for as long as somebody keeps the failure. Raised again,
+    it has a traceback again.
+    """
+    error.__traceback__ = None
+    if error.__suppress_context__:
+        error.__context__ = None
+    if error.__cause__ is not None:
+        error.__cause__.__traceback__ = None
 
 
 class Outlet:

@@ -16,7 +16,7 @@ from collections import deque
 from nima_client import _defaults, errors
 from nima_client._attempt import OUT_OF_TIME, Attempt, Item
 from nima_client._images import Prepared, rejected
-from nima_client._outlet import Outlet, Result
+from nima_client._outlet import Outlet, Result, forget_frames
 from nima_client._patience import Patience
 from nima_client._retry import RetryPolicy
 from nima_client._transport import RejectedImages
@@ -118,6 +118,7 @@ class Plan:
 
     def add_failure(self, index: int, error: RequestError, source: str | None = None) -> None:
         """Accept one image that failed before it could be sent."""
+        forget_frames(error)
         self._outlet.put(ImageFailure.from_error(index, error, source))
 
     def flush(self) -> None:
@@ -188,6 +189,7 @@ class Plan:
 
     def failed(self, attempt: Attempt, error: RequestError, now: float) -> None:
         """A request failed: refuse its bad images, send it again, or give its images up."""
+        forget_frames(error)
         if attempt not in self._in_flight:
             return
         self._in_flight.discard(attempt)

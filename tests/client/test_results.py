@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import pickle
+import sys
 from collections.abc import Callable
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
+from kserve_server import KServeServer
 
 import nima_client
 from nima_client import (
@@ -17,6 +21,7 @@ from nima_client import (
     ImageFailure,
     ImageScore,
     NimaClient,
+    NimaError,
     QueueFull,
     RejectionCode,
     RetryPolicy,
@@ -255,3 +260,25 @@ def test_the_one_line_score(photo: Photo, server: Any, monkeypatch: pytest.Monke
     assert len(nima_client.score([photo(0), photo(1)])) == 2
     results = nima_client.score([b""], url=server.url, on_error="return")
     assert isinstance(results[0], ImageFailure)
+
+
+def test_a_failure_that_is_kept_does_not_keep_its_image(caller: Any, photo: Photo) -> None:
+    def fails(number: int, images: list[bytes], context: Any) -> None:
+        if b"odd" in images[0]:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "odd")
+
+    images = [photo(1) + b"odd", photo(2, refuse=True), b"no photo" + bytes(1000)]
+    before = [sys.getrefcount(image) for image in images]
+    with KServeServer(fails) as server:
+        server.keep = False
+        client = caller(server.url, request_size=1)
+        failures = [r for _ in range(20) for r in client.score(images, on_error="return")]
+        kept = [r for _ in range(20) for r in client.score_iter(iter(images), on_error="return")]
+    assert {r.code for r in failures + kept} == {"MODEL", "UNDECODABLE", "UNSUPPORTED"}
+    gc.collect()
+    # A call that has ended may still be on its way out.
+    now = [sys.getrefcount(image) for image in images]
+    assert all(b <= a + 3 for a, b in zip(before, now, strict=True)), (before, now)
+    with pytest.raises(NimaError) as caught:
+        raise failures[0].error
+    assert caught.value.__cause__ is not None
