@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 
 from nima_client._arguments import OnError
 from nima_client._attempt import Attempt
 from nima_client._outlet import Result
 from nima_client._transport import InferReply
-from nima_client.errors import RequestError, ScoringError
+from nima_client.errors import ModelError, RequestError, ScoringError
 from nima_client.results import ImageFailure, ImageScore, ModelInfo
 
 
 def scores_of(attempt: Attempt, reply: InferReply, info: ModelInfo) -> list[ImageScore]:
-    """One score for each image of a request."""
+    """One score for each image of a request.
+
+    Raises:
+        ModelError: a score that is no number, which a broken engine may give for some images.
+    """
     served = info.served
+    if not math.isfinite(sum(reply.means) + sum(reply.stds) + sum(map(sum, reply.distributions))):
+        raise ModelError(
+            "the server gave a score that is not a number: its network or its engine is broken",
+            request_id=reply.request_id,
+            retryable=False,
+        )
     return [
         ImageScore(
             index=item.index,

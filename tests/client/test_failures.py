@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from nima_client import (
     TLSError,
 )
 from nima_client._status import status_error
+from nima_client.testing import FakeTransport, fake_distribution, reply
 
 Make = Callable[..., Any]
 Code = grpc.StatusCode
@@ -365,3 +367,27 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < end, "it never happened"
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_score_that_is_no_number_fails_for_its_image_alone(
+    caller: Make, photo: Make, broken: float
+) -> None:
+    def handler(request: Any) -> Any:
+        given = [
+            (broken, *rest) if image == photo(2) else (first, *rest)
+            for image in request.images
+            for first, *rest in [fake_distribution(image)]
+        ]
+        return reply(request, given)
+
+    fake = FakeTransport(handler)
+    client = caller(transport=fake, request_size=4)
+    results = client.score([photo(i) for i in range(8)], on_error="return")
+    assert [r.index for r in results if isinstance(r, ImageFailure)] == [2]
+    assert (results[2].code, results[2].message) == (
+        "MODEL",
+        "the server gave a score that is not a number: its network or its engine is broken",
+    )
+    # The other three of its request, and it, once more each.
+    assert len(fake.requests) == 2 + 4
