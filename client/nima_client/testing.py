@@ -203,14 +203,15 @@ class FakeTransport:
         """Answer in a worker thread."""
         self._record(request)
         with self._lock:
+            self._check_open()  # closed by another thread meanwhile
             if self._pool is None:
                 self._pool = concurrent.futures.ThreadPoolExecutor(self._workers)
             return _Pending(self._pool.submit(self._sync, request), request)
 
     def close(self) -> None:
         """Refuse further requests."""
-        self.closed = True
         with self._lock:
+            self.closed = True
             if self._pool is not None:
                 self._pool.shutdown(wait=False, cancel_futures=True)
 

@@ -282,3 +282,17 @@ def test_a_failure_that_is_kept_does_not_keep_its_image(caller: Any, photo: Phot
     with pytest.raises(NimaError) as caught:
         raise failures[0].error
     assert caught.value.__cause__ is not None
+
+
+class ClosedMeanwhile(FakeTransport):
+    """Closed by another thread just as a request has been taken note of."""
+
+    def _record(self, request: Any) -> None:
+        super()._record(request)
+        self.close()
+
+
+def test_a_fake_closed_in_the_middle_of_a_call_says_so(photo: Photo) -> None:
+    client = NimaClient(transport=ClosedMeanwhile(), request_size=1)
+    results = client.score([photo(0), photo(1)], on_error="return")
+    assert [r.code for r in results] == ["CANCELLED"] * 2  # type: ignore[union-attr]
