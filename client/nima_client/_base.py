@@ -198,7 +198,13 @@ class BaseClient:
         )
 
     def _deadline(self, timeout: float | None) -> float | None:
-        """Monotonic time at which a call ends; a call's own timeout goes before the client's."""
+        """Monotonic time at which a call ends; a call's own timeout goes before the client's.
+
+        Raises:
+            ValueError: a timeout that is no time.
+        """
+        if timeout is not None:
+            check_seconds("timeout", timeout, over=True)
         seconds = timeout if timeout is not None else self._options.timeout
         return None if seconds is None else time.monotonic() + seconds
 

@@ -62,7 +62,8 @@ class NimaClient(ThreadCalls):
                 (:data:`~nima_client.ImageInput`), mixed as you like.
             on_error: ``"raise"`` raises when any image has no score; ``"return"`` puts an
                 :class:`ImageFailure` in its place.
-            timeout: seconds that the whole call may take; also sent to the server.
+            timeout: seconds that the whole call may take, none if 0 or less; also sent to the
+                server.
 
         Returns:
             One result for each image, in input order.
@@ -72,6 +73,7 @@ class NimaClient(ThreadCalls):
             TransportError: no server could be reached, before any image was sent.
             ContractError: that server is not NIMA, or speaks another contract.
             TypeError: an input that is no image.
+            ValueError: a ``timeout`` that is no number of seconds.
         """
         check_on_error(on_error)
         results = list(self._run(images, timeout))

@@ -149,12 +149,21 @@ def bearer(token: str) -> str:
     return f"Bearer {token}"
 
 
-def check_seconds(name: str, value: object) -> None:
+def check_seconds(name: str, value: object, *, over: bool = False) -> None:
     """Refuse what is no time.
 
+    Args:
+        name: of the option.
+        value: its value.
+        over: whether it may be over, too: 0 or less, what is left of a budget.
+
     Raises:
-        ValueError: not a finite number above 0.
+        ValueError: not a number above 0 (``over``: or a finite one below), or one of decades.
     """
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not number or not (math.isfinite(value) and value > 0):  # type: ignore[arg-type,operator]
-        raise ValueError(f"{name} must be a number of seconds above 0, not {value!r}")
+    low = -math.inf if over else 0.0
+    if not number or not low < value <= _defaults.LONGEST_S:  # type: ignore[operator]
+        raise ValueError(
+            f"{name} must be a number of seconds{'' if over else ' above 0'} "
+            f"(at most {_defaults.LONGEST_S:.0e}), not {value!r}"
+        )

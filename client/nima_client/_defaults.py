@@ -37,6 +37,9 @@ capacity a quarter of the goodput is left, with half of it three quarters (docs/
 CONNECT_TIMEOUT_S: Final = 10.0
 """Longest wait for the contract check at connect, retries included."""
 
+LONGEST_S: Final = 1e9
+"""Longest time an option may name, 31 years. gRPC makes a passed deadline of much longer ones."""
+
 RESTART_SECONDS = 1.0
 """A server that came back with other weights was silent for longer: it takes 1.2 s here."""
 

@@ -10,6 +10,7 @@ from kserve_server import KServeServer
 
 from nima_client import TLS, AsyncNimaClient, NimaClient
 from nima_client._connection import Connection
+from nima_client.testing import FakeTransport
 
 Make = Callable[..., Any]
 
@@ -33,6 +34,8 @@ Make = Callable[..., Any]
         ({"request_timeout": "30"}, "request_timeout"),
         ({"timeout": float("inf")}, "timeout"),
         ({"timeout": True}, "timeout"),
+        ({"timeout": 1e10}, "at most 1e"),
+        ({"connect_timeout": 1e10}, "at most 1e"),
         ({"keepalive_s": 0}, "keepalive_s"),
         ({"request_size": 0}, "request_size"),
         ({"request_size": 2.5}, "request_size"),
@@ -66,3 +69,26 @@ def test_a_token_out_of_a_file_may_end_with_its_line(
 ) -> None:
     caller(server.url, bearer_token=" t0ken\n").score_one(photo(0))
     assert {sent["authorization"] for sent in server.metadata} == {"Bearer t0ken"}
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), float("inf"), 1e10, "5", True])
+def test_a_timeout_that_is_none_is_refused_by_a_call(
+    caller: Make, photo: Make, timeout: Any
+) -> None:
+    client = caller(transport=FakeTransport())
+    with pytest.raises(ValueError, match="timeout must be a number of seconds"):
+        client.score([photo(0)], timeout=timeout)
+    with pytest.raises(ValueError, match="timeout must be a number of seconds"):
+        list(client.score_iter([photo(0)], timeout=timeout))
+    with pytest.raises(ValueError, match="timeout must be a number of seconds"):
+        client.score_one(photo(0), timeout=timeout)
+
+
+def test_times_may_be_very_long_or_over(caller: Make, server: KServeServer, photo: Make) -> None:
+    client = caller(server.url, connect_timeout=1e9, request_timeout=1e9, timeout=1e9)
+    images = [photo(i) for i in range(3)]
+    assert len(client.score(images)) == 3
+    assert client.score_one(images[0]).mean
+    for over in (0, -1.5):
+        results = client.score(images, timeout=over, on_error="return")
+        assert [r.code for r in results] == ["DEADLINE"] * 3
