@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from guard import guarded
 from http_load import LoadError
 from servers import HERE, Setting
 
@@ -76,11 +77,12 @@ def program(kind: str, setting: Setting) -> Iterator[Program]:
             start_new_session=True,
         )
     try:
-        assert process.stdout is not None
-        if process.stdout.readline() != "ready\n":
-            tail = " / ".join(log.read_text(errors="replace").splitlines()[-4:])
-            raise RuntimeError(f"it did not start: {tail}")
-        yield Program(NAMES[kind], process)
+        with guarded(process.pid):
+            assert process.stdout is not None
+            if process.stdout.readline() != "ready\n":
+                tail = " / ".join(log.read_text(errors="replace").splitlines()[-4:])
+                raise RuntimeError(f"it did not start: {tail}")
+            yield Program(NAMES[kind], process)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -19,6 +19,7 @@ import onnx
 import onnx.utils
 import psutil
 import tritonclient.http as triton_http
+from guard import guarded
 from http_load import LoadError, ask, post
 
 from nima_build.bench.cpu import cpu_seconds
@@ -178,25 +179,26 @@ def _process(
             start_new_session=True,
         )
     target = Target(name, ("127.0.0.1", port), requests, process.pid)
-    try:
-        _wait(target, process, log)
-        yield target
-    finally:
-        # Its own session: workers and helpers end with it, nothing else does.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_TIMEOUT)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    with guarded(process.pid):
+        try:
+            _wait(target, process, log)
+            yield target
+        finally:
+            # Its own session: workers and helpers end with it, nothing else does.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_TIMEOUT)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 @contextlib.contextmanager
 def product(setting: Setting) -> Iterator[Target]:
     """The server of this project."""
     options = ServerOptions(model_repository=setting.repository, precision=setting.precision)
-    with EmbeddedServer(options) as server:
+    with EmbeddedServer(options) as server, guarded(server.pid):
         yield triton_target("NIMA on Triton", server, setting.photos)
 
 
@@ -252,7 +254,8 @@ def triton_tutorial(setting: Setting) -> Iterator[Target]:
     """A Triton ensemble of two Python models with FP32 pixels between them."""
     repository = setting.folder / "tutorial"
     _write_tutorial(setting, repository)
-    with EmbeddedServer(ServerOptions(model_repository=repository)) as server:
+    options = ServerOptions(model_repository=repository)
+    with EmbeddedServer(options) as server, guarded(server.pid):
         yield triton_target("Triton, tutorial-style", server, setting.photos)
 
 

@@ -25,7 +25,7 @@ class Started(Protocol):
     def pid(self) -> int: ...
 
 
-def _pause(pid: int) -> list[psutil.Process]:
+def pause(pid: int) -> list[psutil.Process]:
     """Stop a process and its descendants, parents first: one that is stopped starts no others.
 
     Returns:
@@ -65,7 +65,7 @@ class Turns:
     def __enter__(self) -> Turns:
         try:
             for server in self._servers:
-                self._stopped[server.name] = _pause(server.pid)
+                self._stopped[server.name] = pause(server.pid)
         except BaseException:
             self.__exit__()
             raise
@@ -85,4 +85,4 @@ class Turns:
             time.sleep(SETTLE)
             yield
         finally:
-            self._stopped[server.name] = _pause(server.pid)
+            self._stopped[server.name] = pause(server.pid)

@@ -279,3 +279,58 @@ def test_every_turn_has_the_limit_of_right_before_and_after(trial):
     assert [s.server for s in run.samples[:8]] == [*["own", "peer"] * 2, *["peer", "own"] * 2]
     run.finished = True
     assert json.loads(run.document())["complete"] is True
+
+
+SERVER = """
+import http.server, subprocess, sys
+child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+print(child.pid, flush=True)
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_POST(self):
+        self.send_response(200)
+        self.send_header("content-length", "11")
+        self.end_headers()
+        self.wfile.write(b'{"mean": 5}')
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+COMPARISON = """
+import sys, time
+from pathlib import Path
+from types import SimpleNamespace
+import servers, turns
+folder = Path(sys.argv[1])
+spec = SimpleNamespace(to_dict=dict)
+setting = SimpleNamespace(
+    folder=folder, onnx="", workers=1, photos=[b"photo"], metadata=SimpleNamespace(spec=spec)
+)
+port = servers._free_port()
+command = [sys.executable, "-c", sys.argv[2], str(port)]
+with servers._process("peer", setting, command, port, "raw") as target:
+    with turns.Turns([target]):
+        print(target.pid, flush=True)
+        time.sleep(600)
+"""
+
+
+def test_a_comparison_that_is_killed_leaves_no_stopped_server(tmp_path):
+    comparison = subprocess.Popen(
+        [sys.executable, "-c", COMPARISON, str(tmp_path), SERVER],
+        cwd=PEERS, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert comparison.stdout is not None
+    first = psutil.Process(int(comparison.stdout.readline()))
+    below = psutil.Process(int((tmp_path / "peer.log").read_text().split()[0]))
+    guards = [p for p in psutil.Process(comparison.pid).children() if p != first]
+    try:
+        assert first.status() == below.status() == psutil.STATUS_STOPPED
+        comparison.kill()
+        comparison.wait()
+        gone, left = psutil.wait_procs([first, below, *guards], timeout=30)
+        assert not left
+        assert len(gone) == 3
+    finally:
+        comparison.stdout.close()
+        for process in (first, below):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
