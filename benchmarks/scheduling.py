@@ -23,6 +23,7 @@ import tritonclient.grpc as triton_grpc
 from nima_build.bench.variant import copy_repository, edit_config
 from nima_build.repository import default_repository
 from nima_build.server import EmbeddedServer, ServerOptions
+from nima_build.triton_client import triton_client
 from nima_client.contract import PREPROCESS_MODEL
 
 # preferred batch sizes, queue delay in microseconds
@@ -60,7 +61,7 @@ def load(url: str, photos: list[bytes], concurrency: int, requests: int) -> tupl
         window.release()
         finished.release()
 
-    with triton_grpc.InferenceServerClient(url) as client:
+    with triton_client(url) as client:
         start = time.perf_counter()
         for index in range(requests):
             window.acquire()

@@ -113,6 +113,9 @@ def test_an_error_does_not_leave_the_stub_running():
 
 def test_what_the_sdk_costs_is_kept_with_the_machine(tmp_path, monkeypatch, capsys):
     figures = tmp_path / "figures.json"
+    # No client asks a proxy for this machine's own loopback.
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_grpc_proxy", "")
     few = ["--count", "3", "--pairs", "1", "--calls", "2", "--json", str(figures)]
     run_script(monkeypatch, "sdk_overhead.py", "--stub", *few)
     found = json.loads(figures.read_text())
