@@ -62,8 +62,8 @@ class NimaClient(ThreadCalls):
                 (:data:`~nima_client.ImageInput`), mixed as you like.
             on_error: ``"raise"`` raises when any image has no score; ``"return"`` puts an
                 :class:`ImageFailure` in its place.
-            timeout: seconds that the whole call may take, none if 0 or less; also sent to the
-                server.
+            timeout: seconds that the whole call may take, none if 0 or less, apart from waiting for
+                a slow iterable (see :meth:`score_iter`); also sent to the server.
 
         Returns:
             One result for each image, in input order.
@@ -126,11 +126,14 @@ class NimaClient(ThreadCalls):
         cancels what is under way.
 
         Args:
-            images: any iterable; it is read in the calling thread.
+            images: any iterable; it is read in the calling thread. While that one waits for the
+                next image, nothing is handed over and the deadline is not looked at: where images
+                come slowly, let the iterable end by itself, or take an async one with
+                :class:`AsyncNimaClient`, which waits for both.
             ordered: results in input order, or as they complete (``index`` tells which is which).
             on_error: ``"raise"`` raises the reason of the first image without a score;
                 ``"return"`` yields an :class:`ImageFailure` for it.
-            timeout: seconds that the whole stream may take.
+            timeout: seconds that the whole stream may take, apart from waiting for the iterable.
 
         Yields:
             One result for each image.

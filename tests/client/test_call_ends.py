@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from nima_client import (
     DeadlineExceeded,
     ImageFailure,
     ImageScore,
+    NimaClient,
     RequestCancelled,
     ScoringError,
     _async_calls,
@@ -130,6 +131,24 @@ def test_a_deadline_while_an_async_iterable_is_waited_for_is_told(
             assert isinstance(caught.value.__cause__, DeadlineExceeded)
 
     asyncio.run(main())
+
+
+def test_a_deadline_while_an_ordinary_iterable_waits_loses_no_result(photo: Make) -> None:
+    scores: list[ImageScore] = []
+    asked: list[int] = []
+
+    def images() -> Iterator[bytes]:
+        yield photo(0)
+        yield photo(1)
+        time.sleep(1.2)
+        for number in range(2, 9):
+            asked.append(number)
+            yield photo(number)
+
+    with NimaClient(transport=FakeTransport()) as client, pytest.raises(DeadlineExceeded):
+        scores.extend(client.score_iter(images(), timeout=1.0))
+    assert [score.index for score in scores] == [0, 1]
+    assert asked == [2]
 
 
 def test_an_async_iterable_is_read_to_its_end_as_far_as_nothing_is_waited_for(
