@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,47 @@ def test_a_moved_link_leads_where_it_led(tmp_path: Path) -> None:
     lost.symlink_to("nowhere.jpg")
     with pytest.raises(FileNotFoundError):
         place([row(lost)], tmp_path / "else", Action.MOVE)
+
+
+def test_links_to_photos_that_move_with_them_lead_there(tmp_path: Path) -> None:
+    for number, order in enumerate(itertools.permutations(range(5))):
+        move_with_links(tmp_path / str(number), order)
+
+
+def move_with_links(tmp_path: Path, order: tuple[int, ...]) -> None:
+    photos, best = tmp_path / "photos", tmp_path / "best"
+    (photos / "in").mkdir(parents=True)
+    (tmp_path / "alias").symlink_to("photos")
+    (photos / "in" / "a.jpg").write_bytes(b"a")
+    (photos / "stays.jpg").write_bytes(b"stays")
+    for name, to in (
+        ("relative.jpg", "in/a.jpg"), ("absolute.jpg", tmp_path / "alias" / "in" / "a.jpg"),
+        ("other.jpg", "stays.jpg"), ("link.jpg", "unchosen.jpg"), ("unchosen.jpg", "relative.jpg"),
+    ):  # fmt: skip
+        (photos / name).symlink_to(to)
+    names = ("in/a.jpg", "relative.jpg", "absolute.jpg", "other.jpg", "link.jpg")
+    rows = [row(photos / names[number]) for number in order]
+    placed = place(rows, best, Action.MOVE)
+    assert [path.name[9:] for path in placed] == [Path(names[n]).name for n in order]
+    assert [path.read_bytes() for path in placed] == [b"stays" if n == 3 else b"a" for n in order]
+    assert [path.is_symlink() for path in placed] == [n != 0 for n in order]
+    assert {path.name for path in photos.iterdir()} == {"in", "stays.jpg", "unchosen.jpg"}
+    best.rename(tmp_path / "elsewhere")  # what moved together stays together
+    moved = [tmp_path / "elsewhere" / path.name for path in placed]
+    assert [path.exists() for path in moved] == [True] * 5
+    assert place(rows, tmp_path / "elsewhere", Action.MOVE) == moved  # done already
+
+
+def test_a_link_to_a_photo_that_could_not_move_leads_to_where_it_is(tmp_path: Path) -> None:
+    best, told = tmp_path / "best", []
+    best.mkdir()
+    (tmp_path / "a.jpg").write_bytes(b"a")
+    (tmp_path / "b.jpg").symlink_to("a.jpg")
+    (best / "002_5.00_a.jpg").write_bytes(b"another")
+    rows = [row(tmp_path / "b.jpg"), row(tmp_path / "a.jpg")]
+    (placed,) = place(rows, best, Action.MOVE, report=lambda r, _: told.append(r.file))
+    assert told == [str(tmp_path / "a.jpg")]
+    assert placed.read_bytes() == b"a"
 
 
 def test_ranks_sort_beyond_999(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ Report = Callable[[Row, Exception], None]
 """Told of a row with which something could not be done, and why."""
 
 _NAME_BYTES = 255
+_LINKS = 40  # one behind the other, as many as Linux follows
 
 
 class Action(str, enum.Enum):
@@ -62,7 +63,8 @@ def place(
     """Copy, link (symbolically) or move the files of these rows into a folder.
 
     Names are prefixed with their rank (``001_6.72_photo.jpg``), so that the folder sorts as the
-    rows do; too long ones are cut before their ending. A sidecar goes along. Members of archives
+    rows do; too long ones are cut before their ending. A sidecar goes along. A link that is moved
+    leads where it led, and to where the photo is now that is moved with it. Members of archives
     have no file and are passed over. What an earlier call has placed already is left as it is.
 
     Args:
@@ -83,21 +85,28 @@ def place(
     """
     folder.mkdir(parents=True, exist_ok=True)
     width = max(3, len(str(len(rows))))
-    placed = []
+    todo = []
     for rank, row in enumerate(rows, 1):
         source = _file_of(row, named)
         if _inside_archive(source):
             continue
         target = folder / _cut(f"{rank:0{width}d}_{row.mean:.2f}_{source.name}")
+        todo.append((source, target, row))
+    if action is Action.MOVE:
+        # Links last, when the photos have moved that they lead to.
+        todo.sort(key=lambda one: one[0].is_symlink())
+    moving = {_real_name(source): target for source, target, _ in reversed(todo)}
+    placed = []
+    for source, target, row in todo:
         try:
             beside = sidecar(source)
-            _place_one(source, target, action)
+            _place_one(source, target, action, moving)
             placed.append(target)
             if beside.exists():
-                _place_one(beside, sidecar(target), action)
+                _place_one(beside, sidecar(target), action, moving)
         except (OSError, ValueError) as error:
             report(row, error)
-    return placed
+    return sorted(placed)
 
 
 def rate(
@@ -144,10 +153,30 @@ def _cut(name: str) -> str:
     return stem + suffix
 
 
-def _place_one(source: Path, target: Path, action: Action) -> None:
+def _real_name(path: Path) -> Path:
+    """A file by the one name of its folder; a link as the link."""
+    return Path(os.path.realpath(path.parent), path.name)
+
+
+def _moved_to(link: Path, moving: Mapping[Path, Path]) -> Path | None:
+    """Where the photo has been moved to that a link leads to; None if it has not."""
+    for _ in range(_LINKS):
+        if not link.is_symlink():
+            break
+        link = _real_name(link.parent / os.readlink(link))
+        target = moving.get(link)
+        if target is not None and _is_placed(link, target, Action.MOVE) and target.exists():
+            return target
+    return None
+
+
+def _place_one(source: Path, target: Path, action: Action, moving: Mapping[Path, Path]) -> None:
     if os.path.lexists(target):
         if not _is_placed(source, target, action):
             raise FileExistsError(f"{target} exists already: nothing is overwritten")
+    elif action is Action.MOVE and (along := _moved_to(source, moving)) is not None:
+        target.symlink_to(along.name)  # beside it, wherever both are taken
+        source.unlink()
     elif not source.exists():
         raise FileNotFoundError(f"{source}: no such file")
     elif action is Action.LINK:
