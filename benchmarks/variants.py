@@ -29,10 +29,10 @@ from nima_build.bench.machine import describe_machine, one_line
 from nima_build.bench.open_loop import percentiles
 from nima_build.bench.photos import photo_set
 from nima_build.bench.variant import copy_repository, edit_config
+from nima_build.rendering import cpu_instances
 from nima_build.repository import (
     GRAPHS,
     config_path,
-    cpu_instances,
     default_repository,
     read_config,
     set_precision,

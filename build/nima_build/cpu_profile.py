@@ -13,7 +13,8 @@ from pathlib import Path
 
 from nima_build.cores import available_cores
 from nima_build.metadata import ArtefactError
-from nima_build.repository import MODELS, check_graph, cpu_instances, read_config, set_precision
+from nima_build.rendering import cpu_instances
+from nima_build.repository import MODELS, check_graph, read_config, set_precision
 from nima_client._files import write_together
 from nima_client.contract import MODEL_NAME, PREPROCESS_MODEL
 from nima_client.preprocess import DEFAULT_LIMITS, Limits
@@ -26,7 +27,7 @@ def set_cpu_profile(
 
     Args:
         repository: folder of the models.
-        count: images to work on at once; :func:`~nima_build.repository.cpu_instances` of them.
+        count: images to work on at once; :func:`~nima_build.rendering.cpu_instances` of them.
         precision: key of :data:`~nima_build.repository.GRAPHS`.
         limits: largest image in bytes and pixels.
 

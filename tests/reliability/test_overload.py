@@ -23,7 +23,7 @@ from _metrics import failures, worked_on
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from nima_build import health
-from nima_build.repository import cpu_instances
+from nima_build.rendering import cpu_instances
 from nima_build.server import EmbeddedServer
 from nima_build.server._probe import ProbeResult
 from nima_client import NO_RETRIES, NimaClient, QueueFull, Stage

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from test_rollout import variant
 
-from nima_build.repository import RenderOptions, python_instances, read_config, render
+from nima_build.rendering import RenderOptions, python_instances, render
+from nima_build.repository import read_config
 from nima_build.server import RolloutError, _rollout
 from nima_build.server._rollout import Repository
 from nima_client.contract import MODEL_NAME, NETWORK_MODEL

@@ -14,7 +14,7 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from nima_build.repository import WAITING_AN_INSTANCE
+from nima_build.rendering import WAITING_AN_INSTANCE
 from nima_client import _gate
 from nima_client._gate import Gate, create_gate, open_gate
 from nima_client._transport import InferRequest

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from nima_build.gpu import Gpu, find_gpus
-from nima_build.repository import RenderOptions, default_repository, read_config, render
+from nima_build.rendering import RenderOptions, render
+from nima_build.repository import default_repository, read_config
 from nima_build.server import ServerError, ServerOptions, _gpu
 from nima_build.server._rollout import Repository, RolloutError
 from nima_client._files import sha256_file

@@ -14,14 +14,8 @@ from nima_build.checksums import write_checksums
 from nima_build.metadata import METADATA_NAME, ArtefactError
 from nima_build.onnx_session import cpu_session
 from nima_build.parity import TOLERANCES, triton_scores
-from nima_build.repository import (
-    INT8_NAME,
-    RenderOptions,
-    check_graph,
-    default_repository,
-    load_metadata,
-    render,
-)
+from nima_build.rendering import RenderOptions, render
+from nima_build.repository import INT8_NAME, check_graph, default_repository, load_metadata
 from nima_build.server import EmbeddedServer, ServerError, ServerOptions
 from nima_client import NimaClient
 from nima_client.preprocess import preprocess

@@ -9,15 +9,14 @@ from pathlib import Path
 import pytest
 
 from nima_build.metadata import ArtefactError, ModelMetadata
+from nima_build.rendering import RenderOptions, render
 from nima_build.repository import (
     MARKER,
     MODELS,
-    RenderOptions,
     config_path,
     default_repository,
     load_metadata,
     read_config,
-    render,
     write_parameters,
 )
 from nima_client import contract

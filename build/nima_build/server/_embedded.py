@@ -15,12 +15,8 @@ from types import TracebackType
 from nima_build.cores import available_cores
 from nima_build.metadata import ModelMetadata
 from nima_build.processes import end_with_parent
-from nima_build.repository import (
-    RenderOptions,
-    cpu_instances,
-    default_repository,
-    render,
-)
+from nima_build.rendering import RenderOptions, cpu_instances, render
+from nima_build.repository import default_repository
 from nima_build.server._arguments import command, environment
 from nima_build.server._gpu import check_gpu
 from nima_build.server._install import ServerCrashed, ServerError, check_numpy, lay_out_backends

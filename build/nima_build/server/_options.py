@@ -31,7 +31,7 @@ class ServerOptions:
         device: ``cpu``, or ``cuda`` for one that decodes and scores on the NVIDIA GPU (profile
             ``embedded-gpu``; needs the extra serve-gpu, and ``nima build --target inductor``).
         instances: images to work on at once; None takes one a core. So many networks, and decoders
-            to spare (:func:`~nima_build.repository.cpu_instances`). On a GPU instances of each
+            to spare (:func:`~nima_build.rendering.cpu_instances`). On a GPU instances of each
             step; None takes what its configs say.
         limits: largest image in bytes and pixels.
         precision: ``fp32``, or ``int8`` (``model.int8.onnx``) for less than half the CPU in the

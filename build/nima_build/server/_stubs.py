@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from nima_build.repository import python_instances
+from nima_build.rendering import python_instances
 
 _POLL_SECONDS = 0.05
 _SETTLED_SECONDS = 1.0
