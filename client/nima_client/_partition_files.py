@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 import urllib.parse
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterator, Sequence
 
+import pyarrow as pa
 import pyarrow.fs
+import pyarrow.parquet as pq
 
 
 def filesystem(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -25,7 +29,38 @@ def base_name(path: str) -> str:
     return posixpath.basename(path)
 
 
-def delete_incomplete(found: pyarrow.fs.FileSystem, path: str, error: BaseException) -> None:
+@contextlib.contextmanager
+def whole_parquet_file(folder: str, name: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """Write a file that is there only when it is complete.
+
+    Args:
+        folder: a path or URI.
+        name: of the file in it.
+        schema: its columns.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    target, inside = filesystem(folder)
+    final = posixpath.join(inside, name)
+    # A local file is written under another name first, which those who read the whole folder pass
+    # over; object stores show a file when it is closed.
+    local = isinstance(target, pyarrow.fs.LocalFileSystem)
+    hidden = posixpath.join(inside, f".{name}.{uuid.uuid4().hex}.tmp")
+    written = hidden if local else final
+    out = target.open_output_stream(written)
+    try:
+        with out, pq.ParquetWriter(out, schema) as writer:
+            yield writer
+        if local:
+            target.move(written, final)
+    except BaseException as error:
+        # Closing made a valid file of what there was: the next run would take it as done.
+        _delete_incomplete(target, written, error)
+        raise
+
+
+def _delete_incomplete(found: pyarrow.fs.FileSystem, path: str, error: BaseException) -> None:
     """Delete what an ``error`` left incomplete.
 
     Raises:

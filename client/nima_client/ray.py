@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import itertools
 import posixpath
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,12 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from nima_client._client import NimaClient
-from nima_client._partition_files import base_name, delete_incomplete, filesystem, parquet_files
+from nima_client._partition_files import (
+    base_name,
+    filesystem,
+    parquet_files,
+    whole_parquet_file,
+)
 from nima_client.library.files import parquet_schema
 from nima_client.library.rows import Row
 from nima_client.library.run import PATIENT, score_photos
@@ -195,32 +199,17 @@ class PartitionScorer:
         return pa.Table.from_pylist(done)
 
     def _score_file(self, partition: str) -> tuple[int, int]:
-        source, source_path = filesystem(partition)
-        target, folder = filesystem(self._output)
-        name = posixpath.basename(source_path)
-        final = posixpath.join(folder, name)
-        # A local file is written under another name first, which those who read the whole folder
-        # pass over; object stores show a file when it is closed.
-        local = isinstance(target, pyarrow.fs.LocalFileSystem)
-        hidden = posixpath.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
-        written = hidden if local else final
+        source, path = filesystem(partition)
         rows = failed = 0
-        with source.open_input_file(source_path) as file:
+        with source.open_input_file(path) as file:
             tables = self._tables(pq.ParquetFile(file))
             first = next(tables)
-            out = target.open_output_stream(written)
-            try:
-                with out, pq.ParquetWriter(out, first.schema) as writer:
-                    for table in itertools.chain((first,), tables):
-                        writer.write_table(table)
-                        rows += table.num_rows
-                        failed += table.num_rows - table.column("code").null_count
-                if local:
-                    target.move(written, final)
-            except BaseException as error:
-                # Closing made a valid file of what there was: the next run would take it as done.
-                delete_incomplete(target, written, error)
-                raise
+            name = posixpath.basename(path)
+            with whole_parquet_file(self._output, name, first.schema) as writer:
+                for table in itertools.chain((first,), tables):
+                    writer.write_table(table)
+                    rows += table.num_rows
+                    failed += table.num_rows - table.column("code").null_count
         return rows, failed
 
     def _tables(self, file: pq.ParquetFile) -> Iterator[pa.Table]:

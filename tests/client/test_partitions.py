@@ -28,13 +28,13 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A file system in memory behind ``mock://``, where closing a stream is what shows a file."""
     memory = pyarrow.fs._MockFileSystem()
     memory.create_dir("scores")
-    ordinary = nima_client.ray.filesystem
+    ordinary = _partition_files.filesystem
 
     def found(path: str) -> tuple[Any, str]:
         scheme, _, inside = path.partition("://")
         return (memory, inside) if scheme == "mock" else ordinary(path)
 
-    monkeypatch.setattr(nima_client.ray, "filesystem", found)
+    monkeypatch.setattr(_partition_files, "filesystem", found)
     return memory
 
 
@@ -115,9 +115,9 @@ def test_what_could_not_be_deleted_is_named(
         def delete_file(self, path: str) -> None:
             raise PermissionError("not yours")
 
-    ordinary = nima_client.ray.filesystem
+    ordinary = _partition_files.filesystem
     monkeypatch.setattr(
-        nima_client.ray,
+        _partition_files,
         "filesystem",
         lambda path: (Keeping(), "scores") if path.startswith("mock") else ordinary(path),
     )
@@ -185,7 +185,7 @@ def test_results_inside_the_folder_of_the_partitions_are_no_partitions(
     found = parquet_files(folder, str(photos / "scores"))
     assert [base_name(file) for file in found] == ["a.parquet", "b.parquet", "c.parquet"]
     for file in found:
-        filesystem, inside = nima_client.ray.filesystem(file)
+        filesystem, inside = _partition_files.filesystem(file)
         assert filesystem.get_file_info(inside).is_file
     # Both below another one.
     assert len(parquet_files(str(photos / "scores 2"), str(photos))) == 1
