@@ -18,6 +18,7 @@ from nima_client.library import actions
 from nima_client.library.actions import Action, place, rate
 from nima_client.library.files import read_rows
 from nima_client.library.rows import Row
+from nima_client.library.sources import find_photos
 from nima_client.library.xmp import read_rating
 
 Photo = Callable[..., bytes]
@@ -205,6 +206,21 @@ def test_failures_do_not_overwrite_the_scores(folder: Path, tmp_path: Path) -> N
         assert done.returncode == 2
         assert "would overwrite the scores" in done.stderr
     assert not output.exists()
+
+
+@pytest.mark.parametrize("action", ["copy", "link"])
+@pytest.mark.parametrize("pattern", ["**/*.[jJ]*", "**", "*"])
+def test_a_pattern_does_not_lead_to_the_copies_either(
+    folder: Path, tmp_path: Path, pattern: str, action: str
+) -> None:
+    best = folder / "best"
+    before = find_photos([folder / pattern]).files
+    place([row(path) for path in before], best, Action(action))
+    assert set(find_photos([folder / pattern], left_out=best).files) == set(before)
+    assert len(find_photos([folder / pattern]).files) == 2 * len(before)
+    # Who names them means them.
+    for named in (best, best / "*", next(best.iterdir())):
+        assert find_photos([named], left_out=best).files
 
 
 def test_copies_below_the_photos_are_not_photos_of_the_next_run(

@@ -18,12 +18,15 @@ class SourceError(ValueError):
     """A path that names nothing to score; the message says what to do."""
 
 
-def expand(argument: str, on_error: Callable[[OSError], None]) -> tuple[list[Path], bool]:
+def expand(
+    argument: str, on_error: Callable[[OSError], None], left_out: str | None = None
+) -> tuple[list[Path], bool]:
     """What an argument names, and whether by its own name (not by a pattern).
 
     Args:
         argument: of a command.
         on_error: told of each folder that a pattern leads into and that may not be read.
+        left_out: real path of a folder whose files a pattern passes over that begins outside it.
 
     Raises:
         SourceError: it names nothing.
@@ -48,8 +51,19 @@ def expand(argument: str, on_error: Callable[[OSError], None]) -> tuple[list[Pat
             raise SourceError(f"nothing matches {argument!r}")
         for error in errors:
             on_error(error)
+        begin = argument
+        while glob.has_magic(begin):
+            begin = os.path.dirname(begin)
+        if left_out is not None and not _is_in(os.path.join(begin, os.curdir), left_out):
+            matches = [m for m in matches if not _is_in(m, left_out)]
         return [m for m in map(Path, matches) if os.path.isdir(m) or _is_wanted(m)], False
     raise SourceError(f"{argument}: no such file or folder")
+
+
+def _is_in(path: str, folder: str) -> bool:
+    """Whether a file, be it a link, or a folder lies in a folder of this real path."""
+    place = path if os.path.isdir(path) else os.path.dirname(path)
+    return Path(os.path.realpath(place)).is_relative_to(folder)
 
 
 def _unreadable(pattern: str) -> list[OSError]:

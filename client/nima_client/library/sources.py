@@ -137,8 +137,8 @@ def find_photos(
             folders are passed over, links to folders are not followed), tar archives, or patterns
             with ``*``, ``?``, ``[…]`` and ``**``.
         recursive: look into the folders of folders.
-        left_out: a folder that is passed over when it lies in one that is looked through: that of
-            the copies, say.
+        left_out: a folder that is passed over when it lies in one that is looked through, or is
+            met by a pattern: that of the copies, say.
 
     Returns:
         The photos in the order of the arguments, each folder sorted by name (2.jpg before 10.jpg).
@@ -157,7 +157,7 @@ def find_photos(
         unreadable[Path(error.filename)] = f"{error.strerror}: its photos are not known"
 
     for argument in paths:
-        given, chosen = expand(os.fspath(argument), keep_error)
+        given, chosen = expand(os.fspath(argument), keep_error, not_there)
         for path in given:
             if os.path.isdir(path):
                 found: Iterable[Path] = walk(path, recursive, keep_error, not_there)
