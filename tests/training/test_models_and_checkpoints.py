@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from nima_client._files import sha256_file
 from nima_client.preprocess import PreprocessSpec
 from nima_training import checkpoint, distribution
 from nima_training.checkpoint import (
@@ -136,6 +138,52 @@ def test_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
     text = json.loads((tmp_path / "checkpoint.json").read_text())
     (tmp_path / "checkpoint.json").write_text(json.dumps({**text, "format": 9}))
     with pytest.raises(CheckpointError, match="format 9"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"backbone": None}, "backbone must be text, not None"),
+        ({"backbone": "resnet51"}, "unknown backbone 'resnet51'"),
+        ({"backbone": "mobilenet_v2"}, "cannot be loaded: .* state_dict for MobileNetV2: Missing"),
+        ({"dropout": "x"}, "dropout must be a number"),
+        ({"dropout": 3}, "dropout probability"),
+        ({"widths": [1] * 14}, "widths can be chosen for mobilenet_v1"),
+        ({"preprocessing": None}, "preprocessing must be an object"),
+        ({"preprocessing": {"size": 224}}, "unknown preprocessing fields"),
+        ({"preprocessing": {"crop_size": "a"}}, "cannot be loaded"),
+        ({"weights_sha256": None}, "weights_sha256 must be text"),
+        ({"reference": {"set": "x", "quantiles": [None] * 101}}, "101 ascending"),
+        ({"reference": {"set": "x", "quantiles": [math.nan] * 101}}, "101 ascending"),
+        ({"reference": {"set": "x", "quantiles": ["a"] * 101}}, "101 ascending"),
+        ({"reference": {"set": "x", "quantiles": 5}}, "101 ascending"),
+    ],
+)
+def test_metadata_of_the_wrong_kind_is_refused(
+    tmp_path: Path, changes: dict[str, object], reason: str
+) -> None:
+    save_checkpoint(tmp_path, create_model("mobilenet_v3_small", "none"), meta())
+    file = tmp_path / "checkpoint.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    with pytest.raises(CheckpointError, match=reason):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"[1]", b"3", b"\xff\xfe{}", b"[" * 100_000, b""])
+def test_metadata_that_is_no_object_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "checkpoint.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"checkpoint\.json is not"):
+        load_checkpoint(tmp_path)
+
+
+def test_weights_that_are_no_safetensors_are_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, create_model("mobilenet_v3_small", "none"), meta())
+    file, weights = tmp_path / "checkpoint.json", tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-5])
+    changed = {**json.loads(file.read_text()), "weights_sha256": sha256_file(weights)}
+    file.write_text(json.dumps(changed))
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
         load_checkpoint(tmp_path)
 
 

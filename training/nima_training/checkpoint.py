@@ -14,10 +14,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +38,16 @@ WEIGHTS_FILE = "model.safetensors"
 META_FILE = "checkpoint.json"
 _STEM, _SUFFIX = os.path.splitext(WEIGHTS_FILE)
 NUM_QUANTILES = 101
+
+
+_FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "name": (str, "text"),
+    "backbone": (str, "text"),
+    "dropout": ((int, float), "a number"),
+    "preprocessing": (dict, "an object"),
+    "weights_sha256": (str, "text"),
+}
+"""What every ``checkpoint.json`` has, and of what kind."""
 
 
 class CheckpointError(ValueError):
@@ -124,18 +136,27 @@ def save_checkpoint(directory: str | Path, model: nn.Module, meta: Mapping[str, 
 
 
 def read_meta(directory: str | Path) -> dict[str, Any]:
-    """The validated ``checkpoint.json`` of ``directory``, without touching the weights."""
+    """The validated ``checkpoint.json`` of ``directory``, without touching the weights.
+
+    Raises:
+        CheckpointError: it is missing, no JSON, or a field is missing or of the wrong kind.
+    """
     path = Path(directory) / META_FILE
     try:
         meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{directory} is not a checkpoint: it has no {META_FILE}") from error
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(meta, dict):
+        raise CheckpointError(f"{path} is not the metadata of a checkpoint")
     if meta.get("format") != FORMAT:
         raise CheckpointError(f"{path}: format {meta.get('format')!r}, this version reads {FORMAT}")
     if meta.get("num_ratings") != NUM_RATINGS:
         raise CheckpointError(f"{path}: num_ratings must be {NUM_RATINGS}")
+    for name, (kind, expected) in _FIELDS.items():
+        if not isinstance(meta.get(name), kind):
+            raise CheckpointError(f"{path}: {name} must be {expected}, not {meta.get(name)!r}")
     _check_reference(meta.get("reference"))
     return meta
 
@@ -145,19 +166,27 @@ def load_checkpoint(directory: str | Path) -> Checkpoint:
 
     Raises:
         CheckpointError: files missing, metadata malformed, or weights whose hash is not the one
-            the metadata names.
+            the metadata names, or that do not fit its backbone.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
     from nima_client.preprocess import PreprocessSpec
     from nima_training.models import create_model
 
-    meta, weights = _read(Path(directory))
-    model = create_model(
-        meta["backbone"], weights="none", dropout=meta["dropout"], widths=meta.get("widths")
-    )
-    model.load_state_dict(load(weights))
-    return Checkpoint(model.eval(), meta, PreprocessSpec.from_dict(meta["preprocessing"]))
+    directory = Path(directory)
+    meta, weights = _read(directory)
+    try:
+        spec = PreprocessSpec.from_dict(meta["preprocessing"])
+        model = create_model(
+            meta["backbone"], weights="none", dropout=meta["dropout"], widths=meta.get("widths")
+        )
+        model.load_state_dict(load(weights))
+    except (TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        # PyTorch lists every tensor that does not fit on a line of its own; the first will do.
+        reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
+        raise CheckpointError(f"{directory} cannot be loaded: {reason}") from error
+    return Checkpoint(model.eval(), meta, spec)
 
 
 def _names(directory: Path, sha256: str) -> tuple[Path, Path]:
@@ -217,7 +246,10 @@ def _check_reference(reference: object) -> None:
     if not isinstance(reference, Mapping) or not {"set", "quantiles"} <= reference.keys():
         raise CheckpointError('checkpoint metadata: "reference" needs "set" and "quantiles"')
     quantiles = reference["quantiles"]
-    if len(quantiles) != NUM_QUANTILES or any(
-        low > high for low, high in itertools.pairwise(quantiles)
+    if (
+        not isinstance(quantiles, Sequence)
+        or len(quantiles) != NUM_QUANTILES
+        or not all(isinstance(value, Real) and math.isfinite(value) for value in quantiles)
+        or any(low > high for low, high in itertools.pairwise(quantiles))
     ):
         raise CheckpointError(f"reference quantiles must be {NUM_QUANTILES} ascending numbers")
