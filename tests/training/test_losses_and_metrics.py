@@ -61,6 +61,31 @@ def test_emd_gradient_is_finite_at_a_perfect_prediction() -> None:
     assert torch.isfinite(logits.grad).all()
 
 
+@pytest.mark.parametrize("r", [1.0, 1.5, 2.0, 3.0, 10.0, 200.0])
+def test_emd_and_its_gradient_for_any_exponent(r: float) -> None:
+    rng = np.random.default_rng(8)
+    logits = torch.from_numpy(rng.normal(0, 2, (30, 10))).requires_grad_()
+    near = torch.softmax(logits.detach() + torch.from_numpy(rng.normal(0, 1e-3, (30, 10))), -1)
+    target = torch.where(
+        torch.arange(30)[:, None] < 15, near, torch.from_numpy(random_distributions(30))
+    )
+
+    def loss(values: torch.Tensor) -> torch.Tensor:
+        return emd(torch.softmax(values, -1), target, r)
+
+    apart = (torch.softmax(logits, -1) - target).cumsum(-1).abs().detach().numpy()
+    largest = apart.max(1)
+    expected = largest * ((apart / largest[:, None]) ** r).mean(1) ** (1 / r)
+    value = loss(logits)
+    np.testing.assert_allclose(value.detach().numpy(), expected, rtol=1e-9)
+    value.sum().backward()
+    assert logits.grad is not None
+    step, direction = 1e-7, torch.from_numpy(rng.normal(size=(30, 10)))
+    with torch.no_grad():
+        slope = (loss(logits + step * direction) - loss(logits - step * direction)) / (2 * step)
+    np.testing.assert_allclose((logits.grad * direction).sum(-1), slope, rtol=1e-3, atol=1e-7)
+
+
 def test_distillation_loss_is_zero_only_at_the_teacher() -> None:
     target = torch.from_numpy(random_distributions(4)).float()
     loss = DistillationLoss()

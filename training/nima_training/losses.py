@@ -35,8 +35,11 @@ def emd(predicted: Tensor, target: Tensor, r: float = 2.0) -> Tensor:
     difference = (torch.cumsum(predicted, -1) - torch.cumsum(target, -1)).abs()
     if r == 1:
         return difference.mean(-1)
-    # The root's slope is infinite at 0: a perfect prediction would give NaN gradients.
-    return difference.pow(r).mean(-1).clamp_min(1e-12).pow(1 / r)
+    # Relative to the largest, since small differences to a high power vanish. The root's slope is
+    # infinite at 0: a perfect prediction would give NaN gradients.
+    largest = difference.detach().amax(-1, keepdim=True).clamp_min(1e-6)
+    relative = (difference / largest).pow(r).mean(-1).clamp_min(1e-12)
+    return largest.squeeze(-1) * relative.pow(1 / r)
 
 
 class EMDLoss(nn.Module):
