@@ -107,6 +107,12 @@ def test_small_groups_are_left_out() -> None:
     assert by_label(None, p, p) == {}
 
 
+def test_a_photo_counts_once_for_a_label_it_has_twice() -> None:
+    p = np.full((25, 10), 0.1)
+    assert by_label([["twice", "twice"]] * 25, p, p)["twice"]["photos"] == 25
+    assert by_label([["rare", "rare"] if i < 15 else [] for i in range(25)], p, p) == {}
+
+
 def test_an_empty_split_is_refused(
     checkpoint: Path, tmp_path: Path, make_set: MakeSet, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -107,8 +107,8 @@ def by_label(
         return {}
     members: dict[str, list[int]] = {}
     for row, names in enumerate(labels):
-        for name in names:
-            members.setdefault(str(name), []).append(row)
+        for name in dict.fromkeys(map(str, names)):  # a photo counts once, however often it has it
+            members.setdefault(name, []).append(row)
     return {
         name: {
             "photos": len(rows), **metrics.evaluate(predicted[rows], true[rows], bootstrap)
