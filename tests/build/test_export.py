@@ -15,7 +15,13 @@ from typer.testing import CliRunner
 
 from nima_build.checksums import check_checksums
 from nima_build.cli.export import app
-from nima_build.export import ExportError, export_checkpoint, export_to_repository, to_onnx
+from nima_build.export import (
+    ExportError,
+    check_against_pytorch,
+    export_checkpoint,
+    export_to_repository,
+    to_onnx,
+)
 from nima_build.half import STEM_CONVOLUTIONS, stem_length, to_fp16
 from nima_build.metadata import ModelMetadata
 from nima_build.onnx_properties import read_properties, set_properties
@@ -24,6 +30,7 @@ from nima_client._files import sha256_file
 from nima_client.preprocess import PreprocessSpec, normalize, preprocess
 from nima_training import distribution as moments
 from nima_training.checkpoint import load_checkpoint
+from nima_training.models import create_model
 
 OUTPUTS = ["DISTRIBUTION", "MEAN", "STD"]
 ROOT = Path(__file__).parents[2]
@@ -130,6 +137,16 @@ def test_wrong_head_is_refused() -> None:
 
     with pytest.raises(ExportError, match=r"head gives \[5\]"):
         to_onnx(FiveClasses(), PreprocessSpec())
+
+
+def test_an_infinite_weight_that_onnx_runtime_clips_is_refused() -> None:
+    spec = PreprocessSpec(resize_size=32, crop_size=32)
+    network = create_model("mobilenet_v2", "none", 0.0).eval()
+    with torch.no_grad():
+        next(network.parameters())[0, 0, 0, 0] = torch.inf
+    content = to_onnx(network, spec).SerializeToString()
+    with pytest.raises(ExportError, match="values that are not finite"):
+        check_against_pytorch(content, network, spec)
 
 
 def test_unsupported_operator_is_refused() -> None:
