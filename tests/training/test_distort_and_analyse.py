@@ -191,6 +191,22 @@ def test_where_no_server_answers(
     assert url in error
 
 
+def test_a_kind_named_twice_is_one(
+    tmp_path: Path, make_set: Callable[[Path, int], tuple[Path, Path]]
+) -> None:
+    photos, _ = make_set(tmp_path, 2)
+    paths = sorted(photos.iterdir())
+    result = analyse(score_by_sharpness, paths, tmp_path / "out", "x", ["crop", "crop"])
+    assert list(result["kinds"]) == ["crop"]
+
+
+def test_analyse_refuses_an_output_that_is_a_file_before_it_scores(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ValueError, match="out is not a folder"):
+        analyse(score_by_sharpness, [], tmp_path / "out", "x")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
 def test_analyse_refuses_unknown_kinds_and_empty_input(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown distortions"):
         analyse(score_by_sharpness, [], tmp_path, "x", ["sepia"])

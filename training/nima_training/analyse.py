@@ -27,7 +27,7 @@ from nima_client.preprocess import (
 from nima_training import metrics, pages, plots
 from nima_training.checkpoint import Checkpoint
 from nima_training.distort import DISTORTIONS, distort
-from nima_training.files import write_json, write_parquet
+from nima_training.files import check_folder, write_json, write_parquet
 from nima_training.inference import predict
 
 Scorer = Callable[[Sequence[Image.Image]], np.ndarray]
@@ -100,9 +100,10 @@ def analyse(
         progress: called with each photo's name.
 
     Raises:
-        ValueError: unknown kind, or no photo is readable.
+        ValueError: ``out`` is a file, unknown kind, or no photo is readable.
     """
-    chosen = list(kinds) if kinds else list(DISTORTIONS)
+    check_folder(out)
+    chosen = list(dict.fromkeys(kinds)) if kinds else list(DISTORTIONS)
     if unknown := [kind for kind in chosen if kind not in DISTORTIONS]:
         raise ValueError(f"unknown distortions {unknown}; known: {', '.join(DISTORTIONS)}")
     rows: list[dict[str, Any]] = []
