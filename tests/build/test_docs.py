@@ -1,12 +1,15 @@
-"""docs/deploy-gpu.md: what it names exists."""
+"""The pages: the options they use exist, and what docs/deploy-gpu.md names."""
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
+
+from nima_client.cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "deploy-gpu.md").read_text()
@@ -19,21 +22,27 @@ def test_files_it_names_exist() -> None:
     assert not missing
 
 
-@pytest.mark.parametrize("command", ["export", "build", "verify"])
-def test_options_it_uses_exist(command: str) -> None:
-    import importlib
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
-    app = importlib.import_module(f"nima_build.cli.{command}").app
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_options_the_pages_use_exist(command: str) -> None:
+    module, name = COMMANDS[command].target.split(":")
+    app = getattr(importlib.import_module(module), name)
     text = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
-    lines = [line for line in PAGE.splitlines() if f"nima {command}" in line]
+    known = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", text))
+    assert "--help" in known
+    # A backslash ends a line of a command that goes on.
+    pages = "\n".join(page.read_text().replace("\\\n", "") for page in PAGES)
     used = {
         option
-        for line in lines
-        for use in re.findall(rf"nima {command}([^#`]*)", line)
-        for option in re.findall(r"(?<= )--[\w-]+", use)
+        for use in re.findall(rf"\bnima {command}\b([^#`\n]*)", pages)
+        for option in re.findall(r"(?<= )--?[a-z][\w-]*", use)
     }
-    missing = [option for option in used if option not in text]
-    assert not missing
+    assert not used - known
 
 
 def test_image_tag_is_the_one_of_the_dockerfile() -> None:

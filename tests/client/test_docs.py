@@ -1,4 +1,4 @@
-"""The API reference is up to date, and the guide's code is code."""
+"""The API reference is up to date, the guide's code is code, and links lead somewhere."""
 
 from __future__ import annotations
 
@@ -61,3 +61,43 @@ def missing(program: str) -> Iterator[str]:
 def test_a_name_that_is_not_there_is_missed() -> None:
     program = "from nima_client import NimaClient, Absent\nimport nima_client.nowhere, os\n"
     assert list(missing(program)) == ["nima_client.Absent", "nima_client.nowhere"]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that a page's headings get on the repository's host."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in headings}
+
+
+def dead_links(page: Path) -> Iterator[str]:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            yield link
+
+
+@pytest.mark.parametrize(
+    "page",
+    sorted(
+        {
+            *REPOSITORY.glob("*.md"),
+            *REPOSITORY.glob("docs/*.md"),
+            *REPOSITORY.glob("benchmarks/**/*.md"),
+        }
+    ),
+    ids=lambda page: str(page.relative_to(REPOSITORY)),
+)
+def test_links_lead_somewhere(page: Path) -> None:
+    assert list(dead_links(page)) == []
+
+
+def test_a_dead_link_is_told(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# What `it` is\n[a](#what-it-is) [b](page.md#gone) [c](gone.md) [d](https://e.f)"
+    )
+    assert list(dead_links(page)) == ["page.md#gone", "gone.md"]
