@@ -81,7 +81,9 @@ def score(
     ] = _defaults.MAX_IN_FLIGHT,
     xmp: Annotated[
         bool,
-        typer.Option("--xmp", help="Write 1 to 5 stars into PHOTO.xmp beside each chosen photo."),
+        typer.Option(
+            "--xmp", help="Write 1 to 5 stars into PHOTO.jpg.xmp beside each chosen photo."
+        ),
     ] = False,
     copy_to: Annotated[
         Optional[Path], typer.Option(help="Copy the chosen photos into this folder.")  # noqa: UP045
