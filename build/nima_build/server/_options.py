@@ -25,7 +25,7 @@ class ServerOptions:
         grpc_port: gRPC port; 0 takes a free one, as for the other two.
         http_port: HTTP port.
         http: whether to open the HTTP endpoint; None opens it on loopback without TLS only. One
-            HTTP request of the wrong kind ends tritonserver 2.51 (SECURITY.md, "Known limits").
+            HTTP request of the wrong kind ends tritonserver 2.51 (SECURITY.md has more).
         metrics_port: Prometheus port.
         host: IPv4 address or name to listen on. Loopback unless told otherwise.
         device: ``cpu``, or ``cuda`` for one that decodes and scores on the NVIDIA GPU (profile
