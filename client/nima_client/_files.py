@@ -71,7 +71,11 @@ def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     final = Path(os.path.realpath(path))
     final.parent.mkdir(parents=True, exist_ok=True)  # of a link to a folder that is not there yet
     # Cut: a file may have the longest name that the disk takes.
-    descriptor, name = tempfile.mkstemp(prefix=f".{final.name[:32]}.", dir=final.parent)
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{final.name[:32]}.", dir=final.parent)
+    except OSError as error:
+        error.filename = str(path)  # not a name nobody has heard of
+        raise
     try:
         with os.fdopen(descriptor, mode, **text) as file:  # type: ignore[call-overload]
             yield file

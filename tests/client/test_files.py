@@ -113,6 +113,18 @@ def test_a_device_is_written_to_and_stays(tmp_path: Path, write: Write) -> None:
 
 
 @every_way
+def test_where_nothing_may_be_written_the_error_names_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, write: Write
+) -> None:
+    def refuse(**_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path / ".scores.x7"))
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    with pytest.raises(PermissionError, match=r"/scores'$"):
+        write(tmp_path / "scores", b"x")
+
+
+@every_way
 def test_a_folder_is_refused(tmp_path: Path, write: Write) -> None:
     with pytest.raises(IsADirectoryError):
         write(tmp_path, b"x")

@@ -216,7 +216,7 @@ def test_it_fits_a_phone(need_browser: None, page: Path, tmp_path: Path) -> None
 
 
 def test_photos_inside_archives_and_below_a_root(
-    tmp_path: Path, photo: Callable[..., bytes]
+    tmp_path: Path, photo: Callable[..., bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "0.jpg").write_bytes(photo(1))
     with tarfile.open(tmp_path / "shard.tar", "w") as tar:
@@ -225,6 +225,7 @@ def test_photos_inside_archives_and_below_a_root(
     write_rows(rows, tmp_path / "scores.csv", "csv")
     assert report(tmp_path / "scores.csv", "-o", tmp_path / "r.html", "--root", tmp_path) == 0
     assert (tmp_path / "r.html").read_text().count("data:image/jpeg") == 2
+    assert "3 photos (1 not found" in " ".join(capsys.readouterr().err.split())
     assert report(tmp_path / "scores.csv", "-o", tmp_path / "r.html", "--limit", 1) == 0
 
 

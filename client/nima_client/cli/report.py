@@ -48,11 +48,15 @@ def report(
         shown = len(rows) if limit is None else min(limit, len(rows))
         with tracking(errors, shown) as track:
             options = ReportOptions(title, limit)
-            page = build_page(list(rows.values()), options, Thumbnails(side, root), track)
+            pictures = Thumbnails(side, root)
+            page = build_page(list(rows.values()), options, pictures, track)
         with atomic_file(output) as file:
             file.write(page)
     except (ValueError, OSError) as error:
         say(errors, f"nima report: {error}")
         raise typer.Exit(2) from None
     size = len(page.encode()) / 2**20
-    say(errors, f"{output}: {shown} photos, {size:.1f} MB")
+    photos = f"{shown} {'photo' if shown == 1 else 'photos'}"
+    if pictures.missing:
+        photos += f" ({pictures.missing} not found or unreadable: relative names start from --root)"
+    say(errors, f"{output}: {photos}, {size:.1f} MB")

@@ -29,11 +29,15 @@ class Thumbnails:
     Args:
         side: longest side in pixels.
         root: folder that relative names are looked up in.
+
+    Attributes:
+        missing: photos of the last :meth:`make` that had no picture.
     """
 
     def __init__(self, side: int = 320, root: Path | None = None) -> None:
         self._side = side
         self._root = root or Path()
+        self.missing = 0
 
     def make(self, names: Iterable[str]) -> Iterator[tuple[str, str | None]]:
         """Thumbnails of photos, in order.
@@ -45,6 +49,7 @@ class Thumbnails:
             Name and ``data:image/jpeg;base64,…``; None for a photo that is gone or unreadable.
         """
         names = list(names)
+        self.missing = 0
         # Decoding leaves the interpreter's lock alone.
         with ThreadPoolExecutor(_WORKERS) as pool:
             archived = self._from_archives(names, pool)
@@ -58,7 +63,9 @@ class Thumbnails:
                     return None
                 return self._encode(data)
 
-            yield from zip(names, pool.map(one, names), strict=True)
+            for name, picture in zip(names, pool.map(one, names), strict=True):
+                self.missing += picture is None
+                yield name, picture
 
     def _encode(self, data: bytes) -> str | None:
         try:
