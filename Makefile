@@ -79,7 +79,7 @@ gpu-check: $(TEST_READY) ## What of the GPU path works here, and how fast; write
 		$(PIP_INSTALL) -e ".[$$extra]" || echo "Going on without the extra $$extra."; done; fi
 	@timeout 900 $(BIN)/python -m nima_build.gpu_check --json gpu-check.json
 
-fuzz: $(TEST_READY) ## Fuzz the preprocessing: 20,000 mutated files of each of seven formats (2 to 5 minutes)
+fuzz: $(TEST_READY) ## Fuzz the preprocessing: 20,000 mutated files of each of seven formats (1 to 5 minutes)
 	@$(BIN)/python tests/reliability/fuzz.py --files $(or $(FILES),140000) --seed $(or $(SEED),0)
 
 $(PERF)/bin/perf_analyzer: | $(BIN)/python
