@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -295,14 +296,10 @@ def test_a_client_can_be_closed_between_the_questions_of_the_first_contact(
 
     def close_and_ask(*args: Any, **options: Any) -> Any:
         transport._closed = True
-        if client.kind == "sync":
-            transport._channel.close()
-            return ask(*args, **options)
-        return closed_and_asked(*args, **options)
-
-    async def closed_and_asked(*args: Any, **options: Any) -> Any:
-        await transport._channel.close()
-        return await ask(*args, **options)
+        # grpc.aio's own close() would have to be awaited.
+        channel = transport._channel
+        (channel if client.kind == "sync" else channel._channel).close()
+        return ask(*args, **options)
 
     stub.ModelConfig = close_and_ask
     with pytest.raises(RequestCancelled, match="closed"):
@@ -327,3 +324,27 @@ def test_streams_left_open_at_the_end_of_an_event_loop_end_quietly(
         kept: list[Any] = []
         asyncio.run(main(kept))
     assert caplog.records == []
+
+
+def test_what_was_cancelled_is_over_when_its_event_loop_closes(
+    server: KServeServer, photo: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def cancelled(client: AsyncNimaClient) -> None:
+        async with client:
+            await client.model_info()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(client.score([photo(i) for i in range(80)]), 0.004)
+
+    async def left(client: AsyncNimaClient) -> None:
+        async for _ in client.score_iter([photo(i) for i in range(8)]):
+            break
+        await client.close()
+
+    # Its channel keeps what gRPC has to tell from one event loop to the next.
+    other = AsyncNimaClient(server.url)
+    asyncio.run(other.model_info())
+    for _ in range(60):
+        for way in (cancelled, left):
+            asyncio.run(way(AsyncNimaClient(server.url, request_size=1)))
+    assert caplog.records == []
+    asyncio.run(other.close())
