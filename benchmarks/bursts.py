@@ -22,6 +22,7 @@ from nima_build.bench.machine import describe_machine, one_line
 from nima_build.bench.open_loop import percentiles
 from nima_build.bench.photos import photo_set
 from nima_build.repository import GRAPHS, default_repository
+from nima_client._signals import stoppable
 
 # ``variants`` has put the folder of these on the path.
 from http_load import ask  # isort: skip
@@ -81,4 +82,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with stoppable("bursts.py"):
+        main()

@@ -32,6 +32,7 @@ from nima_build.bench.machine import describe_machine
 from nima_build.repository import GRAPHS
 from nima_build.server import EmbeddedServer, ServerOptions
 from nima_client._defaults import QUEUE_SHARE
+from nima_client._signals import stoppable
 from nima_client._transport import InferRequest
 from nima_client._wire import encode_request
 from nima_client.contract import NETWORK_MODEL, PREPROCESS_MODEL
@@ -196,4 +197,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with stoppable("overload.py"):
+        sys.exit(main())

@@ -42,6 +42,7 @@ from nima_build.repository import default_repository, load_metadata
 from nima_build.server import EmbeddedServer, ServerOptions
 from nima_client import NimaClient
 from nima_client._files import sha256_file, write_atomic
+from nima_client._signals import stoppable
 
 IN_FLIGHT = 8
 MIB = 2**20
@@ -291,4 +292,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with stoppable("scale.py"):
+        main()

@@ -24,6 +24,7 @@ from nima_build.bench.variant import copy_repository, edit_config
 from nima_build.repository import default_repository
 from nima_build.server import EmbeddedServer, ServerOptions
 from nima_build.triton_client import triton_client
+from nima_client._signals import stoppable
 from nima_client.contract import PREPROCESS_MODEL
 
 # preferred batch sizes, queue delay in microseconds
@@ -108,4 +109,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with stoppable("scheduling.py"):
+        main()

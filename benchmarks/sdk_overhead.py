@@ -33,6 +33,7 @@ from PIL import Image
 from nima_build.bench.machine import describe_machine, one_line
 from nima_client import AsyncNimaClient, ImageScore, NimaClient
 from nima_client._address import endpoints, is_local
+from nima_client._signals import stoppable
 from nima_client.contract import INPUT_IMAGE, MODEL_NAME
 
 STUB = Path(__file__).resolve().parents[1] / "tests" / "client" / "support" / "run_server.py"
@@ -276,4 +277,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with stoppable("sdk_overhead.py"):
+        main()

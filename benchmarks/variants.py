@@ -39,6 +39,7 @@ from nima_build.repository import (
 )
 from nima_build.server import EmbeddedServer, ServerOptions, _embedded
 from nima_build.server._install import wheel_root
+from nima_client._signals import stoppable
 from nima_client.contract import NETWORK_MODEL as NETWORK
 from nima_client.contract import PREPROCESS_MODEL as PREPROCESS
 
@@ -292,4 +293,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with stoppable("variants.py"):
+        main()

@@ -16,6 +16,7 @@ from PIL import Image, ImageFilter
 
 from nima_build.metadata import ArtefactError
 from nima_build.server import EmbeddedServer, ServerError
+from nima_client._signals import stoppable
 
 PHOTOS = (
     "astronaut.png",
@@ -66,4 +67,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with stoppable("demo.py"):
+        sys.exit(main())

@@ -37,6 +37,7 @@ from nima_build.repository import ONNX_NAME, default_repository, load_metadata
 from nima_build.server import EmbeddedServer, ServerOptions
 from nima_client import NimaClient
 from nima_client._files import write_atomic
+from nima_client._signals import stoppable
 from nima_client.contract import NETWORK_MODEL
 from nima_client.preprocess import DEFAULT_LIMITS, PreprocessSpec, preprocess
 
@@ -242,4 +243,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with stoppable("gpu/serve.py"):
+        main()

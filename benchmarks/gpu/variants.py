@@ -33,6 +33,7 @@ from nima_build.gpu import find_gpus
 from nima_build.repository import default_repository
 from nima_build.server import EmbeddedServer, ServerOptions
 from nima_client._files import write_atomic
+from nima_client._signals import stoppable
 from nima_client.contract import NETWORK_MODEL, PREPROCESS_MODEL
 
 PROFILE = "embedded-gpu"
@@ -226,4 +227,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with stoppable("gpu/variants.py"):
+        main()

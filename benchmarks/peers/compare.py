@@ -34,9 +34,9 @@ from nima_build.bench import BenchError
 from nima_build.bench.limit import LimitMeter
 from nima_build.bench.machine import describe_machine, one_line
 from nima_build.bench.photos import photo_set
-from nima_build.processes import orderly_end
 from nima_build.repository import GRAPHS, default_repository, load_metadata
 from nima_client._files import write_atomic
+from nima_client._signals import stoppable
 
 PEERS = {
     "fastapi": servers.fastapi,
@@ -234,8 +234,7 @@ def main() -> None:
         concurrencies=concurrencies,
         seconds=options.seconds,
     )
-    # Ended from outside (timeout, say), the servers must end, too: they have sessions of their own.
-    with orderly_end(), tempfile.TemporaryDirectory(prefix="nima-peers-") as folder:
+    with tempfile.TemporaryDirectory(prefix="nima-peers-") as folder:
         setting = servers.Setting(
             photos=[photo.data for photo in chosen.photos],
             repository=repository,
@@ -258,4 +257,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Ended from outside (timeout, say), the servers must end, too: they have sessions of their own.
+    with stoppable("peers/compare.py"):
+        main()

@@ -1,13 +1,10 @@
-"""Processes that end with their parent, and an orderly end when a signal asks for it."""
+"""Processes that end with their parent."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import signal
-from collections.abc import Iterator
-from types import FrameType
 
 _PR_SET_PDEATHSIG = 1
 
@@ -25,27 +22,3 @@ def end_with_parent(number: int = signal.SIGTERM, parent: int | None = None) -> 
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
     if parent is not None and os.getppid() != parent:
         os._exit(128 + number)
-
-
-@contextlib.contextmanager
-def orderly_end(
-    signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGHUP),
-) -> Iterator[None]:
-    """Within it these signals raise ``SystemExit(128 + number)``, so that what is open is closed.
-
-    Further ones are ignored then: they would cut the closing short. One that was ignored before
-    (SIGHUP under nohup) stays ignored. Only in the main thread.
-    """
-
-    def end(number: int, _frame: FrameType | None) -> None:
-        for other in handled:
-            signal.signal(other, signal.SIG_IGN)
-        raise SystemExit(128 + number)
-
-    handled = [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, end) for number in handled}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

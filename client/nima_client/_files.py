@@ -15,6 +15,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from nima_client._signals import held_back
+
 _BLOCK = 1 << 20
 
 
@@ -71,20 +73,25 @@ def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     final = Path(os.path.realpath(path))
     final.parent.mkdir(parents=True, exist_ok=True)  # of a link to a folder that is not there yet
     # Cut: a file may have the longest name that the disk takes.
+    name = ""
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{final.name[:32]}.", dir=final.parent)
-    except OSError as error:
-        error.filename = str(path)  # not a name nobody has heard of
-        raise
-    try:
-        with os.fdopen(descriptor, mode, **text) as file:  # type: ignore[call-overload]
+        with held_back():
+            try:
+                descriptor, name = tempfile.mkstemp(prefix=f".{final.name[:32]}.", dir=final.parent)
+            except OSError as error:
+                error.filename = str(path)  # not a name nobody has heard of
+                raise
+            file = os.fdopen(descriptor, mode, **text)  # type: ignore[call-overload]
+        with file:
             yield file
             _to_disk(file)
-        os.chmod(name, _mode(final))
-        os.replace(name, final)
-    except BaseException:
-        os.unlink(name)
-        raise
+        with held_back():
+            os.chmod(name, _mode(final))
+            os.replace(name, final)
+            name = ""
+    finally:
+        if name:
+            os.unlink(name)
 
 
 def _to_disk(file: IO[Any]) -> None:
@@ -112,16 +119,18 @@ def write_atomic(path: Path, data: bytes) -> None:
 def write_together(files: Mapping[Path, bytes]) -> None:
     """Replace files that belong together: no disk can run full between one and the next.
 
-    All of them are on the disk under temporary names before the first is renamed. The renames
-    follow the order given, so that what names the others by their hash goes last. Links, modes and
+    All of them are on the disk under temporary names before the first is renamed, and Ctrl-C waits
+    for the last. The renames follow the order given, so that what names the others by their hash
+    goes last. Links, modes and
     what is no regular file: as with :func:`atomic_file`.
 
     Raises:
         OSError: a file could not be written; every previous one is still in place.
     """
-    with ExitStack() as stack:
+    with ExitStack() as renames, ExitStack() as stack:
         # Left in reverse order, which is when each takes its place.
         for path, data in reversed(list(files.items())):
             file = stack.enter_context(atomic_file(path, "wb"))
             file.write(data)
             _to_disk(file)
+        renames.enter_context(held_back())

@@ -70,7 +70,6 @@ def bench(
     from nima_build.bench.served import served_network
     from nima_build.bench.session import Sweep, run_sweep
     from nima_build.metadata import ArtefactError
-    from nima_build.processes import orderly_end
     from nima_build.repository import check_graph, default_repository, load_metadata
     from nima_build.server import EmbeddedServer, ServerError, ServerOptions
 
@@ -93,7 +92,6 @@ def bench(
         metadata = load_metadata(repository)
         onnx = check_graph(repository, precision.value)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(orderly_end())
             pids = None
             if not url:
                 report("starting a server …")

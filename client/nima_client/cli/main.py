@@ -15,27 +15,42 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 
+from nima_client._signals import stoppable
 from nima_client.cli._output import reader_may_leave
 
 PROJECT = "nima-triton"
 _OPTIONAL = re.compile(r"(?P<name>[\w.-]+).*\bextra == ['\"](?P<extra>[\w.-]+)['\"].*")
 
 
+_ANEW = "no file is left half written; the same command starts again"
+_GOES_ON = "the same command goes on with what is kept"
+
+
 @dataclass(frozen=True)
 class Command:
-    """Where one subcommand lives."""
+    """Where one subcommand lives.
+
+    Attributes:
+        target: module and attribute.
+        extra: brings its packages.
+        help: one line.
+        kept: what an interrupted run leaves and how to go on, unless the command itself says it.
+    """
 
     target: str
     extra: str
     help: str
+    kept: str = _ANEW
 
 
 COMMANDS: dict[str, Command] = {
-    "score": Command("nima_client.cli.score:app", "cli", "Score photos, folders and archives."),
+    "score": Command("nima_client.cli.score:app", "cli", "Score photos, folders and archives.", ""),
     "report": Command("nima_client.cli.report:app", "report", "One HTML page that ranks photos."),
-    "compare": Command("nima_client.cli.compare:app", "report", "Compare two sets of scores."),
-    "serve": Command("nima_build.cli.serve:app", "serve", "Serve the model with Triton, here."),
-    "doctor": Command("nima_build.cli.doctor:app", "serve", "Check a deployment; say what to do."),
+    "compare": Command("nima_client.cli.compare:app", "report", "Compare two sets of scores.", ""),
+    "serve": Command("nima_build.cli.serve:app", "serve", "Serve the model with Triton, here.", ""),
+    "doctor": Command(
+        "nima_build.cli.doctor:app", "serve", "Check a deployment; say what to do.", ""
+    ),
     "bench": Command("nima_build.cli.bench:app", "serve", "Load-test a server."),
     "perf-inputs": Command(
         "nima_build.cli.perf_inputs:app", "serve", "Make perf_analyzer inputs from photos."
@@ -44,15 +59,17 @@ COMMANDS: dict[str, Command] = {
     "build": Command("nima_build.cli.build:app", "build", "ONNX to TensorRT engine."),
     "verify": Command("nima_build.cli.verify:app", "build", "Parity gate over every artefact."),
     "prepare": Command(
-        "nima_training.cli.prepare:app", "train", "Ratings and photos to a manifest."
+        "nima_training.cli.prepare:app", "train", "Ratings and photos to a manifest.", _GOES_ON
     ),
-    "train": Command("nima_training.cli.train:app", "train", "Train a NIMA network."),
+    "train": Command("nima_training.cli.train:app", "train", "Train a NIMA network.", _GOES_ON),
     "evaluate": Command("nima_training.cli.evaluate:app", "train", "Metrics and an HTML page."),
     "analyse": Command("nima_training.cli.analyse:app", "train", "Score against distortion."),
     "import": Command(
         "nima_training.cli.import_:app", "train", "Published weights to a checkpoint."
     ),
-    "distill": Command("nima_training.cli.distill:app", "train", "Train a student on a teacher."),
+    "distill": Command(
+        "nima_training.cli.distill:app", "train", "Train a student on a teacher.", _GOES_ON
+    ),
 }
 
 
@@ -104,15 +121,18 @@ def main(argv: list[str] | None = None) -> None:
         argv: arguments after the program's name; None takes those of the process.
 
     Raises:
-        SystemExit: always, with the exit status of the command (2 for a wrong command line).
+        SystemExit: always, with the exit status of the command (2 for a wrong command line, 128 and
+            the number of the signal that ended it).
     """
-    with reader_may_leave():
-        _run(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    entry = COMMANDS.get(arguments[0] if arguments else "")
+    program, kept = (f"nima {arguments[0]}", entry.kept) if entry else ("nima", "")
+    with reader_may_leave(), stoppable(program, kept, last=argv is None):
+        _run(arguments)
     sys.exit(0)
 
 
-def _run(argv: list[str] | None) -> None:
-    arguments = list(sys.argv[1:] if argv is None else argv)
+def _run(arguments: list[str]) -> None:
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help", "help"):
         print(_help(), flush=True)

@@ -9,6 +9,7 @@ import typer
 
 from nima_client import _defaults
 from nima_client._files import is_stream
+from nima_client._signals import Stopped
 from nima_client.cli._connection import Header, TlsCa, TlsCert, TlsKey, credentials
 from nima_client.cli._console import Terminal
 from nima_client.cli._job import Format, Job, choose_format, say
@@ -24,7 +25,6 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 EXIT_SOME_FAILED = 1
 EXIT_USAGE = 2
 EXIT_NO_SERVER = 3
-EXIT_STOPPED = 130  # as shells say of a program ended by Ctrl-C
 
 
 @app.command()
@@ -141,10 +141,9 @@ def score(
     except NimaError as error:
         say(errors, f"nima score: {error}")
         raise typer.Exit(EXIT_NO_SERVER) from None
-    except KeyboardInterrupt:
-        lost = output is None or is_stream(output)
-        kept = "" if lost else ": what was scored is kept, --resume goes on with it"
-        say(errors, f"nima score: stopped{kept}")
-        raise typer.Exit(EXIT_STOPPED) from None
+    except Stopped as stop:
+        if output is not None and not is_stream(output):
+            stop.kept = "what was scored is kept, --resume goes on with it"
+        raise
     if failed:
         raise typer.Exit(EXIT_SOME_FAILED)
