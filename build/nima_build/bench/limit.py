@@ -19,6 +19,7 @@ from typing import Any
 
 from nima_build.bench import BenchError
 from nima_build.processes import end_with_parent
+from nima_client._signals import children_without_ctrl_c
 from nima_client.preprocess import PreprocessSpec
 
 STAGES = ("decode", "network", "combined")
@@ -74,8 +75,6 @@ def _work(
 
     parent = multiprocessing.parent_process()
     end_with_parent(signal.SIGKILL, parent.pid if parent is not None else None)
-    # Ctrl-C reaches the whole group; the parent ends this process in its own time.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.sched_setaffinity(0, {core})
     session = cpu_session(onnx)
     outputs = [OUTPUT_DISTRIBUTION, OUTPUT_MEAN, OUTPUT_STD]
@@ -146,7 +145,8 @@ class LimitMeter:
                 args=(core, *self._arguments, orders, self._answers),
                 daemon=True,
             )
-            process.start()
+            with children_without_ctrl_c():
+                process.start()
             self._processes.append(process)
             self._orders.append(orders)
         for _ in self._cores:

@@ -10,9 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 from nima_client.library.formats import IMAGE_SUFFIXES
@@ -24,6 +22,7 @@ from nima_client.preprocess import (
     inspect_header,
 )
 from nima_training.split import grey_thumbnail, thumbnail_hash
+from nima_training.workers import worker_pool
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def check_files(
 
     todo = [path for path in paths if fresh(path)]
     if workers > 1 and len(todo) > 64:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
+        with worker_pool(workers) as executor:
             new = executor.map(check_file, todo, chunksize=32)
             known |= _remember(new, cache, lambda done: progress(done, len(todo)))
     else:

@@ -5,9 +5,8 @@ Work goes in shards; a shard counts when its marker file exists, which is writte
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from nima_training.distill.config import ViewConfig
 from nima_training.distill.plan import names_sha256, same_plan
 from nima_training.distill.views import training_view
 from nima_training.files import write_json
+from nima_training.workers import worker_pool
 
 SHARD = 256
 PIXELS_FILE = "pixels.npy"
@@ -54,7 +54,7 @@ def build_pool(
     todo = [s for s in range(-(-count // SHARD)) if not _marker(directory, s).exists()]
     if todo:
         jobs = [(directory, photos, shard, count, spec, view, seed) for shard in todo]
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
+        with worker_pool(workers) as executor:
             futures = [executor.submit(_make_shard, *job) for job in jobs]
             for future in track(as_completed(futures), "views", total=len(futures)):
                 future.result()
