@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import glob
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from tritonclient.utils import InferenceServerException
 from nima_build.metadata import ArtefactError
 from nima_build.repository import default_repository, load_metadata
 from nima_build.server import EmbeddedServer, Probe, ServerError, ServerOptions
+from nima_build.server._private import PrivateFolder
 from nima_client.contract import RejectionCode, parse_rejections
 from nima_client.preprocess import PreprocessSpec, preprocess
 
@@ -163,3 +165,27 @@ def test_serving_and_the_client_import_no_torch():
 def test_model_files_of_the_cpu_import_no_torch():
     for path in Path(default_repository()).glob("*/1/model.py"):
         assert "torch" not in path.read_text().replace("no torch", ""), path
+
+
+def test_a_second_ctrl_c_while_a_server_ends_kills_it_and_leaves_nothing() -> None:
+    server = EmbeddedServer(ServerOptions())
+    server._private = PrivateFolder()
+    folder = server._private.path
+    # One that takes its time: requests in flight, models to unload.
+    program = "trap '' TERM; echo up; while :; do sleep 0.1; done"
+    process = subprocess.Popen(
+        ["sh", "-c", program], start_new_session=True, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    server._process = process
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            server.stop()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        process.stdout.close()
+    assert process.returncode == -signal.SIGKILL
+    assert not folder.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
@@ -33,6 +34,7 @@ from nima_build.server._probe import Probe
 from nima_build.server._rollout import Repository, Rollout
 from nima_build.server._stubs import StubWatch, stub_pids
 from nima_client._gate import create_gate
+from nima_client._signals import held_back
 from nima_client.contract import NETWORK_MODEL, PREPROCESS_MODEL
 
 _POLL_SECONDS = 0.05
@@ -152,8 +154,9 @@ class EmbeddedServer:
         if not on_cpu:
             check_gpu(source)
         self.cleared = clear_leftovers()
-        self._private = PrivateFolder()
         try:
+            with held_back():
+                self._private = PrivateFolder()
             count = self.options.instances
             if on_cpu:
                 instances = cpu_instances(count or available_cores())
@@ -253,21 +256,21 @@ class EmbeddedServer:
             log = self.log_path.open("ab")
         except OSError as error:
             raise ServerError(f"cannot write the log {self.log_path}: {error.strerror}") from None
-        with log:
-            # A new one for new processes: what the old ones had between the steps went with them.
-            create_gate(self._folder / "gate")
-            self._log_start = log.tell()
-            self._process = subprocess.Popen(
-                self._command(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment(),
-                start_new_session=True,
-                # No orphaned server when this process is killed.
-                preexec_fn=end_with_parent,
-            )
         try:
+            with log, held_back():
+                # A new one for new processes: what the old had between the steps went with them.
+                create_gate(self._folder / "gate")
+                self._log_start = log.tell()
+                self._process = subprocess.Popen(
+                    self._command(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=environment(),
+                    start_new_session=True,
+                    # No orphaned server when this process is killed.
+                    preexec_fn=end_with_parent,
+                )
             self._wait_ready()
         except BaseException:
             # Were it to come up later, nobody would know its stubs.
@@ -322,28 +325,34 @@ class EmbeddedServer:
         Args:
             grace: seconds between SIGTERM and SIGKILL; 0 kills at once.
         """
-        process, self._process = self._process, None
-        if process is not None:
-            if process.poll() is None and grace > 0:
+        process = self._process
+        try:
+            self._process = None
+            if process is not None and process.poll() is None and grace > 0:
                 process.terminate()
-                try:
+                with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(grace)
-                except subprocess.TimeoutExpired:
-                    pass
-            # The group is this server's own session; its stubs are in it and outlive a crash.
-            try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-            process.wait()
-        self._stubs.forget()
-        if self._private is not None:
-            remove_shared_memory(self._private.shm_prefix)
+        finally:
+            with held_back():
+                if process is not None:
+                    # The group is this server's own session; its stubs outlive a crash.
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+                self._stubs.forget()
+                if self._private is not None:
+                    remove_shared_memory(self._private.shm_prefix)
 
     def stop(self) -> None:
-        """Let requests in flight finish, end the server and remove its private folder."""
-        # Triton itself waits up to --exit-timeout-secs for requests in flight.
-        self.end_processes(grace=self.options.stop_timeout + 5.0)
-        if self._private is not None:
-            self._private.remove()
-            self._private = None
+        """Let requests in flight finish, end the server and remove its private folder.
+
+        What a signal raises meanwhile (a second Ctrl-C) ends the server at once; nothing is left.
+        """
+        try:
+            # Triton itself waits up to --exit-timeout-secs for requests in flight.
+            self.end_processes(grace=self.options.stop_timeout + 5.0)
+        finally:
+            with held_back():
+                if self._private is not None:
+                    self._private.remove()
+                    self._private = None

@@ -99,13 +99,15 @@ def _embedded(console: Console) -> Iterator[str]:
             f"no server at {_defaults.URL}, and none can be started here ({error.name} is "
             "missing): pass --url host:port, or pip install 'nima-triton[serve]'"
         ) from error
-    with console.status("Starting the embedded tritonserver …"):
-        try:
-            server = server_class()
-            server.__enter__()
-        except Exception as error:
-            raise NoServer(f"the embedded server did not start: {error}") from error
+    server = server_class()
     try:
+        with console.status("Starting the embedded tritonserver …"):
+            try:
+                server.start()
+            except Exception as error:
+                raise NoServer(f"the embedded server did not start: {error}") from error
         yield server.grpc_url
     finally:
-        server.__exit__(None, None, None)
+        # Nobody else asks it: what it still does is not wanted, and its own end takes seconds.
+        server.end_processes(grace=0)
+        server.stop()
