@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from _load import at, drive, expected_scores, photos, supervised
+from _load import at, drive, expected_scores, photos, stubs_of, supervised
 from _proxy import Proxy
 
 from nima_build.server import RestartPolicy, ServerOptions
@@ -74,6 +74,30 @@ def test_a_frozen_server_is_replaced(options: ServerOptions) -> None:
         assert account.check(COUNT, expected) == {"scored": COUNT}
         assert supervisor.restarts == 1
         assert any("probes failed" in line for line in lines)
+
+
+@pytest.mark.parametrize("model", ["nima_preprocess", "nima_network"])
+def test_a_stub_that_stood_still_hands_out_no_others_score(
+    options: ServerOptions, model: str
+) -> None:
+    """Triton gives its request up after a second, and would take its answer for the next one's."""
+    with supervised(options) as (server, supervisor, lines):
+        expected = expected_scores(server.grpc_url)
+
+        def stand_still() -> None:
+            stubs = stubs_of(server, model)
+            for pid in stubs:
+                os.kill(pid, signal.SIGSTOP)
+            time.sleep(1.5)
+            for pid in stubs:
+                os.kill(pid, signal.SIGCONT)
+
+        with NimaClient(server.grpc_url, request_size=1) as client:
+            account = drive(client, COUNT, at(100, stand_still))
+        print(f"stood still: {lines}")
+        assert account.check(COUNT, expected) == {"scored": COUNT}
+        assert supervisor.restarts == 1
+        assert f"{model} stood still" in server.log_path.read_text()
 
 
 def test_a_frozen_server_and_an_impatient_client(options: ServerOptions) -> None:

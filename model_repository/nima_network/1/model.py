@@ -16,6 +16,7 @@ import onnxruntime
 import triton_python_backend_utils as pb_utils
 
 from nima_client._gate import open_gate
+from nima_client._stall import StallWatch
 from nima_client.contract import OUTPUT_DISTRIBUTION, OUTPUT_MEAN, OUTPUT_STD, PIXELS
 
 _OUTPUTS = [OUTPUT_DISTRIBUTION, OUTPUT_MEAN, OUTPUT_STD]
@@ -41,10 +42,12 @@ class TritonPythonModel:
         )
         dims = [int(d) for d in config["input"][0]["dims"]]
         self._session.run(_OUTPUTS, {PIXELS: np.zeros((1, *dims), np.uint8)})
+        self._watch = StallWatch(args["model_name"])
 
     def execute(self, requests):
         """One response per request, in order."""
-        return [self._answer(request) for request in requests]
+        with self._watch.work():
+            return [self._answer(request) for request in requests]
 
     def _answer(self, request):
         pixels = pb_utils.get_input_tensor_by_name(request, PIXELS).as_numpy()

@@ -19,6 +19,7 @@ import triton_python_backend_utils as pb_utils
 from PIL import Image
 
 from nima_client._gate import open_gate
+from nima_client._stall import StallWatch
 from nima_client.contract import INPUT_IMAGE, PIXELS, Rejection, format_rejections
 from nima_client.preprocess import (
     ImageRejected,
@@ -46,10 +47,12 @@ class TritonPythonModel:
         photo = io.BytesIO()
         Image.new("RGB", (640, 480), (90, 120, 150)).save(photo, "JPEG")
         preprocess(photo.getvalue(), self._spec)
+        self._watch = StallWatch(args["model_name"])
 
     def execute(self, requests):
         """One response per request, in order."""
-        return [self._guarded(request) for request in requests]
+        with self._watch.work():
+            return [self._guarded(request) for request in requests]
 
     def _guarded(self, request):
         """Whatever goes wrong (no memory, say) is this request's failure, no neighbour's."""
