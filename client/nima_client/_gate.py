@@ -31,14 +31,17 @@ from pathlib import Path
 
 _WORDS = 6144
 _SIZE = _WORDS * 8
-# The first words of the file: places in use or once used, and when something moved last.
-_PLACES, _LAST_MOVED, _FIRST = range(3)
+# The first words of the file: places in use or once used, when something moved last, how many were
+# given up for lost since the second step last began anything, and when the first image passed then.
+_PLACES, _LAST_MOVED, _GIVEN_UP, _PASSED_SINCE, _FIRST = range(5)
 # And of a place.
 _PLACE = 3
 _SHARE, _WORKING, _WAITING = range(_PLACE)
 # Where no socket can be had (a long path), and where a ring was missed.
 _POLL_SECONDS = 0.004
 _LISTEN_SECONDS = 0.02
+# A second step that has nothing to do begins what passes within this time.
+_PROMPT_SECONDS = 0.1
 _STILL_SECONDS = 0.25
 _LOOKS = 3
 # A process that was killed at its work is at it for ever: not counted after this long.
@@ -113,7 +116,8 @@ class Gate(OpenGate):
 
         A request may vanish between the steps (its caller hung up) and would be counted for ever.
         So when nothing has moved for long although something seems to wait, nothing does: the count
-        starts again from nothing. So it does when it turns out that something did wait.
+        starts again from nothing. When it turns out that something did wait (:meth:`taken`, or a
+        count below nothing), that is put right.
         """
         looks, since = 0, time.monotonic_ns()
         try:
@@ -124,6 +128,7 @@ class Gate(OpenGate):
                     with self._locked():
                         if self.between() == count:
                             self._words[self._share] -= count
+                            self._words[_GIVEN_UP] = max(0, self._words[_GIVEN_UP] + count)
                     return
                 if count < self._limit:
                     return
@@ -139,7 +144,9 @@ class Gate(OpenGate):
 
     def passed(self, images: int) -> None:
         """First step, when it is done with images that go on."""
-        self._words[_LAST_MOVED] = time.monotonic_ns()
+        self._words[_LAST_MOVED] = now = time.monotonic_ns()
+        if self._words[_GIVEN_UP] and not self._words[_PASSED_SINCE]:
+            self._words[_PASSED_SINCE] = now
         self._words[self._share] += images
 
     @contextlib.contextmanager
@@ -148,6 +155,8 @@ class Gate(OpenGate):
         now = time.monotonic_ns()
         self._words[_LAST_MOVED] = now
         self._words[self._working] = now
+        if self._words[_GIVEN_UP]:
+            self._take_back(now)
         self._words[self._share] -= images
         self._ring()
         try:
@@ -155,6 +164,20 @@ class Gate(OpenGate):
         finally:
             self._words[_LAST_MOVED] = time.monotonic_ns()
             self._words[self._working] = 0
+
+    def _take_back(self, now: int) -> None:
+        """Count again what was given up, unless what passed since is begun as by an idle step.
+
+        The second step begins images in their order. Those given up come first where they are
+        there after all, whenever that is; where they are lost, the next that passes is begun at
+        once. Were they left out of the count, the gate would stay so much wider under a load that
+        never lets the count fall below nothing.
+        """
+        with self._locked():
+            given_up, since = self._words[_GIVEN_UP], self._words[_PASSED_SINCE]
+            self._words[_GIVEN_UP] = self._words[_PASSED_SINCE] = 0
+            if not since or now - since > _PROMPT_SECONDS * 1e9:
+                self._words[self._share] += given_up
 
     def _still(self) -> bool:
         """Whether nothing has gone in, begun or ended for long, and nothing is at work."""

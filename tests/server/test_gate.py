@@ -164,11 +164,54 @@ def test_after_a_stall_of_the_whole_machine_the_network_has_time_to_go_on(path: 
     assert decoder.between() == 1
 
 
-def test_written_off_but_begun_after_all_does_not_widen_it_for_ever(path: Path) -> None:
+def test_written_off_but_begun_after_all_does_not_widen_it(path: Path) -> None:
     decoder, network = Gate(path, 2), Gate(path, 2)
     decoder.passed(2)
     decoder.wait()
-    with network.taken(2):
+    assert network.between() == 0
+    with network.taken(1):
+        assert network.between() == 1
+
+
+def test_nor_under_a_load_that_never_ceases(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server stood still, more passed meanwhile, and decoders are quicker ever after."""
+    monkeypatch.setattr(_gate, "_PROMPT_SECONDS", 0.01)
+    decoder, network, waiting = Gate(path, 2), Gate(path, 2), 2
+    decoder.passed(2)
+    for _ in range(2):  # written off twice
+        decoder.wait()
+        decoder.passed(2)
+        waiting += 2
+    time.sleep(0.02)
+    for _ in range(20):
+        while network.between() < 2:
+            decoder.passed(1)
+            waiting += 1
+        with network.taken(1):
+            waiting -= 1
+    assert network.between() == waiting <= 2
+
+
+def test_lost_ones_are_not_counted_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_gate, "_PROMPT_SECONDS", 30.0)
+    decoder, network = Gate(path, 2), Gate(path, 2)
+    decoder.passed(2)  # their callers hung up
+    decoder.wait()
+    time.sleep(0.05)  # it decodes
+    for _ in range(2):
+        decoder.passed(1)
+        with network.taken(1):
+            assert network.between() == 0
+
+
+def test_a_count_below_nothing_starts_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was given up comes at the very moment at which what passed since might."""
+    monkeypatch.setattr(_gate, "_PROMPT_SECONDS", 30.0)
+    decoder, network = Gate(path, 2), Gate(path, 2)
+    decoder.passed(2)
+    decoder.wait()
+    decoder.passed(1)
+    with network.taken(3):
         assert network.between() == -2
     decoder.wait()
     assert decoder.between() == 0
@@ -185,7 +228,7 @@ def test_no_gate_stops_nobody() -> None:
 def test_places_of_ended_processes_are_taken_again(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_gate, "_WORDS", 3 + 3 * 3)
+    monkeypatch.setattr(_gate, "_WORDS", _gate._FIRST + 3 * 3)
     kept = [Gate(path, 5), Gate(path, 5)]
     kept[0].passed(1)
     code = "import sys; from nima_client._gate import Gate; Gate(sys.argv[1], 5).passed(1)"
