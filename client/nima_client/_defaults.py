@@ -92,6 +92,10 @@ MAX_MESSAGE_BYTES: Final = 2**31 - 1
 RECONNECT_INITIAL_MS: Final = 100
 RECONNECT_MAX_MS: Final = 2000
 
+CONNECT_ATTEMPT_MS: Final = 3000
+"""Longest time that gRPC gives one try to connect (its ``min_reconnect_backoff_ms`` is that). With
+TLS it takes three round trips of the line. It ends with a server that swallows everything."""
+
 REORDER_WINDOW: Final = 1024
 """Results that ``score_iter(ordered=True)`` holds at most while an earlier one is outstanding."""
 

@@ -45,6 +45,14 @@ _RULES: tuple[tuple[str, str, Maker, str], ...] = (
         errors.ServerStopping,
         "the server is stopping",
     ),
+    # The other side went away, or was too slow, before anything was said of certificates.
+    (
+        "UNAVAILABLE",
+        r"handshake (read|write) failed|handshake timed out|handshaker? shutdown",
+        errors.ConnectError,
+        "the connection broke off before it was open: check that the server runs, the address, and "
+        "that both sides use TLS",
+    ),
     (
         "UNAVAILABLE",
         r"\bssl|\btls|certificate|handshake|verification check failed|wrong_version_number",

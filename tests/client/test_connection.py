@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -155,6 +157,39 @@ def test_tls_against_a_plain_server(
 ) -> None:
     with pytest.raises(TLSError):
         caller(server.url, tls=TLS(ca_file=certificates["files"]["ca"])).score_one(photo(0))
+
+
+def test_a_server_that_is_far_away_has_time_for_the_handshake(
+    caller: Make, photo: Make, certificates: dict[str, Any]
+) -> None:
+    def relay(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                sink.sendall(data)
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_RDWR)
+
+    def connect(near: socket.socket) -> None:
+        time.sleep(0.4)
+        far = socket.create_connection(("127.0.0.1", server.port))
+        threading.Thread(target=relay, args=(far, near), daemon=True).start()
+        relay(near, far)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=connect, args=(listener.accept()[0],), daemon=True).start()
+
+    credentials = grpc.ssl_server_credentials([certificates["pair"]])
+    tls = TLS(ca_file=certificates["files"]["ca"])
+    with (
+        KServeServer(credentials=credentials) as server,
+        socket.create_server(("127.0.0.1", 0)) as listener,
+    ):
+        threading.Thread(target=accept, daemon=True).start()
+        client = caller(f"127.0.0.1:{listener.getsockname()[1]}", tls=tls, retry=NO_RETRIES)
+        assert client.score_one(photo(0)).mean > 0
+        listener.shutdown(socket.SHUT_RDWR)
 
 
 def test_mutual_tls(caller: Make, photo: Make, certificates: dict[str, Any]) -> None:

@@ -60,6 +60,14 @@ STATUSES = [
         TLSError,
         False,
     ),
+    (
+        Code.UNAVAILABLE,
+        "connections to all backends failing; last error: UNAVAILABLE: ipv4:127.0.0.1:1: "
+        "Handshake read failed (Endpoint closing)",
+        ConnectError,
+        True,
+    ),
+    (Code.UNAVAILABLE, "ipv4:127.0.0.1:1: tcp handshaker shutdown", ConnectError, True),
     (Code.UNAVAILABLE, "Failed to connect to remote host: Connection refused", ConnectError, True),
     (Code.UNAVAILABLE, "Socket closed", ConnectError, True),
     (
