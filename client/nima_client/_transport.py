@@ -27,6 +27,7 @@ class RejectedImages(ImageRejectedError):
         codes = ", ".join(f"image {r.index}: {r.code.value}" for r in rejections)
         super().__init__(f"the server refused {codes}", request_id=request_id)
         self.rejections = rejections
+        self.args = (rejections,)  # of which pickle makes it again
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,13 +94,15 @@ def parse_reply(response: Any, request: InferRequest) -> InferReply:
     rows = len(request.images)
     raw = dict(zip((o.name for o in response.outputs), response.raw_output_contents, strict=False))
     try:
+        if missing := [name for name in _OUTPUTS if name not in raw]:
+            raise ValueError(f"it has no output {' and no output '.join(missing)}")
         flat = _floats(raw[contract.OUTPUT_DISTRIBUTION])
         means = _floats(raw[contract.OUTPUT_MEAN])
         stds = _floats(raw[contract.OUTPUT_STD])
         bins = contract.NUM_RATINGS
         if (len(flat), len(means), len(stds)) != (rows * bins, rows, rows):
             raise ValueError(f"{len(means)} results for {rows} images")
-    except (KeyError, ValueError) as error:
+    except ValueError as error:
         raise ContractError(
             f"the server's answer is not of this contract: {error}", request_id=request.request_id
         ) from None

@@ -20,6 +20,7 @@ from nima_client import (
     DeadlineExceeded,
     ImageFailure,
     ModelError,
+    NimaClient,
     QueueFull,
     QueueTimeout,
     RequestCancelled,
@@ -399,3 +400,19 @@ def test_a_score_that_is_no_number_fails_for_its_image_alone(
     )
     # The other three of its request, and it, once more each.
     assert len(fake.requests) == 2 + 4
+
+
+def test_an_answer_without_an_output_says_which(server: KServeServer, photo: Make) -> None:
+    answer = server._answer
+
+    def partly(request: Any, images: list[bytes]) -> Any:
+        response = answer(request, images)
+        del response.outputs[2], response.raw_output_contents[2]
+        return response
+
+    server._answer = partly  # type: ignore[method-assign]
+    with (
+        NimaClient(server.url) as client,
+        pytest.raises(ContractError, match=r"not of this contract: it has no output STD \["),
+    ):
+        client.score_one(photo(0))

@@ -296,3 +296,10 @@ def test_a_fake_closed_in_the_middle_of_a_call_says_so(photo: Photo) -> None:
     client = NimaClient(transport=ClosedMeanwhile(), request_size=1)
     results = client.score([photo(0), photo(1)], on_error="return")
     assert [r.code for r in results] == ["CANCELLED"] * 2  # type: ignore[union-attr]
+
+
+def test_a_refusal_that_a_handler_raises_survives_pickling() -> None:
+    error = rejected({1: RejectionCode.EMPTY}, "abc")
+    again = pickle.loads(pickle.dumps(error))
+    assert again.rejections == error.rejections
+    assert (str(again), again.request_id) == (str(error), "abc")
