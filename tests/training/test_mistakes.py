@@ -74,6 +74,21 @@ def test_an_output_that_is_a_file(
     assert out.read_text() == "mine"
 
 
+def test_inputs_and_batches_that_are_too_small_for_the_network(
+    refused: Callable[..., str], write_toml: WriteToml, tmp_path: Path
+) -> None:
+    small = ("--set", "preprocessing={crop_size=16, resize_size=16}")
+    file = write_toml(tmp_path / "c.toml", tmp_path / "run", backbone="vgg16_gap", batch_size=16)
+    refusal = refused(train_app, "--config", file, *small)
+    assert "vgg16_gap does not take images of 16 x 16 pixels: raise crop_size" in refusal
+    file = write_toml(tmp_path / "c.toml", tmp_path / "run", backbone="mobilenet_v2", batch_size=1)
+    refusal = refused(train_app, "--config", file, *small)
+    assert "one photo of 16 x 16 pixels is too little for the statistics" in refusal
+    frozen = ("--set", "norm_statistics='frozen'", "--epochs", 1, "--set", "workers=0")
+    there = [str(a) for a in ("--config", file, *small, *frozen)]
+    train_app(there, standalone_mode=False)  # as the refusal says
+
+
 def test_a_damaged_state(
     refused: Callable[..., str], write_toml: WriteToml, tmp_path: Path
 ) -> None:

@@ -23,12 +23,16 @@ class Learner:
     """The model with its optimiser, in one phase: the head alone or the whole network.
 
     ``model`` is the plain network, which keeps its identity and its state names through all phases.
+
+    Raises:
+        TrainingError: the network does not take images of the configured size.
     """
 
     def __init__(self, config: TrainConfig, accelerator: Accelerator, weights: str) -> None:
         self.config, self.accelerator = config, accelerator
         torch.manual_seed(config.seed)
         self.model = create_model(config.backbone, weights, config.dropout)
+        self._try_size()
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network: Any = None
         """The model as accelerate and torch.compile wrap it."""
@@ -36,6 +40,17 @@ class Learner:
         """Whether only the head learns; None before the first phase."""
         self.raw_optimiser: torch.optim.AdamW | None = None
         self.ema = EMA(self.model, config.ema_decay) if config.ema_decay else None
+
+    def _try_size(self) -> None:
+        size = self.config.preprocessing.crop_size
+        try:
+            with torch.no_grad():
+                self.model.eval()(torch.zeros(1, 3, size, size))
+        except RuntimeError as error:
+            raise TrainingError(
+                f"{self.config.backbone} does not take images of {size} x {size} pixels: raise "
+                f"crop_size and resize_size of [preprocessing] ({str(error).splitlines()[0]})"
+            ) from error
 
     def start_phase(self, frozen: bool, saved: dict[str, Any] | None) -> None:
         """Prepare model and optimiser for the head alone (``frozen``) or for the whole network.
@@ -97,6 +112,9 @@ class Learner:
 
         Returns:
             The loss of each readable photo, FP32 ``[B]`` without a graph; ``B`` may be 0.
+
+        Raises:
+            TrainingError: a batch norm cannot take statistics of the one photo it sees.
         """
         config, device = self.config, self.accelerator.device
         with nullcontext() if last else self.accelerator.no_sync(self.network):
@@ -106,12 +124,25 @@ class Learner:
             pixels = batch["pixels"].to(device, non_blocking=True)
             target = batch["targets"].to(device, non_blocking=True)
             with self.accelerator.autocast():
-                logits = self.network(normalise_on_device(pixels, config.preprocessing))
+                logits = self._forward(normalise_on_device(pixels, config.preprocessing))
             losses = emd(probabilities(logits), target, config.emd_r)
             # Each photo weighs the same, however many of its micro-batch are readable.
             share = len(losses) / config.batch_size
             self.accelerator.backward(losses.mean() * share / config.accumulate)
         return losses.detach()
+
+    def _forward(self, x: Tensor) -> Tensor:
+        try:
+            logits: Tensor = self.network(x)
+        except ValueError as error:  # of a batch norm whose maps are one pixel
+            if len(x) > 1:
+                raise
+            raise TrainingError(
+                f"one photo of {x.shape[-1]} x {x.shape[-1]} pixels is too little for the "
+                f"statistics of {self.config.backbone}'s batch norms: set norm_statistics = "
+                "'frozen', a larger batch_size or a larger input"
+            ) from error
+        return logits
 
     def _backward_of_nothing(self) -> None:
         """Gradients of zero, through the network: DDP waits for those of every process."""
