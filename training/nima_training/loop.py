@@ -212,10 +212,11 @@ class Trainer:
         }  # fmt: skip
         if self.accelerator.is_main_process:
             self.files.log(record)
+        shown = {name: math.nan if value is None else value for name, value in record.items()}
         self._say(
-            f"epoch {at.epoch}: train EMD {math.nan if loss is None else loss:.4f}, "
-            f"validation EMD r=2 {record['emd_r2']:.4f}, r=1 {record['emd_r1']:.4f}, "
-            f"Spearman {record['spearman_mean'] or math.nan:.4f}, {speed:.1f} img/s"
+            f"epoch {at.epoch}: train EMD {shown['train_loss']:.4f}, "
+            f"validation EMD r=2 {shown['emd_r2']:.4f}, r=1 {shown['emd_r1']:.4f}, "
+            f"Spearman {shown['spearman_mean']:.4f}, {speed:.1f} img/s"
         )
         epoch = at.epoch
         if at.next_epoch(config):
