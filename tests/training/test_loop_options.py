@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torchvision.models import mobilenet_v3_small
 
+from nima_client._files import atomic_file
 from nima_training import metrics
 from nima_training.checkpoint import load_checkpoint
 from nima_training.cli.train import app as train_app
@@ -258,6 +259,34 @@ def test_an_epoch_done_again_after_a_kill_is_logged_once(
     assert len(history(config.out)) == 1
     train(config, quiet())
     assert [line["epoch"] for line in history(config.out)] == [0, 1]
+
+
+def test_what_a_kill_left_half_written_is_removed(
+    small_config: SmallConfig, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    (out / "best").mkdir(parents=True)
+    halves = []
+    for path in (out / "state.pt", out / "best/model.safetensors"):
+        try:
+            with atomic_file(path, "wb") as file:
+                file.write(b"half")
+                file.flush()
+                (half,) = path.parent.glob(".*")
+                half.with_suffix(".killed00").write_bytes(b"half")  # what no handler removes
+                raise InterruptedError
+        except InterruptedError:
+            halves.append(half.with_suffix(".killed00"))
+    mine = out / ".state.pt.of-mine"
+    mine.touch()
+    assert all(half.exists() for half in halves)
+    Trainer(small_config(out, epochs=1, batch_size=16), quiet()).run()
+    assert mine.exists()
+    assert not any(half.exists() for half in halves)
+    assert sorted(path.name for path in (out / "best").iterdir()) == [
+        "checkpoint.json",
+        "model.safetensors",
+    ]
 
 
 def test_a_run_goes_on_with_the_processes_it_was_started_with(

@@ -16,9 +16,14 @@ import numpy as np
 from torch import Tensor
 
 from nima_client._files import write_atomic
-from nima_training.checkpoint import reference_quantiles, save_checkpoint
+from nima_training.checkpoint import (
+    META_FILE,
+    WEIGHTS_FILE,
+    reference_quantiles,
+    save_checkpoint,
+)
 from nima_training.config import TrainConfig
-from nima_training.files import check_folder, write_json
+from nima_training.files import check_folder, remove_unfinished, write_json
 from nima_training.models import create_model
 from nima_training.state import load_state, save_state
 
@@ -75,7 +80,16 @@ class RunDirectory:
         return saved
 
     def start(self, epoch: int) -> None:
-        """Note the settings; forget what a killed run wrote of ``epoch``, which is done again."""
+        """Note the settings; forget what a killed run wrote of ``epoch``, which is done again.
+
+        What it had half written is removed: each is as large as a state or a checkpoint.
+        """
+        written = [STATE_FILE, HISTORY_FILE, CONFIG_FILE]
+        written += [
+            f"{name}/{part}" for name in ("best", "last") for part in (WEIGHTS_FILE, META_FILE)
+        ]
+        for name in written:
+            remove_unfinished(self.config.out / name)
         write_json(self.config.out / CONFIG_FILE, self.config.to_dict())
         history = self.config.out / HISTORY_FILE
         if history.exists():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nima_training.distill.config import StageConfig
 from nima_training.ema import EMA
+from nima_training.files import remove_unfinished
 from nima_training.state import load_state, save_state
 
 SAVE_EVERY_SECONDS = 120.0
@@ -73,6 +74,7 @@ def train_stage(
     )
     ema = EMA(network, ema_decay)
     step, spent, best_error, best = 0, 0.0, math.inf, ema.state
+    remove_unfinished(state_file)
     if saved := load_state(state_file):
         network.load_state_dict(saved["network"])
         optimiser.load_state_dict(saved["optimiser"])
