@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import secrets
-import signal
 import subprocess
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 from nima_build.cores import available_cores
 from nima_build.metadata import ModelMetadata
-from nima_build.processes import end_with_parent
 from nima_build.rendering import RenderOptions, cpu_instances, render
 from nima_build.repository import default_repository
-from nima_build.server._arguments import command, environment
+from nima_build.server._arguments import command
 from nima_build.server._gpu import check_gpu
 from nima_build.server._install import ServerCrashed, ServerError, check_numpy, lay_out_backends
 from nima_build.server._log import last_errors
 from nima_build.server._options import ServerOptions
-from nima_build.server._ports import free_ports, listens, require_free
+from nima_build.server._ports import free_ports, require_free
 from nima_build.server._private import (
     PrivateFolder,
     clear_leftovers,
@@ -31,13 +26,13 @@ from nima_build.server._private import (
     require_intact,
 )
 from nima_build.server._probe import Probe
+from nima_build.server._process import ask_to_end, begin_group, kill_group, wait_ready
 from nima_build.server._rollout import Repository, Rollout
 from nima_build.server._stubs import StubWatch, stub_pids
 from nima_client._gate import create_gate
 from nima_client._signals import held_back
 from nima_client.contract import NETWORK_MODEL, PREPROCESS_MODEL
 
-_POLL_SECONDS = 0.05
 _CRASHES_WHILE_STARTING = 2
 
 
@@ -261,16 +256,7 @@ class EmbeddedServer:
                 # A new one for new processes: what the old had between the steps went with them.
                 create_gate(self._folder / "gate")
                 self._log_start = log.tell()
-                self._process = subprocess.Popen(
-                    self._command(),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    env=environment(),
-                    start_new_session=True,
-                    # No orphaned server when this process is killed.
-                    preexec_fn=end_with_parent,
-                )
+                self._process = begin_group(self._command(), log)
             self._wait_ready()
         except BaseException:
             # Were it to come up later, nobody would know its stubs.
@@ -287,30 +273,9 @@ class EmbeddedServer:
 
     def _wait_ready(self) -> None:
         assert self._process is not None
-        deadline = time.monotonic() + self.options.patience
-        probe, reason = self.probe(self.options.patience), "it does not listen yet"
-        try:
-            while time.monotonic() < deadline:
-                if self._process.poll() is not None:
-                    status = self._process.returncode
-                    kind = ServerCrashed if status < 0 else ServerError
-                    raise kind(
-                        f"tritonserver ended with status {status} while starting"
-                        f"\n{self.log_errors()}"
-                    )
-                if listens(self._process.pid, self._listened_ports()):
-                    result = probe()
-                    # Another server may have answered while this one ended for want of its ports.
-                    if result.alive and self._process.poll() is None:
-                        return
-                    reason = result.reason
-                time.sleep(_POLL_SECONDS)
-        finally:
-            probe.close()
-        raise ServerError(
-            f"no inference answered within {self.options.patience:g} s, the last attempt with: "
-            f"{reason}\n{self.log_errors()}"
-        )
+        patience = self.options.patience
+        probe = self.probe(patience)
+        wait_ready(self._process, self._listened_ports(), probe, patience, self.log_errors)
 
     def log_errors(self, lines: int = 12) -> str:
         """The last errors in tritonserver's log; its last lines where it holds none."""
@@ -328,17 +293,12 @@ class EmbeddedServer:
         process = self._process
         try:
             self._process = None
-            if process is not None and process.poll() is None and grace > 0:
-                process.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(grace)
+            if process is not None:
+                ask_to_end(process, grace)
         finally:
             with held_back():
                 if process is not None:
-                    # The group is this server's own session; its stubs outlive a crash.
-                    with contextlib.suppress(ProcessLookupError):
-                        os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
+                    kill_group(process)
                 self._stubs.forget()
                 if self._private is not None:
                     remove_shared_memory(self._private.shm_prefix)
