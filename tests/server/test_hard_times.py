@@ -29,6 +29,7 @@ from nima_build.server import (
     _embedded,
     _private,
 )
+from nima_build.server._log import last_errors
 from nima_build.server._ports import free_ports, listens
 from nima_build.server._private import PrivateFolder, clear_leftovers, require_intact
 
@@ -233,7 +234,7 @@ def test_old_folders_without_a_lock_go_and_no_others(temporary: Path) -> None:
         os.utime(folder, (past, past))
         return folder
 
-    left = make("nima-serve-abcdefgh", "models", "backends")
+    left = make("nima-serve-abcdefgh", "models", "backends", "gate", "gate.0", ".models.staged")
     empty = make("nima-serve-abcdefgi")
     kept = [
         make("nima-serve-abcdefgj", "models", seconds_old=60),  # may be just being made
@@ -247,3 +248,30 @@ def test_old_folders_without_a_lock_go_and_no_others(temporary: Path) -> None:
     assert all(folder.is_dir() for folder in [*kept, robbed.path])
     robbed.remove()
     assert not robbed.path.exists()
+
+
+def test_a_process_that_ends_while_it_is_being_killed_stops_no_start(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ended:
+        def kill(self) -> None:
+            raise psutil.NoSuchProcess(1)
+
+    found = [[Ended()], []]
+    monkeypatch.setattr(_private, "_processes_of", lambda _: found.pop(0))
+    monkeypatch.setattr(_private, "_GRACE_SECONDS", -1.0)
+    monkeypatch.setattr(psutil, "wait_procs", lambda *_, **__: None)
+    (temporary / "nima-serve-abcdefgh").mkdir()
+    (temporary / "nima-serve-abcdefgh" / "owner.lock").touch()
+    assert clear_leftovers() == [temporary / "nima-serve-abcdefgh"]
+
+
+def test_of_a_log_whose_server_aborted_the_reason_is_told(tmp_path: Path) -> None:
+    log = tmp_path / "tritonserver.log"
+    log.write_text(
+        '2026-01-01T00:00:00Z I 71 model_lifecycle.cc:839] "successfully loaded"\n'
+        "terminate called after throwing an instance of 'boost::interprocess::lock_exception'\n"
+        "  what():  boost::interprocess::lock_exception\n"
+    )
+    lines = last_errors(log, 0, 12).splitlines()
+    assert [line.split()[0] for line in lines] == ["terminate", "what():"]

@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 
 # Severity E in tritonserver's own lines (without CUDA, two of them are always there), Python
-# tracebacks of the models, and the last word of a server that gives up.
-_ERROR = re.compile(r"Z E \d+ (?!.*(?:CudaDriver|CUDA driver))|Error: |^error: ")
+# tracebacks of the models, and the last word of a server that gives up or aborts.
+_ERROR = re.compile(
+    r"Z E \d+ (?!.*(?:CudaDriver|CUDA driver))|Error: |^error: |^terminate called|^  what\(\): "
+)
 
 
 def last_errors(path: Path, start: int, lines: int) -> str:

@@ -29,7 +29,9 @@ _POLL_SECONDS = 0.05
 # Triton starts its stubs by a shell command in which the paths are not quoted.
 _PLAIN_PATH = re.compile(r"[\w./-]+", re.ASCII)
 # All that a private folder may hold: what has the name of one and holds more is somebody's.
-_CONTENTS = {f".{_LOCK}", "models", "backends", "gate", ".gate.new", "tritonserver.log"}
+_CONTENTS = re.compile(
+    r"\.owner\.lock|models|\.models\.staged|backends|gate(\.\d+)?|\.gate\.new|tritonserver\.log"
+)
 _RANDOM_NAME = re.compile(rf"{_PREFIX}[a-z0-9_]{{8}}")
 # A folder gets its lock at once; one that has lain without for so long will get none.
 _FORGOTTEN_SECONDS = 3600.0
@@ -132,7 +134,7 @@ def _is_forgotten(folder: Path) -> bool:
     """Whether a folder without the file of its lock is one of ours that nobody uses or makes."""
     if not _RANDOM_NAME.fullmatch(folder.name):
         return False
-    if {entry.name for entry in folder.iterdir()} - _CONTENTS:
+    if not all(_CONTENTS.fullmatch(entry.name) for entry in folder.iterdir()):
         return False
     if time.time() - folder.stat().st_mtime < _FORGOTTEN_SECONDS:
         return False
@@ -171,7 +173,8 @@ def _end_processes_of(folder: Path) -> None:
     while left := _processes_of(folder):
         if time.monotonic() > deadline:
             for process in left:
-                process.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):  # it ended just now
+                    process.kill()
             psutil.wait_procs(left, timeout=_GRACE_SECONDS)
             return
         time.sleep(_POLL_SECONDS)
