@@ -5,9 +5,9 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 # An interpreter the embedded tritonserver has a stub for; PYTHON=... overrides.
+FITS := import sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
-	$$p -c 'import sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
-	2>/dev/null && command -v $$p && break; done)
+	$$p -c '$(FITS)' 2>/dev/null && command -v $$p && break; done)
 PIP_INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 SERVE_READY := $(VENV)/.ready-serve
 TEST_READY := $(VENV)/.ready-test
@@ -26,6 +26,8 @@ help: ## List the targets
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "No Python 3.10, 3.11 or 3.12 with venv found: install one" \
 		"(Debian: apt-get install python3 python3-venv) or pass PYTHON=/path/to/python3.11"; exit 1; }
+	@"$(PYTHON)" -c '$(FITS)' 2>/dev/null || { echo "PYTHON=$(PYTHON) is no Python 3.10, 3.11 or 3.12" \
+		"with venv: pass PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "Making the environment $(VENV) with $(PYTHON) …"
 	@$(PYTHON) -m venv $(VENV)
 
