@@ -165,6 +165,7 @@ def test_a_line_that_a_crash_cut_short_is_dropped(tmp_path: Path) -> None:
 def test_ctrl_c_keeps_what_was_scored_beside_a_photo_that_took_too_long(
     tmp_path: Path, photo: Callable[..., bytes]
 ) -> None:
+    pytest.importorskip("typer", reason="the commands need the extra cli")
     root = tmp_path / "many"
     root.mkdir()
     for number in range(600):
