@@ -319,6 +319,7 @@ def arguments(folder: Path, **parameters: str) -> dict[str, str]:
     values = {key: {"string_value": value} for key, value in parameters.items()}
     return {
         "model_config": json.dumps({"max_batch_size": 32, "parameters": values}),
+        "model_name": "nima_network",
         "model_instance_kind": "CPU",
         "model_instance_device_id": "0",
         "model_repository": str(folder.parent),

@@ -19,6 +19,7 @@ from compiled import CompiledNetwork
 
 from nima_client._gate import open_gate
 from nima_client._package import PACKAGE_NAME
+from nima_client._stall import StallWatch
 from nima_client.contract import OUTPUT_DISTRIBUTION, OUTPUT_MEAN, OUTPUT_STD, PIXELS
 
 
@@ -46,11 +47,13 @@ class TritonPythonModel:
             reason = self._network.graph_error
             pb_utils.Logger.log_warn(f"no CUDA graphs, batches take longer: {reason}")
         self._gate = open_gate(parameters)
+        self._watch = StallWatch(args["model_name"])
 
     def execute(self, requests):
         """One response per request, in order."""
         try:
-            return self._answer(requests)
+            with self._watch.work():
+                return self._answer(requests)
         except Exception as error:
             # A lost device, a full one: no request of the batch can be answered.
             failure = f"scoring failed: {type(error).__name__}: {_line(error)}"

@@ -13,6 +13,7 @@ import triton_python_backend_utils as pb_utils
 from gpu_pixels import on_gpu
 from PIL import Image
 
+from nima_client._stall import StallWatch
 from nima_client.contract import (
     INPUT_IMAGE,
     PIXELS,
@@ -45,9 +46,14 @@ class TritonPythonModel:
             Image.new("RGB", (640, 480), (90, 120, 150)).save(photo, name)
             photos += [photo.getvalue()] * count
         self._answered = self._pixels([photos])
+        self._watch = StallWatch(args["model_name"])
 
     def execute(self, requests):
         """One response per request, in order."""
+        with self._watch.work():
+            return self._answers(requests)
+
+    def _answers(self, requests):
         files = [
             list(pb_utils.get_input_tensor_by_name(request, INPUT_IMAGE).as_numpy().reshape(-1))
             for request in requests
