@@ -86,7 +86,7 @@ def test_one_that_stood_still_before_the_request_answers(model: Model) -> None:
 
 def test_long_work_is_no_standstill_whoever_holds_the_lock(model: Model) -> None:
     begin = time.monotonic()
-    model.send("sum(range(200_000_000))")  # no other thread of Python runs meanwhile
+    model.send("sum(range(400_000_000))")  # no other thread of Python runs meanwhile
     assert [model.reads(), model.reads()] == ["at work", "answer"]
     took = time.monotonic() - begin
     assert took > 2 * _stall._LIMIT_SECONDS, f"too quick to say anything ({took:.2f} s)"
