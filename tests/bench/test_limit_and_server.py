@@ -193,6 +193,8 @@ def waiting_bench(triton, photos, tmp_path, encoded):
         env={**os.environ, "TMPDIR": str(tmp_path), "NIMA_PERF_ANALYZER": str(generator)},
         stderr=subprocess.PIPE,
         text=True,
+        # What nohup runs ignores SIGHUP, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not (tmp_path / "begun").exists():

@@ -20,6 +20,9 @@ INTERRUPTED = """
 import os, random, signal, sys, threading
 from nima_client import NimaClient
 
+# What a shell runs in the background ignores Ctrl-C, and that is inherited.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 url, method, photo = sys.argv[1], sys.argv[2], bytes.fromhex(sys.argv[3])
 calls = {
     "score_one": lambda: client.score_one(photo),
