@@ -20,6 +20,8 @@ from nima_client.preprocess import (
     PreprocessSpec,
     decode,
 )
+from nima_client.preprocess._decode import on_white
+from nima_client.preprocess._header import check_bytes, check_pixels
 
 SUFFIXES = frozenset((".heic", ".heif", ".hif"))
 
@@ -53,29 +55,17 @@ def decode_photo(
 def _decode_heic(data: bytes, limits: Limits) -> Image.Image:
     if not can_read():
         raise ImageRejected(RejectionCode.UNSUPPORTED, HOW_TO_GET)
-    if len(data) > limits.max_bytes:
-        raise ImageRejected(
-            RejectionCode.TOO_LARGE, f"{len(data)} bytes, the limit is {limits.max_bytes}"
-        )
+    check_bytes(len(data), limits)
     import pi_heif
 
     try:
         file = pi_heif.open_heif(data)  # reads the boxes; pixels are decoded when asked for
         width, height = file.size
-        if width * height > limits.max_pixels:
-            raise ImageRejected(
-                RejectionCode.TOO_LARGE,
-                f"{width}x{height} pixels, the limit is {limits.max_pixels} in all",
-            )
+        check_pixels(width, height, limits)
         pixels = np.asarray(file)
     except (ImageRejected, MemoryError):
         raise
     except Exception as error:  # of libheif, and of what a damaged file makes of Python's readers
         text = " ".join(str(error).split())[:80]
         raise ImageRejected(RejectionCode.UNDECODABLE, f"corrupt HEIC: {text}") from None
-    image = Image.fromarray(pixels)
-    if image.mode in ("RGBA", "LA"):
-        background = Image.new("RGB", image.size, (255, 255, 255))
-        background.paste(image, mask=image.getchannel("A"))
-        return background
-    return image.convert("RGB")
+    return on_white(Image.fromarray(pixels))

@@ -21,6 +21,7 @@ from nima_client._quick_header import jpeg_size
 from nima_client.contract import RejectionCode
 from nima_client.errors import ImageRejectedError
 from nima_client.preprocess import ImageRejected, Limits, inspect_header
+from nima_client.preprocess._header import check_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -178,11 +179,8 @@ def _encode(image: Any, limits: Limits) -> bytes:
 def _read(path: Path, limits: Limits) -> bytes:
     with path.open("rb") as file:
         known = os.fstat(file.fileno())
-        if known.st_size > limits.max_bytes:
-            # Not read at all: a folder of photos also holds videos.
-            raise ImageRejected(
-                RejectionCode.TOO_LARGE, f"{known.st_size} bytes, the limit is {limits.max_bytes}"
-            )
+        # Not read at all: a folder of photos also holds videos.
+        check_bytes(known.st_size, limits)
         if stat.S_ISREG(known.st_mode):
             return file.read()
         data = file.read(limits.max_bytes + 1)  # a device or a pipe may have no end

@@ -139,6 +139,11 @@ def _to_rgb(image: Image.Image, header: ImageHeader) -> Image.Image:
         raise ImageRejected(
             RejectionCode.UNSUPPORTED, f"{header.format} with {mode} pixels: save it as 8-bit RGB"
         )
+    return on_white(image)
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """An 8-bit image as RGB, its transparent parts on white."""
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         background = Image.new("RGB", rgba.size, _BACKGROUND)

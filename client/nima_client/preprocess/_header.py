@@ -61,6 +61,23 @@ def sniff_format(data: bytes) -> str | None:
     return None
 
 
+def check_bytes(count: int, limits: Limits) -> None:
+    """Refuse a file of too many bytes (TOO_LARGE)."""
+    if count > limits.max_bytes:
+        raise ImageRejected(
+            RejectionCode.TOO_LARGE, f"{count} bytes, the limit is {limits.max_bytes}"
+        )
+
+
+def check_pixels(width: int, height: int, limits: Limits) -> None:
+    """Refuse an image of too many pixels (TOO_LARGE)."""
+    if width * height > limits.max_pixels:
+        raise ImageRejected(
+            RejectionCode.TOO_LARGE,
+            f"{width}x{height} pixels, the limit is {limits.max_pixels} in all",
+        )
+
+
 def open_lazily(data: bytes, limits: Limits) -> tuple[Image.Image, ImageHeader]:
     """Open an image without decoding its pixels, after the checks of size and format.
 
@@ -69,10 +86,7 @@ def open_lazily(data: bytes, limits: Limits) -> tuple[Image.Image, ImageHeader]:
     """
     if not data:
         raise ImageRejected(RejectionCode.EMPTY, "no bytes")
-    if len(data) > limits.max_bytes:
-        raise ImageRejected(
-            RejectionCode.TOO_LARGE, f"{len(data)} bytes, the limit is {limits.max_bytes}"
-        )
+    check_bytes(len(data), limits)
     name = sniff_format(data)
     if name is None:
         raise ImageRejected(
@@ -97,11 +111,7 @@ def open_lazily(data: bytes, limits: Limits) -> tuple[Image.Image, ImageHeader]:
     width, height = image.size
     if width < 1 or height < 1:
         raise ImageRejected(RejectionCode.UNDECODABLE, f"{name} of {width}x{height} pixels")
-    if width * height > limits.max_pixels:
-        raise ImageRejected(
-            RejectionCode.TOO_LARGE,
-            f"{width}x{height} pixels, the limit is {limits.max_pixels} in all",
-        )
+    check_pixels(width, height, limits)
     # Pillow turns a TIFF upright by itself while loading it.
     orientation = 1 if name == "TIFF" else orientation_of(image.info)
     return image, ImageHeader(name, width, height, image.mode, orientation)
