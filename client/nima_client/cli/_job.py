@@ -27,7 +27,7 @@ from nima_client.library.rows import FailedRow, Row
 from nima_client.library.run import Outcome, certain_outcomes
 from nima_client.library.select import Selection
 from nima_client.library.sources import Sources
-from nima_client.library.text import printable
+from nima_client.library.text import counted, printable
 
 
 class Format(str, enum.Enum):
@@ -204,13 +204,13 @@ class Job:
         # Sidecars first: they go along with their photos.
         if self.xmp:
             written = rate(chosen, named=named, report=tell_of_sidecar)
-            text = f"{written} {'sidecar' if written == 1 else 'sidecars'} written"
+            text = f"{counted(written, 'sidecar')} written"
             self.errors.print(text, style="dim", highlight=False)
         if self.placement is not None:
             action, folder = self.placement
             placed = place(chosen, folder, action, named=named, report=tell)
-            photos = "photo" if len(placed) == 1 else "photos"
-            say(self.errors, f"{action.value}: {len(placed)} {photos} into {folder}")
+            photos = counted(len(placed), "photo")
+            say(self.errors, f"{action.value}: {photos} into {folder}")
         return len(failed)
 
     def _write_failures(self, failures: Iterable[FailedRow]) -> None:
@@ -220,7 +220,7 @@ class Job:
     def _finish(self, track: Tracker, earlier: int = 0) -> None:
         failed = len(self.failures)
         scored = track.count - failed
-        text = f"{scored} {'photo' if scored == 1 else 'photos'} scored in {track.seconds:.1f} s"
+        text = f"{counted(scored, 'photo')} scored in {track.seconds:.1f} s"
         if scored:
             text += f" ({scored / max(track.seconds, 1e-9):.1f} photos/s)"
         if earlier:

@@ -14,6 +14,7 @@ from nima_client.cli._job import say
 from nima_client.cli._progress import tracking
 from nima_client.library.files import read_rows
 from nima_client.library.rows import Row
+from nima_client.library.text import counted
 from nima_client.report import ReportOptions, Thumbnails, build_page
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -56,7 +57,7 @@ def report(
         say(errors, f"nima report: {error}")
         raise typer.Exit(2) from None
     size = len(page.encode()) / 2**20
-    photos = f"{shown} {'photo' if shown == 1 else 'photos'}"
+    photos = counted(shown, "photo")
     if pictures.missing:
         photos += f" ({pictures.missing} not found or unreadable: relative names start from --root)"
     say(errors, f"{output}: {photos}, {size:.1f} MB")

@@ -1,4 +1,4 @@
-"""File names as text for people: on a terminal, on a page."""
+"""Names and numbers of files as text for people: on a terminal, on a page."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from collections.abc import Sequence
 def printable(text: str) -> str:
     """Text without what would command a terminal or turn the direction of writing on a page."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def counted(count: int, thing: str) -> str:
+    """``1 photo``, ``2 photos``."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def common_folder(names: Sequence[str]) -> str:
