@@ -227,6 +227,16 @@ def sweep(monkeypatch, folder):
     return run
 
 
+def test_a_measurement_is_as_long_as_its_tail_needs():
+    sweep = session.Sweep(seconds=2.0)
+    assert sweep.seconds_for(Load(concurrency=8), limit=200.0) == 2.0
+    assert sweep.seconds_for(Load(concurrency=8), limit=60.0) == 5.0
+    assert sweep.seconds_for(Load(concurrency=64), limit=128.0) == 4.0
+    assert sweep.seconds_for(Load(concurrency=8, batch=8), limit=128.0) == 4.0
+    assert sweep.seconds_for(Load(rate=75.0), limit=1000.0) == 4.0
+    assert sweep.seconds_for(Load(rate=1.0), limit=1000.0) == 6.0
+
+
 def test_a_failure_leaves_what_was_measured_and_is_told(sweep, tmp_path):
     # Each set: one call to warm up, one a round.
     assert (sweep(99).failure, len(sweep(99).samples)) == ("", 4)

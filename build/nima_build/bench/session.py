@@ -20,6 +20,10 @@ from nima_build.bench.photos import PhotoSet, write_perf_inputs
 from nima_build.bench.stages import StageMeter, Stages
 from nima_client.preprocess import PreprocessSpec
 
+_IMAGES = 300  # for a 99th percentile that says more than the slowest request does
+_TURNS = 8  # of all that is in flight: what is sent at once in the beginning is not the usual load
+_LONGEST = 3
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -29,7 +33,8 @@ class Sweep:
         concurrencies: closed loops: requests in flight.
         rate_shares: open loops: requests a second as shares of the machine's limit, measured at
             the beginning.
-        seconds: length of one measurement.
+        seconds: length of one measurement; up to three times as long where fewer than 300 images
+            would come, of which a 99th percentile is one or two.
         repeats: rounds over everything.
         request_size: images in a request of the closed loops.
     """
@@ -39,6 +44,12 @@ class Sweep:
     seconds: float = 3.0
     repeats: int = 3
     request_size: int = 1
+
+    def seconds_for(self, load: Load, limit: float) -> float:
+        """How long to measure a load where the machine's limit is so many images a second."""
+        images = max(_IMAGES, _TURNS * load.concurrency * load.batch)
+        needed = images / (load.rate or limit)
+        return min(max(self.seconds, needed), _LONGEST * self.seconds)
 
 
 @dataclass(frozen=True)
@@ -214,9 +225,11 @@ class _SetBench:
             rates = rates or [round(share * limit.combined, 1) for share in sweep.rate_shares]
             loads = [Load(concurrency=c, batch=sweep.request_size) for c in sweep.concurrencies]
             for load in [*loads, *(Load(rate=r) for r in rates)]:
-                self._measure("perf_analyzer", load, repeat, sweep.seconds, limit_seconds)
-            for rate in rates:
-                self._measure("sdk", Load(rate=rate), repeat, sweep.seconds, limit_seconds)
+                seconds = sweep.seconds_for(load, limit.combined)
+                self._measure("perf_analyzer", load, repeat, seconds, limit_seconds)
+            for load in (Load(rate=r) for r in rates):
+                seconds = sweep.seconds_for(load, limit.combined)
+                self._measure("sdk", load, repeat, seconds, limit_seconds)
 
     def _measure(
         self, tool: str, load: Load, repeat: int, seconds: float, limit_seconds: float

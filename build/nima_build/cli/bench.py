@@ -43,7 +43,12 @@ def bench(
     request_size: Annotated[
         int, typer.Option(min=1, max=MAX_BATCH_SIZE, help="Closed loops: images in a request.")
     ] = 1,
-    seconds: Annotated[float, typer.Option(min=0.3, help="Length of one measurement.")] = 3.0,
+    seconds: Annotated[
+        float,
+        typer.Option(
+            min=0.3, help="Length of one measurement; three times that where photos are few."
+        ),
+    ] = 3.0,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are reported.")] = 3,
     instances: Annotated[
         int, typer.Option(min=0, help="Images worked on at once; 0 takes the default.")

@@ -142,7 +142,8 @@ def orientation_of(info: Mapping[Any, Any]) -> int:
     holder = Image.Image()
     holder.info = dict(info)
     try:
-        value = holder.getexif().get(_ORIENTATION_TAG, 1)
+        with QUIET:  # of what is broken in it
+            value = holder.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:
         # A broken EXIF block is no reason to refuse a readable photo.
         return 1

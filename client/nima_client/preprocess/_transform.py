@@ -46,6 +46,11 @@ def preprocess(
 ) -> npt.NDArray[np.uint8]:
     """Encoded bytes to the network's pixels: those of ``to_pixels(decode(...))``, sooner.
 
+    Args:
+        data: the encoded file.
+        spec: what the network was trained on.
+        limits: checked on the header, before any pixel is decoded.
+
     Returns:
         uint8 array [S, S, 3], RGB 0..255.
 

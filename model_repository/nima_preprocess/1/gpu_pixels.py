@@ -13,7 +13,7 @@ from gpu_resize import CvCuda
 from nvidia import nvimgcodec
 from PIL import Image
 
-from nima_client._quick_header import baseline_jpeg_size
+from nima_client._quick_header import baseline_jpeg
 from nima_client.contract import MAX_BATCH_SIZE
 from nima_client.preprocess import ImageRejected, inspect_header, preprocess
 
@@ -171,10 +171,10 @@ class GpuPixels:
         """Width and height of what the GPU decodes as the reference does; None for all else."""
         # Of a photo that was cut short the reference says so; a hardware decoder may not.
         whole = END_OF_JPEG in data[-64:]
-        size = baseline_jpeg_size(data) if whole else None
         limits = self._limits
-        if size and size[0] * size[1] <= limits.max_pixels and len(data) <= limits.max_bytes:
-            return size
+        found = baseline_jpeg(data) if whole and len(data) <= limits.max_bytes else None
+        if found and found.width * found.height <= limits.max_pixels:
+            return found.width, found.height
         header = inspect_header(data, limits)
         if header.format == "JPEG" and header.mode in GPU_MODES and whole:
             return header.width, header.height
