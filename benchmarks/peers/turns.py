@@ -12,7 +12,9 @@ from typing import Protocol
 
 import psutil
 
-SETTLE = 0.3  # seconds, for the timers that ran out while a server was stopped
+# Seconds: for the timers that ran out while a server was stopped, and for our own, whose stubs
+# answer nothing for a second after a standstill (nima_client._stall).
+SETTLE = 1.3
 
 
 class Started(Protocol):
