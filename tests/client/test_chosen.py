@@ -17,6 +17,7 @@ from score_command import run
 from nima_client.library import actions
 from nima_client.library.actions import Action, place, rate
 from nima_client.library.files import read_rows
+from nima_client.library.journal import Journal
 from nima_client.library.rows import Row
 from nima_client.library.sources import find_photos
 from nima_client.library.xmp import read_rating
@@ -185,6 +186,33 @@ def test_what_ended_half_way_is_done_by_resuming(
     assert len(list(best.iterdir())) == 8
     assert read_rows(output) == rows
     assert not output.with_name("scores.jsonl.journal").exists()
+
+
+@pytest.mark.parametrize("pattern", [".", "**/*.[jJ]*"])
+def test_a_run_that_has_moved_every_photo_can_go_on(
+    folder: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    output, best = tmp_path / "scores.jsonl", tmp_path / "best"
+    arguments = (folder / pattern, "-o", output, "--resume", "--move-to", best)
+
+    def stopped(_journal: Journal) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "remove", stopped)
+        assert run(*arguments, url=url).returncode == 130
+    moved, scores = sorted(best.iterdir()), output.read_text()
+    assert len(moved) == 4
+    assert Journal.beside(output).path.exists()
+    done = run(*arguments, url=url)
+    assert done.returncode == 0, done.stderr
+    assert not Journal.beside(output).path.exists()
+    finished = run(*arguments, url="127.0.0.1:1")
+    assert finished.returncode == 0, finished.stderr
+    assert "is finished" in finished.stderr
+    assert (sorted(best.iterdir()), output.read_text()) == (moved, scores)
+    # Where nothing has begun, a folder without photos is a mistake.
+    assert run(folder / pattern, "-o", tmp_path / "new.csv", "--resume", url=url).returncode == 2
 
 
 @pytest.mark.parametrize("action", ["copy", "link", "move"])

@@ -250,6 +250,11 @@ def choose_format(form: Format | None, output: Path | None) -> Format:
     return form
 
 
+def has_begun(output: Path) -> bool:
+    """Whether there is something of a run that writes this file: its scores, or its journal."""
+    return output.exists() or Journal.beside(output).path.exists()
+
+
 def say(console: Console, line: str) -> None:
     """One line, whatever a file name may hold."""
     console.print(printable(line), markup=False, highlight=False, soft_wrap=True)

@@ -12,13 +12,14 @@ from nima_client._files import is_stream
 from nima_client._signals import Stopped
 from nima_client.cli._connection import Header, TlsCa, TlsCert, TlsKey, credentials
 from nima_client.cli._console import Terminal
-from nima_client.cli._job import Format, Job, choose_format, say
+from nima_client.cli._job import Format, Job, choose_format, has_begun, say
 from nima_client.cli._output import reader_may_leave, ready_stdout
 from nima_client.cli._server import connected_client
 from nima_client.errors import NimaError
 from nima_client.library.actions import Action
+from nima_client.library.folders import NoPhotosError
 from nima_client.library.select import SORT_KEYS, Selection
-from nima_client.library.sources import find_photos
+from nima_client.library.sources import Sources, find_photos
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -113,11 +114,16 @@ def score(
         ]
         if len(placements) > 1:
             raise ValueError("--copy-to, --link-to and --move-to exclude each other")
+        # What is in the target already are copies, or those of an earlier run.
+        left_out = placements[0][1] if placements else None
+        try:
+            sources = find_photos(paths, recursive=recursive, left_out=left_out)
+        except NoPhotosError:
+            if not (resume and output is not None and has_begun(output)):
+                raise
+            sources = Sources(())  # that run has moved them
         job = Job(
-            # What is in the target already are copies, or those of an earlier run.
-            sources=find_photos(
-                paths, recursive=recursive, left_out=placements[0][1] if placements else None
-            ),
+            sources=sources,
             selection=Selection(minimum, maximum, top, bottom, sort),
             form=choose_format(form, output),
             output=output,

@@ -18,6 +18,10 @@ class SourceError(ValueError):
     """A path that names nothing to score; the message says what to do."""
 
 
+class NoPhotosError(SourceError):
+    """A folder or a pattern that is in order, and in which no photo is."""
+
+
 def expand(
     argument: str, on_error: Callable[[OSError], None], left_out: str | None = None
 ) -> tuple[list[Path], bool]:
@@ -29,7 +33,7 @@ def expand(
         left_out: real path of a folder whose files a pattern passes over that begins outside it.
 
     Raises:
-        SourceError: it names nothing.
+        SourceError: it names nothing; NoPhotosError where a pattern only matches nothing.
     """
     if not argument:
         raise SourceError("an empty argument names nothing (an unset variable?); . is this folder")
@@ -48,7 +52,7 @@ def expand(
         matches = sorted(glob.glob(argument, recursive=True))
         errors = _unreadable(argument)
         if not matches and not errors:
-            raise SourceError(f"nothing matches {argument!r}")
+            raise NoPhotosError(f"nothing matches {argument!r}")
         for error in errors:
             on_error(error)
         begin = argument

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from nima_client._names import display_name
 from nima_client.contract import DEFAULT_MAX_BYTES
-from nima_client.library.folders import TAR_SUFFIXES, SourceError, expand, walk
+from nima_client.library.folders import TAR_SUFFIXES, NoPhotosError, SourceError, expand, walk
 from nima_client.library.formats import (
     is_hidden,
     is_passed_over,
@@ -144,7 +144,8 @@ def find_photos(
         The photos in the order of the arguments, each folder sorted by name (2.jpg before 10.jpg).
 
     Raises:
-        SourceError: a path that does not exist, a pattern that matches nothing, or no photo at all.
+        SourceError: a path that does not exist.
+        NoPhotosError: (a SourceError) a pattern that matches nothing, or no photo at all.
     """
     files: dict[str, Path] = {}
     archives: dict[str, Path] = {}
@@ -174,7 +175,7 @@ def find_photos(
     if not files and not archives and not unreadable:
         others = f" ({passed_over_text(counted)})" if counted else ""
         endings = ", ".join(sorted(scored_suffixes()))
-        raise SourceError(f"no photos there: none ends in {endings}{others}")
+        raise NoPhotosError(f"no photos there: none ends in {endings}{others}")
     return Sources(
         tuple(files.values()), tuple(archives.values()), tuple(unreadable.items()), counted
     )
