@@ -7,8 +7,8 @@
 
 Services keep a :class:`NimaClient` (threads) or an :class:`AsyncNimaClient` (asyncio).
 
-Names are imported when they are first asked for (PEP 562): gRPC takes time and
-memory, and the command line, the models inside Triton and training get by without it.
+Names are imported when they are first asked for (PEP 562): gRPC takes time and memory, and the
+command line, the models inside Triton and training get by without it.
 """
 
 from __future__ import annotations
