@@ -12,9 +12,11 @@ from typing import Protocol
 
 import psutil
 
-# Seconds: for the timers that ran out while a server was stopped, and for our own, whose stubs
-# answer nothing for a second after a standstill (nima_client._stall).
-SETTLE = 1.3
+from nima_client._stall import AFTERMATH_SECONDS
+
+# Seconds: for our own server, whose stubs answer nothing right after a standstill, and for the
+# timers that ran out while a server was stopped.
+SETTLE = AFTERMATH_SECONDS + 0.3
 
 
 class Started(Protocol):

@@ -34,13 +34,13 @@ class BaselineJpeg(NamedTuple):
     Attributes:
         width: stored width in pixels, before orientation.
         height: stored height in pixels, before orientation.
-        metadata: the blocks in which an orientation may be, under Pillow's names for them:
-            ``exif`` and ``xmp``, those that are there.
+        blocks: where in the file the blocks are in which an orientation may be
+            (:func:`metadata_of` reads them).
     """
 
     width: int
     height: int
-    metadata: dict[str, bytes]
+    blocks: tuple[slice, ...]
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
@@ -73,7 +73,7 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def baseline_jpeg(data: bytes) -> BaselineJpeg | None:
-    """Stored size and metadata of a JPEG file that is beyond doubt.
+    """Stored size, and the place of the metadata, of a JPEG file that is beyond doubt.
 
     Grey or three components of 8 bits, all of them in one sequential scan, behind less than a
     megabyte of metadata: of such a file the full check has nothing to say but this.
@@ -87,7 +87,7 @@ def baseline_jpeg(data: bytes) -> BaselineJpeg | None:
     if data[:2] != b"\xff\xd8":
         return None
     position, size, components = 2, None, 0
-    metadata: dict[str, bytes] = {}
+    blocks: list[slice] = []
     try:
         for _ in range(_MOST_SEGMENTS):
             fill, marker, length = _SEGMENT.unpack_from(data, position)
@@ -96,7 +96,7 @@ def baseline_jpeg(data: bytes) -> BaselineJpeg | None:
             if marker == _SCAN:
                 if size is None or data[position + 4] != components:
                     return None
-                return BaselineJpeg(*size, metadata)
+                return BaselineJpeg(*size, tuple(blocks))
             if marker in _BASELINE and size is None:
                 bits, height, width, components = _FRAME.unpack_from(data, position + 4)
                 if bits != 8 or components not in (1, 3) or length != 8 + 3 * components:
@@ -107,17 +107,31 @@ def baseline_jpeg(data: bytes) -> BaselineJpeg | None:
             elif marker not in _SKIPPED or length < _SHORTEST.get(marker, 2):
                 return None
             elif marker == _APP1:
-                _keep_metadata(metadata, data[position + 4 : position + 2 + length])
+                blocks.append(slice(position + 4, position + 2 + length))
             position += 2 + length
     except (struct.error, IndexError):
         pass
     return None
 
 
-def _keep_metadata(metadata: dict[str, bytes], block: bytes) -> None:
-    """As Pillow does: Exif in several blocks is joined, of XMP the last block counts."""
-    if block.startswith(_EXIF):
-        joined = metadata.get("exif")
-        metadata["exif"] = block if joined is None else joined + block[len(_EXIF) :]
-    elif block.startswith(_XMP):
-        metadata["xmp"] = block[len(_XMP) :]
+def metadata_of(data: bytes, found: BaselineJpeg) -> dict[str, bytes]:
+    """The metadata in which an orientation may be, as Pillow reads and names it.
+
+    Exif in several blocks is joined, of XMP the last block counts.
+
+    Args:
+        data: the encoded file.
+        found: what :func:`baseline_jpeg` said of it.
+
+    Returns:
+        ``exif`` and ``xmp``, those that are there.
+    """
+    metadata: dict[str, bytes] = {}
+    for place in found.blocks:
+        block = data[place]
+        if block.startswith(_EXIF):
+            joined = metadata.get("exif")
+            metadata["exif"] = block if joined is None else joined + block[len(_EXIF) :]
+        elif block.startswith(_XMP):
+            metadata["xmp"] = block[len(_XMP) :]
+    return metadata

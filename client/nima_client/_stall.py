@@ -24,7 +24,7 @@ _LIMIT_SECONDS = 0.65
 # A thread that competes for a core waits for one often and not for long.
 _TURN_SECONDS = 0.1
 # A request that came while the process stood still is begun within this time after.
-_AFTERMATH_SECONDS = 1.0
+AFTERMATH_SECONDS = 1.0
 
 
 class _Moment(NamedTuple):
@@ -60,7 +60,7 @@ class StallWatch:
     def work(self) -> Iterator[None]:
         """Around all that makes up one answer of the model to Triton."""
         began = time.monotonic()
-        self._require_no_standstill(began - _AFTERMATH_SECONDS)
+        self._require_no_standstill(began - AFTERMATH_SECONDS)
         yield
         self._require_no_standstill(began)
 

@@ -16,7 +16,7 @@ from nima_client._stall import StallWatch, _Moment, _still
 MODEL = """
 import sys, time
 from nima_client import _stall
-_stall._AFTERMATH_SECONDS = 0.3
+_stall.AFTERMATH_SECONDS = 0.3
 watch = _stall.StallWatch("nima_network")
 print("ready", flush=True)
 for line in sys.stdin:

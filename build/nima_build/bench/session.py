@@ -223,13 +223,12 @@ class _SetBench:
             self.result.limits[self.name].append(limit)
             # Fixed by the first round, so that all rounds run the same loads.
             rates = rates or [round(share * limit.combined, 1) for share in sweep.rate_shares]
-            loads = [Load(concurrency=c, batch=sweep.request_size) for c in sweep.concurrencies]
-            for load in [*loads, *(Load(rate=r) for r in rates)]:
-                seconds = sweep.seconds_for(load, limit.combined)
-                self._measure("perf_analyzer", load, repeat, seconds, limit_seconds)
-            for load in (Load(rate=r) for r in rates):
-                seconds = sweep.seconds_for(load, limit.combined)
-                self._measure("sdk", load, repeat, seconds, limit_seconds)
+            closed = [Load(concurrency=c, batch=sweep.request_size) for c in sweep.concurrencies]
+            paced = [Load(rate=r) for r in rates]
+            for tool, loads in (("perf_analyzer", [*closed, *paced]), ("sdk", paced)):
+                for load in loads:
+                    seconds = sweep.seconds_for(load, limit.combined)
+                    self._measure(tool, load, repeat, seconds, limit_seconds)
 
     def _measure(
         self, tool: str, load: Load, repeat: int, seconds: float, limit_seconds: float

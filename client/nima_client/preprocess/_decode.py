@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from nima_client._quick_header import BaselineJpeg, baseline_jpeg
+from nima_client._quick_header import BaselineJpeg, baseline_jpeg, metadata_of
 from nima_client.contract import RejectionCode
 from nima_client.preprocess._errors import ImageRejected
 from nima_client.preprocess._header import ImageHeader, open_lazily, orientation_of
@@ -66,7 +66,8 @@ def _decode(
     if ordinary is not None:
         decoded = _by_simplejpeg(data, ordinary.width, ordinary.height, spec, opaque)
         if decoded is not None:
-            return _upright(decoded, orientation_of(ordinary.metadata) if ordinary.metadata else 1)
+            metadata = metadata_of(data, ordinary)
+            return _upright(decoded, orientation_of(metadata) if metadata else 1)
     image, header = open_lazily(data, limits)
     orientation = header.orientation
     with image:
