@@ -95,13 +95,17 @@ $(PERF)/bin/perf_analyzer: | $(BIN)/python
 perf-analyzer: $(PERF)/bin/perf_analyzer ## Fetch Triton's load generator into .venv-perf
 
 BENCH_READY := $(VENV)/.ready-bench
-BENCH_PHOTOS = $(or $(IMAGES),$(wildcard $(or $(NIMA_SHARED),../shared)/photos/bench))
+SAMPLES := out/sample-photos
+BENCH_PHOTOS = $(or $(IMAGES),$(wildcard $(or $(NIMA_SHARED),../shared)/photos/bench),$(SAMPLES))
 $(BENCH_READY): pyproject.toml constraints.txt | $(SERVE_READY)
 	@$(PIP_INSTALL) -e '.[bench]'
 	@touch $@
 
-bench: $(BENCH_READY) $(PERF)/bin/perf_analyzer ## Load-test against the limit: make bench [IMAGES=folder]
-	@test -n "$(BENCH_PHOTOS)" || { echo "Pass a folder of photos: make bench IMAGES=folder"; exit 1; }
+$(SAMPLES): | $(SERVE_READY)
+	@echo "No folder given (IMAGES=folder): measuring with the photos that ship with scikit-image."
+	@$(BIN)/python examples/sample_photos.py $@
+
+bench: $(BENCH_READY) $(PERF)/bin/perf_analyzer | $(filter $(SAMPLES),$(BENCH_PHOTOS)) ## Load-test against the limit: make bench [IMAGES=folder]
 	@$(BIN)/nima bench "$(BENCH_PHOTOS)" $(BENCH_ARGS)
 
 PEERS := .venv-peers
@@ -116,8 +120,7 @@ $(PEERS)/.ready: benchmarks/peers/requirements.txt benchmarks/peers/requirements
 	@$(PEERS_PIP) --no-deps -r benchmarks/peers/requirements-torch.txt
 	@touch $@
 
-bench-peers: $(TEST_READY) $(PEERS)/.ready ## Compare with FastAPI, LitServe, BentoML, Ray Serve, Keras, IQA-PyTorch …
-	@test -n "$(BENCH_PHOTOS)" || { echo "Pass a folder of photos: make bench-peers IMAGES=folder"; exit 1; }
+bench-peers: $(TEST_READY) $(PEERS)/.ready | $(filter $(SAMPLES),$(BENCH_PHOTOS)) ## Compare with FastAPI, LitServe, BentoML, Ray Serve, Keras, IQA-PyTorch …
 	@$(BIN)/python benchmarks/peers/compare.py --photos "$(BENCH_PHOTOS)" $(BENCH_ARGS)
 
 reliability: $(TEST_READY) ## The long form: faults, rollout, security, overload, 160,000 fuzzed files (20 minutes)

@@ -12,35 +12,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from PIL import Image, ImageFilter
+from sample_photos import write_pairs
 
 from nima_build.metadata import ArtefactError
 from nima_build.server import EmbeddedServer, ServerError
 from nima_client._signals import stoppable
-
-PHOTOS = (
-    "astronaut.png",
-    "chelsea.png",
-    "coffee.png",
-    "hubble_deep_field.jpg",
-    "motorcycle_left.png",
-    "rocket.jpg",
-)
-BLUR_SHARE = 0.012
-
-
-def sample_photos(folder: Path) -> None:
-    """Copy the sample photographs and make a blurred copy of each."""
-    import skimage
-
-    source = Path(skimage.__file__).parent / "data"
-    for name in PHOTOS:
-        with Image.open(source / name) as image:
-            photo = image.convert("RGB")
-        stem = Path(name).stem
-        photo.save(folder / f"{stem}.png")
-        radius = BLUR_SHARE * min(photo.size)
-        photo.filter(ImageFilter.GaussianBlur(radius)).save(folder / f"{stem}_blurred.png")
 
 
 def main() -> int:
@@ -51,7 +27,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="nima-demo-") as folder:
         if not paths:
             print("Photos: those that ship with scikit-image, and a blurred copy of each.")
-            sample_photos(Path(folder))
+            write_pairs(Path(folder))
             paths = [folder]
         print("Starting the embedded tritonserver on free loopback ports …", flush=True)
         try:

@@ -117,7 +117,7 @@ class Run:
             lines.append("**Incomplete**: written before the run was over.")
         lines += [
             tables(self.samples, self.measured, self.concurrencies),
-            f"Ratios are medians of {rounds} rounds' own ratios, the rest medians. "
+            f"Ratios are medians of the rounds' own ({rounds}), the rest medians. "
             f"{self.seconds:g} s a measurement, loaded in turn over HTTP by one generator on the "
             "same cores, all servers up, those whose turn it is not stopped; the limit is measured "
             "right before and after every turn.",

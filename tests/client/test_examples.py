@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -44,6 +45,23 @@ def load(script: str) -> ModuleType:
     sys.modules[script] = module
     spec.loader.exec_module(module)
     return module
+
+
+def rows(text: str) -> dict[str, tuple[float, float, float]]:
+    """Mean, standard deviation and percentile of each photo in a table of ``nima score``."""
+    found = re.findall(r"│ (\S+\.png) +│ ([\d.]+) │ ([\d.]+) │ +(\d+) │", text)
+    return {name: (float(mean), float(std), float(pct)) for name, mean, std, pct in found}
+
+
+def test_the_demo_prints_what_the_readme_shows() -> None:
+    """Who tries it compares: a table of an earlier model would look like a defect."""
+    shown = rows((EXAMPLES.parent / "README.md").read_text())
+    assert len(shown) == 12
+    printed = rows(run("demo.py", url=""))
+    assert printed.keys() == shown.keys()
+    for name, (mean, std, percentile) in shown.items():
+        assert printed[name][:2] == pytest.approx((mean, std), abs=0.011), name
+        assert printed[name][2] == pytest.approx(percentile, abs=1.01), name
 
 
 def test_asyncio_pipeline(folder: Path, triton: Any) -> None:

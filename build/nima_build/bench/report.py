@@ -15,6 +15,7 @@ from nima_build.bench.perf_analyzer import Load, Measured
 from nima_build.bench.session import Result, Sample
 from nima_build.bench.stages import Stages
 from nima_client._files import write_atomic
+from nima_client.library.text import counted
 
 _COLUMNS = (
     *("photos", "tool", "concurrency", "rate", "request_size", "repeat"),
@@ -139,13 +140,13 @@ def to_markdown(result: Result) -> str:
                 text.append(f"CPU time an image:\n\n{_cpu_table(table)}\n")
     repeats = 1 + max((s.repeat for s in result.samples), default=0)
     text.append(
-        f"Medians of {'up to ' if result.failure else ''}{repeats} rounds (least to most in "
-        "brackets). The limit is measured right before and after every measurement; a share is the "
-        "median of the ratios to both's mean, p99/p50 that of the rounds' own. Queue, decode and "
-        "network are means inside the server (copies included), transport is the mean a client "
-        "sees less the server's own. CPU time does not count what other programs took, so it holds "
-        "on a shared machine, too. Its first ratio is the share of the limit that server and "
-        "generator can reach on the same busy cores, its last the server's with the generator "
+        f"Medians of {'up to ' if result.failure else ''}{counted(repeats, 'round')} (least to "
+        "most in brackets). The limit is measured right before and after every measurement; a "
+        "share is the median of the ratios to both's mean, p99/p50 that of the rounds' own. Queue, "
+        "decode and network are means inside the server (copies included), transport is the mean a "
+        "client sees less the server's own. CPU time does not count what other programs took, so "
+        "it holds on a shared machine, too. Its first ratio is the share of the limit that server "
+        "and generator can reach on the same busy cores, its last the server's with the generator "
         "elsewhere. Figures of different runs must not be compared.\n"
     )
     return "\n".join(text)
