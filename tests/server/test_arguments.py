@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from nima_build.server import Probe, ServerOptions
-from nima_build.server._arguments import command
+from nima_build.server._arguments import command, environment
 
 
 @pytest.mark.parametrize(("device", "closed"), [("cpu", True), ("cuda", False)])
 def test_the_metrics_of_a_gpu_are_exported_where_one_is_used(device: str, closed: bool) -> None:
     given = command(ServerOptions(device=device), Path("/x"), (1, 2, 3), "token", "nima_x_")
     assert ("--allow-gpu-metrics=false" in given) is closed
+
+
+def test_an_environment_without_a_path_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from ``env -i``: the interpreter comes first, the system's folders after it."""
+    monkeypatch.delenv("PATH")
+    first, *others = environment()["PATH"].split(os.pathsep)
+    assert first == str(Path(sys.executable).parent)
+    assert "/usr/bin" in others or "/bin" in others
 
 
 def test_the_probe_connects_anew_now_and_then(triton, monkeypatch: pytest.MonkeyPatch) -> None:

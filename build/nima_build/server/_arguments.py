@@ -67,7 +67,8 @@ def environment() -> dict[str, str]:
     """
     values = {**_MALLOC, **os.environ}
     # The stub finds its interpreter, and so this environment's packages, on PATH.
-    values["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = os.environ.get("PATH", os.defpath)
+    values["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{path}"
     values.pop("PYTHONHOME", None)
     if library := libpython_directory():
         paths = [str(library), values.get("LD_LIBRARY_PATH", "")]
