@@ -46,6 +46,11 @@ if TYPE_CHECKING:
     from nima_client.preprocess import Limits
     from nima_client.results import ImageFailure, ImageScore, ModelInfo
 
+    from . import contract as contract
+    from . import errors as errors
+    from . import preprocess as preprocess
+    from . import results as results
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -99,16 +104,18 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """A public name, from the module that defines it."""
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = importlib.import_module(f"{__name__}.{_HOMES.get(name, 'errors')}")
-    value = getattr(home, name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # to a type checker, any name would be one
+
+    def __getattr__(name: str) -> Any:
+        """A public name, from the module that defines it."""
+        if name in _MODULES:
+            return importlib.import_module(f"{__name__}.{name}")
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = importlib.import_module(f"{__name__}.{_HOMES.get(name, 'errors')}")
+        value = getattr(home, name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Literal, overload
 
 from nima_client._arguments import OnError, check_images, check_on_error
 from nima_client._async_calls import AsyncCalls
+from nima_client._base import C
 from nima_client._images import ImageInput
 from nima_client._outcome import one_result, raise_failures
 from nima_client._source import Images
@@ -77,7 +78,7 @@ class AsyncNimaClient(AsyncCalls):
         ordered: bool = True,
         on_error: Literal["raise"] = "raise",
         timeout: float | None = None,
-    ) -> AsyncIterator[ImageScore]: ...
+    ) -> AsyncGenerator[ImageScore, None]: ...
 
     @overload
     def score_iter(
@@ -87,7 +88,7 @@ class AsyncNimaClient(AsyncCalls):
         ordered: bool = True,
         on_error: Literal["return"],
         timeout: float | None = None,
-    ) -> AsyncIterator[ImageScore | ImageFailure]: ...
+    ) -> AsyncGenerator[ImageScore | ImageFailure, None]: ...
 
     def score_iter(
         self,
@@ -96,7 +97,7 @@ class AsyncNimaClient(AsyncCalls):
         ordered: bool = True,
         on_error: OnError = "raise",
         timeout: float | None = None,
-    ) -> AsyncIterator[ImageScore] | AsyncIterator[ImageScore | ImageFailure]:
+    ) -> AsyncGenerator[ImageScore, None] | AsyncGenerator[ImageScore | ImageFailure, None]:
         """Score an endless stream in constant memory; see :meth:`NimaClient.score_iter`.
 
         Results come out while an async iterable is waited for. When leaving the loop early, close
@@ -115,7 +116,7 @@ class AsyncNimaClient(AsyncCalls):
         if self._opened is not None:
             await self._opened.close_async()
 
-    async def __aenter__(self) -> AsyncNimaClient:
+    async def __aenter__(self: C) -> C:
         return self
 
     async def __aexit__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 
 from nima_client._arguments import OnError, check_images, trace_headers
 from nima_client._attempt import Attempt
@@ -62,7 +62,7 @@ class ThreadCalls(BaseClient):
         ordered: bool = True,
         drain: bool = True,
         on_error: OnError = "return",
-    ) -> Iterator[ImageScore | ImageFailure]:
+    ) -> Generator[ImageScore | ImageFailure, None, None]:
         """Drive one call.
 
         When it cannot go on, ``drain`` answers for the images not yet read as well (a list); else

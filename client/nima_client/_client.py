@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING, Literal, overload
 
 from nima_client._arguments import OnError, check_images, check_on_error
+from nima_client._base import C
 from nima_client._calls import ThreadCalls
 from nima_client._images import ImageInput
 from nima_client._outcome import one_result, raise_failures
@@ -100,7 +101,7 @@ class NimaClient(ThreadCalls):
         ordered: bool = True,
         on_error: Literal["raise"] = "raise",
         timeout: float | None = None,
-    ) -> Iterator[ImageScore]: ...
+    ) -> Generator[ImageScore, None, None]: ...
 
     @overload
     def score_iter(
@@ -110,7 +111,7 @@ class NimaClient(ThreadCalls):
         ordered: bool = True,
         on_error: Literal["return"],
         timeout: float | None = None,
-    ) -> Iterator[ImageScore | ImageFailure]: ...
+    ) -> Generator[ImageScore | ImageFailure, None, None]: ...
 
     def score_iter(
         self,
@@ -119,7 +120,7 @@ class NimaClient(ThreadCalls):
         ordered: bool = True,
         on_error: OnError = "raise",
         timeout: float | None = None,
-    ) -> Iterator[ImageScore] | Iterator[ImageScore | ImageFailure]:
+    ) -> Generator[ImageScore, None, None] | Generator[ImageScore | ImageFailure, None, None]:
         """Score an endless stream in constant memory.
 
         Images are taken from the iterator only as the window of requests has room. Leaving the loop
@@ -163,7 +164,7 @@ class NimaClient(ThreadCalls):
         if self._opened is not None:
             self._opened.close()
 
-    def __enter__(self) -> NimaClient:
+    def __enter__(self: C) -> C:
         return self
 
     def __exit__(

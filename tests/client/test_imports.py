@@ -47,7 +47,7 @@ def test_no_module_needs_itself() -> None:
 def declared() -> dict[str, str]:
     """Public names and their modules, as the package declares them to type checkers."""
     tree = ast.parse(Path(nima_client.__file__).read_text(encoding="utf-8"))
-    (guarded,) = (node for node in tree.body if isinstance(node, ast.If))
+    guarded = next(node for node in tree.body if isinstance(node, ast.If))
     return {
         alias.name: node.module
         for node in guarded.body
