@@ -113,8 +113,7 @@ class AsyncNimaClient(AsyncCalls):
 
     async def close(self) -> None:
         """Close the connection; calls under way end with an error."""
-        if self._opened is not None:
-            await self._opened.close_async()
+        await self._transport.close_async()
 
     async def __aenter__(self: C) -> C:
         return self

@@ -161,8 +161,7 @@ class NimaClient(ThreadCalls):
 
     def close(self) -> None:
         """Close the connection; calls under way in other threads end with an error."""
-        if self._opened is not None:
-            self._opened.close()
+        self._transport.close()
 
     def __enter__(self: C) -> C:
         return self

@@ -30,6 +30,7 @@ from nima_client import (
     AuthenticationError,
     ConnectError,
     NimaClient,
+    RequestCancelled,
     RetryPolicy,
     TLSError,
     TransportError,
@@ -311,6 +312,19 @@ def test_a_client_can_be_closed_while_others_wait(server: KServeServer, photo: M
     with pytest.raises(TransportError):
         client.score_one(photo(0))
     assert time.monotonic() - start < 10.0
+
+
+def test_a_client_that_was_closed_unused_stays_closed(
+    caller: Make, server: KServeServer, photo: Make
+) -> None:
+    unused = caller(server.url)
+    unused.close()
+    with pytest.raises(RequestCancelled, match="closed"):
+        unused.score_one(photo(0))
+    assert not server.describes
+    fake = FakeTransport()
+    caller(transport=fake).close()
+    assert fake.closed
 
 
 class Unreachable(FakeTransport):
