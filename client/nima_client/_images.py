@@ -7,6 +7,7 @@ header, before anything is uploaded.
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
 import stat
@@ -45,6 +46,8 @@ _WHAT = (
     "a path, bytes, a binary file object, a PIL image or a uint8 array [H, W, 3] (also [H, W], "
     "[H, W, 1], [H, W, 4])"
 )
+
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,10 +172,7 @@ def _encode(image: Any, limits: Limits) -> bytes:
     if _is_array(image):
         return _encode_array(image)
     if hasattr(image, "read"):
-        data = image.read()
-        if isinstance(data, str):
-            raise TypeError("the file object is in text mode: open it with mode 'rb'")
-        return bytes(data)
+        return _read_on(image, limits)
     raise TypeError(f"an image is {_WHAT}; this is {type(image).__name__}")
 
 
@@ -183,12 +183,29 @@ def _read(path: Path, limits: Limits) -> bytes:
         check_bytes(known.st_size, limits)
         if stat.S_ISREG(known.st_mode):
             return file.read()
-        data = file.read(limits.max_bytes + 1)  # a device or a pipe may have no end
-        if len(data) > limits.max_bytes:
+        return _read_on(file, limits)
+
+
+def _read_on(file: Any, limits: Limits) -> bytes:
+    """All that an open file still has; no further than the limit, as it may have no end."""
+    blocks: list[bytes] = []
+    count = 0
+    while block := file.read(_BLOCK):
+        if isinstance(block, str):
+            raise TypeError("the file object is in text mode: open it with mode 'rb'")
+        if inspect.iscoroutine(block):
+            block.close()
+            raise TypeError(
+                f"the read() of this {type(file).__name__} must be awaited: pass the bytes that it "
+                "gives, or the file inside (of an UploadFile its .file)"
+            )
+        blocks.append(bytes(block))
+        count += len(block)
+        if count > limits.max_bytes:
             raise ImageRejected(
                 RejectionCode.TOO_LARGE, f"more bytes than the limit of {limits.max_bytes}"
             )
-        return data
+    return blocks[0] if len(blocks) == 1 else b"".join(blocks)
 
 
 def _why_unreadable(error: OSError | ValueError, source: str | None) -> str:

@@ -126,6 +126,37 @@ def test_large_files_are_not_read(tmp_path: Path) -> None:
     assert caught.value.code == "TOO_LARGE"
 
 
+class Endless(io.RawIOBase):
+    """A stream that gives little at a time and has no end; ``given`` counts."""
+
+    given = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        assert self.given < OPTIONS.limits.max_bytes + (1 << 21)
+        self.given += min(len(buffer), 1 << 16)
+        return min(len(buffer), 1 << 16)
+
+
+def test_open_files_are_read_no_further_than_the_limit(photo: Callable[..., bytes]) -> None:
+    with pytest.raises(ImageRejectedError) as caught:
+        prepare(Endless(), OPTIONS)  # type: ignore[arg-type]
+    assert caught.value.code == "TOO_LARGE"
+    large = photo(0) + bytes(3 << 20)
+    assert prepare(io.BytesIO(large), OPTIONS).data == large
+
+
+def test_an_upload_that_must_be_awaited_is_told_apart(photo: Callable[..., bytes]) -> None:
+    class Upload:
+        async def read(self, size: int = -1) -> bytes:
+            return photo(0)
+
+    with pytest.raises(TypeError, match=r"Upload must be awaited: .*its \.file"):
+        prepare(Upload(), OPTIONS)  # type: ignore[arg-type]
+
+
 def test_limits_hold_before_upload(photo: Callable[..., bytes]) -> None:
     fake = FakeTransport()
     images = [photo(0), photo(1, size=(200, 100)), b"x" * 5000]
