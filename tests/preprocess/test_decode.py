@@ -82,6 +82,16 @@ def test_shortest_keeps_the_aspect_ratio_and_crops_the_centre():
     assert preprocess(save(image, "PNG"), spec).min() == 255
 
 
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1)])
+def test_shortest_refuses_a_line_that_it_would_make_gigabytes_of(size):
+    data = save(Image.new("RGB", size), "PNG")
+    with pytest.raises(ImageRejected, match="TOO_LARGE"):
+        preprocess(data, PreprocessSpec(resize="shortest"))
+    assert preprocess(data, PreprocessSpec()).shape == (224, 224, 3)
+    panorama = save(Image.new("RGB", (size[0] + 9, size[1] + 9)), "PNG")
+    assert preprocess(panorama, PreprocessSpec(resize="shortest")).shape == (224, 224, 3)
+
+
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK"])
 def test_other_modes_become_rgb(mode):
     kind = "TIFF" if mode == "CMYK" else "PNG"

@@ -6,7 +6,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from nima_client.contract import RejectionCode
 from nima_client.preprocess._decode import decode_opaque
+from nima_client.preprocess._errors import ImageRejected
 from nima_client.preprocess._resize import resize
 from nima_client.preprocess._spec import DEFAULT_LIMITS, Limits, PreprocessSpec
 
@@ -21,13 +23,7 @@ def to_pixels(image: Image.Image, spec: PreprocessSpec) -> npt.NDArray[np.uint8]
     Returns:
         uint8 array [S, S, 3], RGB 0..255, with S = ``spec.crop_size``.
     """
-    width, height = image.size
-    if spec.resize == "stretch":
-        size = (spec.resize_size, spec.resize_size)
-    elif width <= height:
-        size = (spec.resize_size, max(spec.resize_size, round(height * spec.resize_size / width)))
-    else:
-        size = (max(spec.resize_size, round(width * spec.resize_size / height)), spec.resize_size)
+    size = _resized(*image.size, spec)
     image = resize(image, size, spec.interpolation)
     if size != (spec.crop_size, spec.crop_size):
         left, top = (size[0] - spec.crop_size) // 2, (size[1] - spec.crop_size) // 2
@@ -39,6 +35,16 @@ def to_pixels(image: Image.Image, spec: PreprocessSpec) -> npt.NDArray[np.uint8]
     for channel in range(3):  # four times as fast as values[..., :3], which numpy copies by threes
         pixels[..., channel] = values[..., channel]
     return pixels
+
+
+def _resized(width: int, height: int, spec: PreprocessSpec) -> tuple[int, int]:
+    """Width and height in pixels after the resize, before the crop."""
+    side = spec.resize_size
+    if spec.resize == "stretch":
+        return side, side
+    if width <= height:
+        return side, max(side, round(height * side / width))
+    return max(side, round(width * side / height)), side
 
 
 def preprocess(
@@ -57,7 +63,16 @@ def preprocess(
     Raises:
         ImageRejected: with the reason.
     """
-    return to_pixels(decode_opaque(data, spec, limits), spec)
+    image = decode_opaque(data, spec, limits)
+    width, height = _resized(*image.size, spec)
+    # With "shortest" a line of pixels becomes a band of gigabytes.
+    if width * height > max(limits.max_pixels, image.width * image.height):
+        raise ImageRejected(
+            RejectionCode.TOO_LARGE,
+            f"{image.width}x{image.height} pixels, {width}x{height} once the short side is "
+            f"{spec.resize_size}: the limit is {limits.max_pixels} in all",
+        )
+    return to_pixels(image, spec)
 
 
 def normalize(pixels: npt.NDArray[np.uint8], spec: PreprocessSpec) -> npt.NDArray[np.float32]:
