@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,27 @@ def test_long_names_are_cut_to_fit(tmp_path: Path, action: Action, letter: str) 
     assert placed.name.endswith(f"{letter}.jpg")
     assert read_rating(placed) == 3
     assert len(list((tmp_path / "best").iterdir())) == 2
+
+
+def test_a_photo_moves_whole_or_not_at_all_onto_another_disk(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    shared = Path("/dev/shm")
+    if not shared.is_dir() or shared.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("no tmpfs beside the disk of the tests")
+    photo = tmp_path / "a.jpg"
+    photo.write_bytes(bytes(30_000))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with tempfile.TemporaryDirectory(dir=shared) as folder:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))  # as a full disk would
+        try:
+            with pytest.raises(OSError, match="too large"):
+                place([row(photo)], Path(folder), Action.MOVE)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert list(Path(folder).iterdir()) == []
+        (placed,) = place([row(photo)], Path(folder), Action.MOVE)
+        assert placed.stat().st_size == 30_000
+        assert not photo.exists()
 
 
 def test_one_bad_photo_does_not_keep_the_others(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Only on request, and never over an existing file.
 from __future__ import annotations
 
 import enum
+import errno
 import filecmp
 import os
 import shutil
@@ -182,19 +183,29 @@ def _place_one(source: Path, target: Path, action: Action, moving: Mapping[Path,
     elif action is Action.LINK:
         target.symlink_to(source.resolve())
     elif action is Action.COPY:
-        # Whole or not at all, even if the disk is full half-way.
-        partial = target.with_name(f".{uuid.uuid4().hex}.partial")
-        try:
-            shutil.copy2(source, partial)
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+        _copy(source, target)
     elif source.is_symlink():
         # Where it lies now, a relative link leads elsewhere.
         target.symlink_to(Path(os.path.realpath(source.parent), os.readlink(source)))
         source.unlink()
     else:
-        shutil.move(source, target)
+        try:
+            os.rename(source, target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            _copy(source, target)  # onto another disk
+            source.unlink()
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy whole or not at all, even if the disk is full half-way."""
+    partial = target.with_name(f".{uuid.uuid4().hex}.partial")
+    try:
+        shutil.copy2(source, partial)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _is_placed(source: Path, target: Path, action: Action) -> bool:
