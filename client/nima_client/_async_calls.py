@@ -38,7 +38,7 @@ class AsyncCalls(BaseClient):
 
     async def _describe(self, version: str, timeout: float) -> ModelInfo:
         description = await self._transport.describe_async(self._model_name, version, timeout)
-        return self._remember(check_contract(description))
+        return self._facts.remember(check_contract(description))
 
     async def _contact(self, deadline: float | None) -> ModelInfo:
         contact = self._first_contact(deadline)
@@ -49,8 +49,7 @@ class AsyncCalls(BaseClient):
                 await asyncio.sleep(contact.wait_after(error))
 
     async def _current(self, deadline: float | None) -> ModelInfo:
-        known = self._known
-        return next(iter(known.values())) if known else await self._contact(deadline)
+        return self._facts.any() or await self._contact(deadline)
 
     async def _run(
         self,
@@ -149,7 +148,7 @@ class AsyncCalls(BaseClient):
     async def _answer(self, plan: Plan, attempt: Attempt, task: asyncio.Task[InferReply]) -> None:
         try:
             reply = task.result()
-            info = self._known_of(reply.model_version)
+            info = self._facts.of(reply.model_version)
             if info is None:
                 info = await self._describe(reply.model_version, self._time_for_facts(plan))
             plan.succeeded(attempt, scores_of(attempt, reply, info), time.monotonic())

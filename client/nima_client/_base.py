@@ -16,6 +16,7 @@ from nima_client._address import normalise_url
 from nima_client._attempt import Attempt
 from nima_client._connection import TLS, Compression, Connection, bearer, check_seconds
 from nima_client._contact import Contact
+from nima_client._facts import Facts
 from nima_client._images import PrepareOptions, exact_count, expected_count
 from nima_client._options import NOT_GIVEN, CallOptions, NotGiven
 from nima_client._plan import Plan
@@ -116,8 +117,7 @@ class BaseClient:
         self._model_version = model_version
         self._rng = random.Random()
         self._lock = threading.Lock()
-        self._known: dict[str, ModelInfo] = {}
-        self._heard = float("-inf")
+        self._facts = Facts()
         self._given_transport = transport
 
     @property
@@ -223,27 +223,11 @@ class BaseClient:
             model_version=self._model_version,
         )
 
-    def _remember(self, info: ModelInfo) -> ModelInfo:
-        """Keep what a server said of the model, by the versions it has loaded."""
-        self._known = {**self._known, **dict.fromkeys(info.versions, info)}
-        self._heard = time.monotonic()
-        return info
-
-    def _known_of(self, version: str) -> ModelInfo | None:
-        """What is known of the version that has just answered; None where it has to be asked.
-
-        After a silence it has: with nothing under way, nobody was told of a server that went and
-        came back with other weights under the same version number.
-        """
-        silence = time.monotonic() - self._heard
-        self._heard += silence
-        return None if silence > _defaults.RESTART_SECONDS else self._known.get(version)
-
     def _failed(self, plan: Plan, attempt: Attempt, error: RequestError) -> None:
         ended_here = isinstance(error, (DeadlineExceeded, RequestCancelled))
         if error.stage is Stage.TRANSPORT and not ended_here:
             # The server may come back with other weights under the same version number.
-            self._known = {}
+            self._facts.forget()
         plan.failed(attempt, error, time.monotonic())
 
     def _time_for_facts(self, plan: Plan) -> float:

@@ -40,7 +40,7 @@ class ThreadCalls(BaseClient):
 
     def _describe(self, version: str, timeout: float) -> ModelInfo:
         description = self._transport.describe(self._model_name, version, timeout)
-        return self._remember(check_contract(description))
+        return self._facts.remember(check_contract(description))
 
     def _contact(self, deadline: float | None) -> ModelInfo:
         contact = self._first_contact(deadline)
@@ -51,8 +51,7 @@ class ThreadCalls(BaseClient):
                 time.sleep(contact.wait_after(error))
 
     def _current(self, deadline: float | None) -> ModelInfo:
-        known = self._known
-        return next(iter(known.values())) if known else self._contact(deadline)
+        return self._facts.any() or self._contact(deadline)
 
     def _run(
         self,
@@ -171,7 +170,7 @@ class ThreadCalls(BaseClient):
             self._failed(plan, attempt, error)
 
     def _reply(self, plan: Plan, attempt: Attempt, reply: InferReply) -> None:
-        info = self._known_of(reply.model_version)
+        info = self._facts.of(reply.model_version)
         if info is None:
             info = self._describe(reply.model_version, self._time_for_facts(plan))
         plan.succeeded(attempt, scores_of(attempt, reply, info), time.monotonic())

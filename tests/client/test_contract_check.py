@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from kserve_server import KServeServer
 
-from nima_client import ConnectError, ContractError, DeadlineExceeded, RequestCancelled, _defaults
+from nima_client import (
+    AsyncNimaClient,
+    ConnectError,
+    ContractError,
+    DeadlineExceeded,
+    ImageScore,
+    NimaClient,
+    RequestCancelled,
+    _defaults,
+)
 from nima_client._contract_check import check_contract
 from nima_client._transport import TensorInfo
 from nima_client.testing import FAKE_MODEL, FakeTransport, describe_model, reply
@@ -190,6 +201,34 @@ def test_weights_that_changed_while_nothing_was_asked_are_read_again(
     monkeypatch.setattr(_defaults, "RESTART_SECONDS", 0.2)
     time.sleep(0.3)
     assert client.score_one(photo(0)).checkpoint_name == "newer"
+
+
+@pytest.mark.parametrize("kind", ["threads", "tasks"])
+def test_no_call_of_a_burst_goes_by_the_weights_of_before(
+    server: KServeServer, photo: Make, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(_defaults, "RESTART_SECONDS", 0.2)
+
+    def swap() -> None:
+        newer = dataclasses.replace(FAKE_MODEL, checkpoint_name="newer")
+        server.description, server.describe_delay = describe_model(newer), 0.2
+
+    def by_threads() -> list[ImageScore]:
+        with NimaClient(server.url) as client, ThreadPoolExecutor(4) as pool:
+            client.score_one(photo(0))
+            swap()
+            time.sleep(0.3)
+            return list(pool.map(client.score_one, map(photo, range(4))))
+
+    async def by_tasks() -> list[ImageScore]:
+        async with AsyncNimaClient(server.url) as client:
+            await client.score_one(photo(0))
+            swap()
+            await asyncio.sleep(0.3)
+            return await asyncio.gather(*map(client.score_one, map(photo, range(4))))
+
+    scores = by_threads() if kind == "threads" else asyncio.run(by_tasks())
+    assert [score.checkpoint_name for score in scores] == ["newer"] * 4
 
 
 def test_reading_the_facts_again_ends_with_the_call(

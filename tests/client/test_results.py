@@ -26,6 +26,7 @@ from nima_client import (
     RejectionCode,
     RetryPolicy,
     Stage,
+    _defaults,
     errors,
 )
 from nima_client.preprocess import inspect_header
@@ -240,6 +241,17 @@ def test_other_options_share_one_channel(server: Any, photo: Photo) -> None:
             await quick.score_one(photo(0))
 
     asyncio.run(main())
+
+
+def test_other_options_know_the_server_already(
+    server: Any, photo: Photo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_defaults, "RESTART_SECONDS", 60.0)
+    with NimaClient(server.url) as client:
+        for seconds in (5.0, 6.0):
+            client.with_options(timeout=seconds).score_one(photo(0))
+        client.score_one(photo(0))
+    assert server.describes == 1
 
 
 def test_both_clients_have_the_same_calls_with_the_same_arguments() -> None:
