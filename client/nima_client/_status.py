@@ -93,11 +93,12 @@ _RULES: tuple[tuple[str, str, Maker, str], ...] = (
     ("CANCELLED", r"", errors.ServerStopping, "the server cancelled the request"),
     ("NOT_FOUND", r"unknown model", errors.ContractError, "this server has no such model"),
     ("INVALID_ARGUMENT", r"unknown model", errors.ContractError, "this server has no such model"),
+    # Of this request: the others of its call may be smaller.
     (
         "RESOURCE_EXHAUSTED",
         r"larger than max|message",
-        errors.TransportError,
-        "the message is too large",
+        errors.ModelError,
+        "the message is too large for the server, or for a proxy before it",
     ),
 )
 

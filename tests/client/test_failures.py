@@ -402,6 +402,16 @@ def test_a_score_that_is_no_number_fails_for_its_image_alone(
     assert len(fake.requests) == 2 + 4
 
 
+def test_a_photo_too_large_for_a_message_fails_alone(caller: Make, photo: Make) -> None:
+    photos = [photo(i) + bytes(50_000 if i == 5 else 0) for i in range(40)]
+    with KServeServer(most_bytes=20_000) as server:
+        client = caller(server.url, request_size=4, max_in_flight=2)
+        results = client.score(photos, on_error="return")
+    (failure,) = (r for r in results if isinstance(r, ImageFailure))
+    assert (failure.index, failure.code) == (5, "MODEL")
+    assert "too large" in failure.message
+
+
 def test_an_answer_without_an_output_says_which(server: KServeServer, photo: Make) -> None:
     answer = server._answer
 

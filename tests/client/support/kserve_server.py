@@ -31,7 +31,12 @@ class KServeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
     """The server. ``behaviour`` and ``description`` may be replaced while it runs."""
 
     def __init__(
-        self, behaviour: Behaviour | None = None, *, port: int = 0, credentials: Any = None
+        self,
+        behaviour: Behaviour | None = None,
+        *,
+        port: int = 0,
+        credentials: Any = None,
+        most_bytes: int = -1,
     ) -> None:
         self.behaviour = behaviour
         self.description = describe_model()
@@ -52,7 +57,7 @@ class KServeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.server = grpc.server(
             futures.ThreadPoolExecutor(64),
             options=[
-                ("grpc.max_receive_message_length", -1),
+                ("grpc.max_receive_message_length", most_bytes),
                 ("grpc.so_reuseport", 0),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 300_000),
             ],
