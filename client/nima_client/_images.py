@@ -69,7 +69,7 @@ class Prepared:
 
     Attributes:
         data: the encoded file.
-        source: its name, when it came as a path.
+        source: its name, when it came as a path or an open file.
     """
 
     data: bytes

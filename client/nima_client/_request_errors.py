@@ -132,7 +132,7 @@ class ImageRejectedError(RequestError):
             could not be read here.
         index: position of the image in the call's input.
         detail: one line for a person.
-        source: name of the file, when the image came as a path.
+        source: name of the file, when the image came as a path or an open file.
     """
 
     stage = Stage.IMAGE
