@@ -17,6 +17,7 @@ from nima_client._address import is_local
 
 Compression = Literal["gzip", "deflate"]
 
+_MOST_MS = 2**31 - 1  # gRPC's channel arguments are of 32 bits
 _HEADER_NAME = re.compile(r"[0-9A-Za-z_.-]+")
 
 
@@ -73,7 +74,7 @@ class Connection:
 
     target: str
     tls: TLS | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # may be secrets
     keepalive_s: float | None = _defaults.KEEPALIVE_TIME_S
     compression: Compression | None = None
 
@@ -112,7 +113,7 @@ class Connection:
             options.append(("grpc.enable_http_proxy", 0))
         if self.keepalive_s is not None:
             options += [
-                ("grpc.keepalive_time_ms", int(self.keepalive_s * 1000)),
+                ("grpc.keepalive_time_ms", min(int(self.keepalive_s * 1000), _MOST_MS)),
                 ("grpc.keepalive_timeout_ms", int(_defaults.KEEPALIVE_TIMEOUT_S * 1000)),
                 ("grpc.keepalive_permit_without_calls", 0),
             ]

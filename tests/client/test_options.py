@@ -64,6 +64,13 @@ def test_options_that_may_be_absent_may_be_absent() -> None:
     assert Connection("h:1", headers={"x-empty": ""}).metadata == (("x-empty", ""),)
 
 
+def test_no_secret_is_printed_with_a_connection() -> None:
+    client = NimaClient("h:1", bearer_token="t0ken", headers={"x-key": "s3cret"})
+    printed = repr(client) + repr(vars(client))
+    assert "t0ken" not in printed
+    assert "s3cret" not in printed
+
+
 def test_a_token_out_of_a_file_may_end_with_its_line(
     caller: Make, server: KServeServer, photo: Make
 ) -> None:
@@ -85,7 +92,8 @@ def test_a_timeout_that_is_none_is_refused_by_a_call(
 
 
 def test_times_may_be_very_long_or_over(caller: Make, server: KServeServer, photo: Make) -> None:
-    client = caller(server.url, connect_timeout=1e9, request_timeout=1e9, timeout=1e9)
+    longest = dict.fromkeys(("connect_timeout", "request_timeout", "timeout", "keepalive_s"), 1e9)
+    client = caller(server.url, **longest)
     images = [photo(i) for i in range(3)]
     assert len(client.score(images)) == 3
     assert client.score_one(images[0]).mean
