@@ -144,8 +144,9 @@ def test_a_withdrawn_version_does_not_come_back(
 
 
 def test_by_signals_and_across_a_restart(repository: Path, tmp_path: Path) -> None:
-    """SIGHUP to `nima serve` rolls out what lies in its repository, SIGUSR1 goes back; a
-    tritonserver killed in between comes back with the version rolled out.
+    """SIGHUP to `nima serve` rolls out what lies in its repository, SIGUSR1 goes back; what comes
+    while the server starts or is restarted waits for it; a tritonserver that is killed comes back
+    with the version rolled out.
     """
     served = tmp_path / "repository"
     shutil.copytree(repository, served)
@@ -157,32 +158,42 @@ def test_by_signals_and_across_a_restart(repository: Path, tmp_path: Path) -> No
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
+    # What waits in vain for a line then sees the end of them.
+    no_longer = threading.Timer(120.0, process.kill)
+    no_longer.start()
+
     def wait_for(text: str) -> str:
         for line in process.stderr:
             if text in line:
                 return line
         raise AssertionError(f"ended without saying {text!r}")
 
+    def kill_tritonserver() -> None:
+        children = psutil.Process(process.pid).children()
+        (server,) = (child for child in children if child.name() == "tritonserver")
+        server.kill()
+
     try:
+        wait_for("starting")
+        process.send_signal(signal.SIGUSR1)
         url = process.stdout.readline().split()[1]
         first = scores_of(url)
         wait_for("serving")
+        wait_for("kept to go back to")
         shutil.copytree(
             variant(repository, tmp_path, "second", 0.5) / NETWORK_MODEL,
             served / NETWORK_MODEL,
             dirs_exist_ok=True,
         )
         write_checksums(served)
+        kill_tritonserver()
+        wait_for("restarting")
         process.send_signal(signal.SIGHUP)
+        wait_for("SIGHUP waits until the server answers again")
         assert "version 2 (second, checkpoint" in wait_for("in place of 1")
         second = scores_of(url)
         assert {(s.model_version, s.checkpoint_name) for s in second} == {("2", "second")}
-        (server,) = (
-            child
-            for child in psutil.Process(process.pid).children()
-            if child.name() == "tritonserver"
-        )
-        server.kill()
+        kill_tritonserver()
         wait_for("answering again")
         again = scores_of(url)
         assert [s.distribution for s in again] == [s.distribution for s in second]
@@ -193,6 +204,7 @@ def test_by_signals_and_across_a_restart(repository: Path, tmp_path: Path) -> No
         process.send_signal(signal.SIGUSR1)
         assert "kept to go back to" in wait_for("version 1")
     finally:
+        no_longer.cancel()
         process.terminate()
         process.communicate(timeout=60)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import signal
 import sys
 import threading
@@ -195,11 +196,15 @@ def serve(
             if done.remains:
                 report(f"version {done.previous} still takes memory: {done.remains}")
 
+    changes: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def make_changes() -> None:
+        # While the server is being restarted, it could do none of it.
+        while supervisor.wait_answering(signal.Signals(number := changes.get()).name):
+            change(number)
+
     def on_change(number: int, _frame: FrameType | None) -> None:
-        if starting:
-            return
-        # Beside the supervisor's loop, which goes on meanwhile.
-        threading.Thread(target=change, args=(number,), daemon=True).start()
+        changes.put(number)
 
     starting = True
     # A terminal that is closed sends SIGHUP to what runs in it.
@@ -223,6 +228,8 @@ def serve(
             f"serving {server.metadata.name} "
             f"(checkpoint {server.metadata.checkpoint_sha256[:12]}); Ctrl-C stops"
         )
+        # Beside the supervisor's loop, which goes on meanwhile.
+        threading.Thread(target=make_changes, daemon=True).start()
         supervisor.run()
         why = " (SIGHUP, from the terminal; with </dev/null it reloads)"
         report(

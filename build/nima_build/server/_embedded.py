@@ -130,9 +130,10 @@ class EmbeddedServer:
 
     def defect(self) -> str | None:
         """What is visibly wrong with the processes (server or stub gone); None when all run."""
-        if self._process is None:
+        process = self._process  # another thread may end it meanwhile
+        if process is None:
             return "tritonserver does not run"
-        code = self._process.poll()
+        code = process.poll()
         if code is not None:
             return f"tritonserver ended with status {code}"
         return self._stubs.defect()

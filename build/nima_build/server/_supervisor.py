@@ -66,6 +66,25 @@ class Supervisor:
         """Make :meth:`run` return; safe from a signal handler or another thread."""
         self._stop.set()
 
+    def wait_answering(self, what: str) -> bool:
+        """Return when the server is up: not dead, not given up by the probe, not being restarted.
+
+        Args:
+            what: has to wait, and is named in a report where it does.
+
+        Returns:
+            False when :meth:`stop` came first.
+        """
+        told = False
+        # In this order: a server that is being launched has no defect yet.
+        while self._server.defect() or self._defect or self.launching:
+            if not told:
+                told = True
+                self._say(f"{what} waits until the server answers again")
+            if self._stop.wait(self._policy.check_seconds):
+                break
+        return not self._stop.is_set()
+
     def run(self) -> None:
         """Watch and restart until :meth:`stop`.
 
