@@ -5,7 +5,6 @@ The frozen one is in ``tests/reliability/test_faults.py``.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import threading
@@ -134,18 +133,19 @@ def test_a_restart_that_took_too_long_leaves_nothing_that_nobody_watches(monkeyp
         wait_for_restart(server, supervisor, 2)
 
 
-def test_a_stub_lost_during_a_rollout_is_missed(monkeypatch):
+def test_a_stub_lost_during_a_rollout_is_missed_at_once(monkeypatch):
     with supervised() as (server, supervisor, said):
+        changed = server._stubs.changed
+        # Not only when its patience is at an end.
         monkeypatch.setattr(
-            server, "options", dataclasses.replace(server.options, start_timeout=2.0)
+            server._stubs, "changed", lambda models, _, same: changed(models, 3600.0, same)
         )
 
         def action(_: object) -> Rollout:
             os.kill(min(server.stub_pids()), signal.SIGKILL)
             return Rollout(1, 1, server.metadata, 0.0)
 
-        server._change(action)
-        monkeypatch.undo()
+        threading.Thread(target=server._change, args=(action,), daemon=True).start()
         wait_for_restart(server, supervisor, 1)
         assert "1 of 5 Python stubs went with the rollout" in said[0]
 

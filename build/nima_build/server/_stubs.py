@@ -64,7 +64,8 @@ class StubWatch:
 
         Args:
             models: the rendered repository, whose configs say how many there ought to be.
-            patience: seconds until fewer, or more, are taken as they are; fewer are a defect.
+            patience: seconds until more are taken as they are. Fewer are a defect at once: a model
+                that comes has its stubs before the one that goes loses its own.
             same_server: whether it is still the one of :meth:`launched`; another was counted then.
         """
         wanted = self._an_instance * python_instances(models)
@@ -73,8 +74,8 @@ class StubWatch:
         while same_server() and (now := time.monotonic()) < deadline:
             if (running := self._running()) != found:
                 found, since = running, now
-            # As many may also be there while some begin and others end.
-            if len(found) == wanted and now - since > _SETTLED_SECONDS:
+            # As many may also be there for a moment, while some begin and others end.
+            if len(found) <= wanted and now - since > _SETTLED_SECONDS:
                 break
             time.sleep(_POLL_SECONDS)
         if same_server():
