@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, features
+from PIL import Image, ImageCms, TiffImagePlugin, features
 
 from nima_client.contract import RejectionCode
 from nima_client.preprocess import (
@@ -250,6 +250,19 @@ def test_refusals_name_their_reason():
     assert refusal(png[:12]).code is RejectionCode.UNDECODABLE
     floats = save(Image.fromarray(np.zeros((8, 8), np.float32)), "TIFF")
     assert refusal(floats).code is RejectionCode.UNSUPPORTED
+
+
+def test_a_thumbnail_is_not_scored_in_the_place_of_its_raw_photo():
+    """NEF and DNG are TIFF: a small copy first, the photo in a directory below it (tag 330)."""
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[254] = 1  # "a reduced-resolution version of another image in this file"
+    assert decode(save(gradient(), "TIFF", tiffinfo=tags)).size == (96, 64)  # there is none
+    tags.tagtype[330], tags[330] = 4, 8
+    error = refusal(save(gradient(), "TIFF", tiffinfo=tags))
+    assert error.code is RejectionCode.UNSUPPORTED
+    assert "raw" in error.detail
+    tags[254] = 0
+    assert decode(save(gradient(), "TIFF", tiffinfo=tags)).size == (96, 64)
 
 
 def test_decompression_bombs_are_refused_on_the_header():

@@ -19,6 +19,8 @@ SUPPORTED_FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF
 """Pillow's names of the formats that are scored (AVIF where Pillow was built with it)."""
 
 _ORIENTATION_TAG = 0x0112
+_SUBFILE_TYPE_TAG, _SUB_IFDS_TAG = 254, 330
+_REDUCED = 1
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,10 @@ def open_lazily(data: bytes, limits: Limits) -> tuple[Image.Image, ImageHeader]:
     except Exception:
         # Pillow's plugins raise nearly anything on a corrupt header.
         raise ImageRejected(RejectionCode.UNDECODABLE, f"broken {name} header") from None
+    if name == "TIFF" and _is_thumbnail(image):
+        raise ImageRejected(
+            RejectionCode.UNSUPPORTED, "only a thumbnail can be read (a raw file?): save it as JPEG"
+        )
     width, height = image.size
     if width < 1 or height < 1:
         raise ImageRejected(RejectionCode.UNDECODABLE, f"{name} of {width}x{height} pixels")
@@ -115,6 +121,18 @@ def open_lazily(data: bytes, limits: Limits) -> tuple[Image.Image, ImageHeader]:
     # Pillow turns a TIFF upright by itself while loading it.
     orientation = 1 if name == "TIFF" else orientation_of(image.info)
     return image, ImageHeader(name, width, height, image.mode, orientation)
+
+
+def _is_thumbnail(image: Any) -> bool:
+    """Whether the first picture of a TIFF is a smaller copy of one that lies in a directory below.
+
+    So raw files begin (NEF, DNG): their 160x120 pixels would be scored in the place of the photo.
+    """
+    try:
+        kind = image.tag_v2.get(_SUBFILE_TYPE_TAG, 0)
+        return bool(kind & _REDUCED) and _SUB_IFDS_TAG in image.tag_v2
+    except Exception:  # a broken tag: the decoder says so better
+        return False
 
 
 def inspect_header(data: bytes, limits: Limits = DEFAULT_LIMITS) -> ImageHeader:
