@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
+from nima_build.repository import default_repository
 from nima_client.preprocess import ImageRejected, PreprocessSpec, _decode, preprocess
 
 SPEC = PreprocessSpec()
 FULL = dataclasses.replace(SPEC, jpeg_oversampling=0)
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "preprocessing.md"
 
 # Pixels of 255; measured on the bench photos: docs/preprocessing.md has the table.
 MEAN_TOLERANCE = 1.0
@@ -52,13 +58,22 @@ def test_pillow_and_simplejpeg_give_equal_pixels(encode, monkeypatch, size):
     assert np.array_equal(fast, preprocess(data, SPEC))
 
 
-def test_bench_photos_stay_near_the_full_decode(shared_photos):
-    gaps = []
+def test_bench_photos_stay_near_the_full_decode_and_the_page_says_how_near(shared_photos):
+    network = onnxruntime.InferenceSession(default_repository() / "nima_network/1/model.onnx")
+    gaps, moved = [], []
     for path in sorted((shared_photos / "bench").iterdir()):
         data = path.read_bytes()
-        gaps.append(differences(preprocess(data, SPEC), preprocess(data, FULL)))
+        pair = [preprocess(data, SPEC), preprocess(data, FULL)]
+        gaps.append(differences(*pair))
+        moved.append(abs(np.diff(network.run(["MEAN"], {"PIXELS": np.stack(pair)})[0][:, 0])[0]))
     assert max(mean for mean, _ in gaps) <= MEAN_TOLERANCE
     assert max(largest for _, largest in gaps) <= MAX_TOLERANCE
+    (row,) = re.findall(r"^\| 2 \| (.+?) \| (.+?) \| (.+?) \| (.+?) \|", PAGE.read_text(), re.M)
+    told = [float(cell) for cell in row]
+    pixels = [np.mean([mean for mean, _ in gaps]), max(largest for _, largest in gaps)]
+    assert told[:2] == pytest.approx(pixels, abs=0.1)
+    assert told[2] == pytest.approx(np.mean(moved), abs=0.001)
+    assert told[3] == pytest.approx(np.max(moved), abs=0.005)
 
 
 def test_every_shared_photo_is_scored_or_refused_with_a_reason(shared_photos):
