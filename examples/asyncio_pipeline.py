@@ -10,25 +10,27 @@ from __future__ import annotations
 import argparse
 import asyncio
 import heapq
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 from nima_client import AsyncNimaClient, ImageFailure
+from nima_client.library.sources import SourceError, find_photos
 
 
-async def arriving_photos(folder: Path) -> AsyncIterator[Path]:
+async def arriving_photos(paths: Iterable[Path]) -> AsyncIterator[Path]:
     """Stands in for a queue, a socket or a watched folder."""
-    for path in sorted(folder.rglob("*.jp*g")):
+    for path in paths:
         await asyncio.sleep(0)
         yield path
 
 
-async def run(folder: Path, keep: int) -> list[tuple[float, str]]:
-    """The best photos of a folder: mean and name, best first."""
+async def run(paths: Iterable[Path], keep: int) -> list[tuple[float, str]]:
+    """The best photos: mean and name, best first."""
     best: list[tuple[float, str]] = []
     async with AsyncNimaClient() as client:
         # As they complete: nobody waits for a slow neighbour. `index` and `source` tell which.
-        stream = client.score_iter(arriving_photos(folder), ordered=False, on_error="return")
+        stream = client.score_iter(arriving_photos(paths), ordered=False, on_error="return")
         async for result in stream:
             if isinstance(result, ImageFailure):
                 print(f"skipped {result.message}")
@@ -45,7 +47,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--keep", type=int, default=5)
     given = parser.parse_args()
-    for mean, name in asyncio.run(run(given.folder, given.keep)):
+    try:
+        paths = find_photos([given.folder]).files
+    except SourceError as error:
+        sys.exit(str(error))
+    for mean, name in asyncio.run(run(paths, given.keep)):
         print(f"{mean:.2f}  {name}")
 
 

@@ -4,17 +4,18 @@
 
 # %%
 import sys
-from pathlib import Path
 
 import numpy as np
 
 import nima_client
+from nima_client.library.sources import SourceError, find_photos
 from nima_client.tables import to_pandas
 
-folder = Path(sys.argv[1] if len(sys.argv) > 1 else "photos")
-paths = sorted(folder.rglob("*.jp*g"))
-if not paths:
-    sys.exit(f"no JPEG in {folder}: set `folder` to one of yours")
+folder = sys.argv[1] if len(sys.argv) > 1 else "photos"
+try:
+    paths = find_photos([folder]).files
+except SourceError as error:
+    sys.exit(f"{error}: set `folder` to one of yours")
 
 # %% One call scores them all. `on_error="return"`: a broken file becomes a row, not an exception.
 results = nima_client.score(paths, on_error="return")
