@@ -81,7 +81,7 @@ def export_checkpoint(
 
     Raises:
         ExportError: unreadable checkpoint, wrong head, an operator ONNX lacks, a graph that
-            disagrees with PyTorch, or no photo to calibrate on.
+            disagrees with PyTorch, no photo to calibrate on, or a network that int8 is not for.
         OSError: the files could not be written.
     """
     files, done = _convert(checkpoint, directory, fp16, calibration)

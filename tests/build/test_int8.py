@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from nima_build import int8
+from nima_build.export import ExportError, to_onnx
 from nima_build.int8 import _taps, calibration_pixels, to_int8
 from nima_build.int8._ranges import equalise
 from nima_build.int8._taps import Stream, narrow_places, tapped
@@ -238,6 +239,21 @@ def test_a_dead_channel_keeps_its_bias(pixels: np.ndarray) -> None:
     tensors["b2"].CopyFrom(numpy_helper.from_array(bias, "b2"))
     off = np.abs(means(to_int8(model, pixels), pixels) - means(model, pixels))
     assert off.max() < 0.05
+
+
+@pytest.mark.parametrize("kind", ["swin", "convnext"])
+def test_a_network_of_matrix_multiplications_is_refused(kind: str) -> None:
+    from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+    from torchvision.models.swin_transformer import SwinTransformer
+
+    network = (
+        SwinTransformer([4, 4], 8, [1, 2], [1, 2], [7, 7], num_classes=10)
+        if kind == "swin"
+        else ConvNeXt([CNBlockConfig(8, 16, 3), CNBlockConfig(16, None, 3)], num_classes=10)
+    )
+    model = to_onnx(network, PreprocessSpec(resize_size=56, crop_size=56))
+    with pytest.raises(ExportError, match="matrix multiplications for the most part"):
+        to_int8(model, np.zeros((1, 56, 56, 3), np.uint8))
 
 
 def test_calibration_photos_are_spread_over_the_folder(

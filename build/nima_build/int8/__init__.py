@@ -60,7 +60,11 @@ def to_int8(model: onnx.ModelProto, pixels: npt.NDArray[Any]) -> onnx.ModelProto
 
     Returns:
         The quantised graph, with the metadata of the FP32 one.
+
+    Raises:
+        ExportError: a network of matrix multiplications (Swin-T, ConvNeXt-T).
     """
+    _check_convolutional(model)
     images = [image[None] for image in pixels]
     with tempfile.TemporaryDirectory() as folder:
         source, prepared, quantised = (Path(folder) / name for name in ("fp32", "prepared", "int8"))
@@ -88,6 +92,20 @@ def to_int8(model: onnx.ModelProto, pixels: npt.NDArray[Any]) -> onnx.ModelProto
     fit_weights(full, result, images)
     onnx.checker.check_model(result)
     return result
+
+
+def _check_convolutional(model: onnx.ModelProto) -> None:
+    """Refuse a network that would have its sums rounded and its work left as it is.
+
+    Of the multiply-adds of Swin-T none, of those of ConvNeXt-T 6 % are in the convolutions
+    quantised; of any other backbone's 86 % and more.
+    """
+    operators = [node.op_type for node in model.graph.node]
+    if operators.count("MatMul") > operators.count("Conv") - STEM_CONVOLUTIONS:
+        raise ExportError(
+            "this network is matrix multiplications for the most part, which int8 leaves in FP32: "
+            "it would be no faster and less exact. Export it without int8"
+        )
 
 
 def _in_fp32(model: onnx.ModelProto) -> list[str]:
