@@ -23,6 +23,11 @@ from nima_client.preprocess import PreprocessSpec, preprocess
 if TYPE_CHECKING:
     import nima_client
 
+
+class NoPyTorch(ArtefactError):
+    """PyTorch is not installed, as where one only serves."""
+
+
 Scorer = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 """Pixels uint8 ``[B, S, S, 3]`` to distributions ``[B, 10]``."""
 
@@ -176,7 +181,8 @@ def pytorch_scorer(checkpoint: Path, metadata: ModelMetadata, *, half: int | Non
             alone.
 
     Raises:
-        ArtefactError: no torch, no such checkpoint, or another one.
+        NoPyTorch: it is not installed.
+        ArtefactError: no such checkpoint, or another one.
     """
     try:
         import torch
@@ -184,7 +190,7 @@ def pytorch_scorer(checkpoint: Path, metadata: ModelMetadata, *, half: int | Non
         from nima_build.graph import ScoringGraph, load_exported
         from nima_training import distribution
     except ModuleNotFoundError as error:
-        raise ArtefactError(f"PyTorch is not installed ({error.name})") from None
+        raise NoPyTorch(f"PyTorch is not installed ({error.name})") from None
     from nima_client.preprocess import normalize
 
     loaded = load_exported(checkpoint, metadata)

@@ -20,7 +20,9 @@ from nima_build.parity import compare, emd
 from nima_build.verify import make_golden, verify
 from nima_client._files import sha256_file
 
-BUNDLED = Path(__file__).parents[2] / "model_repository" / "nima_network" / "1"
+ROOT = Path(__file__).parents[2]
+BUNDLED = ROOT / "model_repository" / "nima_network" / "1"
+CHECKPOINT = ROOT / "training" / "checkpoints" / "nima_mobilenet"
 
 
 @pytest.fixture
@@ -102,6 +104,29 @@ def test_without_a_checkpoint_the_graph_is_the_reference(network: Path, photos: 
     report = verify(network, photos)
     assert report.reference == "onnx-fp32"
     assert states(report)["onnx-fp32"] == "skip"
+
+
+@pytest.mark.parametrize("found", ["another one", "none"])
+def test_a_named_checkpoint_that_is_not_the_networks_is_refused(
+    found: str, network: Path, photos: list[Path], tmp_path: Path
+) -> None:
+    """Passed over, it would let an export that failed go by as verified."""
+    source = CHECKPOINT if found == "another one" else tmp_path / "nowhere"
+    arguments = [str(photos[0]), "--network", str(network), "--checkpoint", str(source)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    why = "exported from another" if found == "another one" else f"{source} is not a checkpoint"
+    assert why in result.output
+    assert result.output.count("\n") == 1
+
+
+def test_a_network_of_ones_own_needs_no_bundled_checkpoint(
+    repository: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIMA_MODEL_REPOSITORY", str(repository))
+    result = CliRunner().invoke(app, [str(photos[0])])
+    assert result.exit_code == 0, result.output
+    assert "against onnx-fp32" in result.output
 
 
 def test_golden_scores_notice_a_change(

@@ -42,7 +42,7 @@ def verify(
 ) -> None:
     """Run the same photos through every artefact and compare with PyTorch.
 
-    Exits with 1 when any stage is outside its tolerance.
+    Exits with 1 when any stage is outside its tolerance, or the checkpoint is not the network's.
     """
     from rich.console import Console
     from rich.table import Table
@@ -58,7 +58,9 @@ def verify(
     tls, headers = credentials(tls_ca, tls_cert, tls_key, header)
     try:
         folder = network or default_repository() / NETWORK_MODEL / "1"
-        source = checkpoint or (BUNDLED_CHECKPOINT if network is None else None)
+        source = checkpoint
+        if source is None and network is None and (update_golden or _is_bundled(folder)):
+            source = BUNDLED_CHECKPOINT
         if update_golden:
             if source is None:
                 raise ArtefactError("golden scores come from PyTorch: name the --checkpoint")
@@ -98,3 +100,17 @@ def verify(
     if not report.passed:
         typer.echo("nima verify: outside the tolerance", err=True)
         raise typer.Exit(1)
+
+
+def _is_bundled(folder: Path) -> bool:
+    """Whether the network in a folder was exported from the bundled checkpoint.
+
+    Of one's own, in that place, it was not; and an installed wheel has no such checkpoint.
+    """
+    from nima_build.metadata import METADATA_NAME, ModelMetadata
+    from nima_build.paths import BUNDLED_CHECKPOINT
+    from nima_client._files import sha256_file
+
+    weights = BUNDLED_CHECKPOINT / "model.safetensors"
+    exported = ModelMetadata.load(folder / METADATA_NAME).checkpoint_sha256
+    return weights.is_file() and sha256_file(weights) == exported
