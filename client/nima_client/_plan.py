@@ -41,7 +41,7 @@ class Plan:
         rng: source of jitter.
         reorder_window: results held back at most while an earlier one is outstanding.
         request_bytes: a request is closed early when it grows beyond this, so that many huge photos
-            stay far below gRPC's 2 GiB for one message, and what is under way fits in memory.
+            stay far below gRPC's 2 GiB for one message.
         eager: send what has been gathered, full or not, while fewer requests are under way.
     """
 
@@ -83,11 +83,12 @@ class Plan:
 
     @property
     def wants_input(self) -> bool:
-        """Whether there is room for one more image."""
-        requests = self._max_in_flight + 1
+        """Whether there is room for one more image: in the request behind those under way."""
+        requests = len(self._in_flight) + len(self._ready) + len(self._waiting)
         return (
-            self._payloads < requests * self._request_size
-            and self._payload_bytes < requests * self._request_bytes
+            requests <= self._max_in_flight
+            # Not by request_bytes: large photos, each a request of its own, would wait in line.
+            and self._payload_bytes < (self._max_in_flight + 1) * _defaults.MAX_BYTES
             and not self._ended
             and self._broken is None
             and not self._outlet.full

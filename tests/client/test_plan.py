@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nima_client import errors
+from nima_client import _defaults, errors
 from nima_client._attempt import Attempt
 from nima_client._images import Prepared
 from nima_client._plan import Plan
@@ -416,7 +416,19 @@ def test_an_eager_plan_waits_only_while_something_is_under_way() -> None:
     assert patient.next_request(0.0) is None
 
 
-def test_what_is_under_way_is_bounded_in_bytes_too() -> None:
+def test_large_photos_fill_the_window_too() -> None:
+    plan = make_plan(size=4, window=5, request_bytes=10)
+    sent = 0
+    for index in range(100):
+        if not plan.wants_input:
+            break
+        plan.add(index, Prepared(bytes(25)))
+        sent += plan.next_request(0.0) is not None
+    assert (sent, index) == (5, 6)
+
+
+def test_what_is_under_way_is_bounded_in_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_defaults, "MAX_BYTES", 10)
     plan = make_plan(size=32, window=2, request_bytes=10)
     sent = []
     for index in range(100):
