@@ -21,7 +21,7 @@ import pytest
 import yaml
 from _corpus import seeds
 from _load import stubs_of
-from _metrics import failures, metrics, pending, successes
+from _metrics import dashboard, failures, metrics, pending, successes
 
 from nima_client import NO_RETRIES, ImageScore, NimaClient
 from nima_client.contract import NETWORK_MODEL, PREPROCESS_MODEL
@@ -36,10 +36,6 @@ BAD_PHOTO = seeds("PNG")[1][: len(seeds("PNG")[1]) // 2]
 def rules() -> list[dict[str, object]]:
     groups = yaml.safe_load((FOLDER / "prometheus-rules.yaml").read_text())["groups"]
     return [rule for group in groups for rule in group["rules"]]
-
-
-def dashboard() -> dict[str, object]:
-    return json.loads((FOLDER / "grafana-dashboard.json").read_text())
 
 
 def expressions() -> list[str]:

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from _corpus import seeds
 from _load import drive, expected_scores, stubs_of
-from _metrics import failures, worked_on
+from _metrics import evaluate, failures, metrics, queries, worked_on
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from nima_build import health
@@ -174,6 +174,13 @@ def test_a_full_queue_refuses_at_once_and_says_why(
     assert all("Exceeds maximum queue size" in text for text in refused)
     # What was let in is scored.
     assert [status for status, _ in said].count("OK") == 40 - len(refused) >= QUEUE
+    # No step counts who found the queue full; the dashboard has it from the ensemble.
+    shown = [queries("Refused for overload")["a second"], queries("without a score")["queue full"]]
+    wait_for(
+        lambda: [evaluate(q, metrics(server)) for q in shown] == [len(refused) + 1] * 2,
+        "the dashboard counts other refusals",
+    )
+    assert sum(failures(server, PREPROCESS_MODEL).values()) == 0
 
 
 def test_a_backing_off_client_gets_every_score_through_a_small_queue(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import onnx.numpy_helper
 import psutil
 import pytest
 from _load import photos, supervised
+from _metrics import metrics, queries, rows
 
 from nima_build.checksums import write_checksums
 from nima_build.metadata import METADATA_NAME, ModelMetadata
@@ -134,6 +136,12 @@ def test_a_withdrawn_version_does_not_come_back(
         server.roll_back()
     out = server.roll_out(fix)
     assert (out.version, out.previous) == (3, 1)
+    # What the dashboard shows by version is of this one: the ensemble's counters always say 1.
+    scores_of(server.grpc_url)
+    for query in queries("version").values():
+        ((name, selector),) = re.findall(r"(nv_\w+)\{([^}]*)\}", query)
+        found = rows(metrics(server), name, selector)
+        assert [labels["version"] for labels, answers in found if answers] == ["3"], query
     assert server.roll_back().version == 1
     assert {s.checkpoint_name for s in scores_of(server.grpc_url)} == {
         ModelMetadata.load(repository / NETWORK_MODEL / "1" / METADATA_NAME).name
