@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,14 @@ def offenders(folder: str, pattern: str, forbidden: set[str]) -> dict[str, set[s
 )
 def test_imports_go_one_way(folder, pattern, forbidden):
     assert offenders(folder, pattern, forbidden) == {}
+
+
+def test_the_map_names_what_the_models_inside_triton_import():
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    (column,) = re.findall(r"^\| `model_repository` \|.*\|(.*)\|$", page, re.MULTILINE)
+    named = {name.split(".")[-1] for name in re.findall(r"`([\w.]+)`", column)}
+    programs = "\n".join(path.read_text() for path in (ROOT / "model_repository").glob("*/1/*.py"))
+    assert set(re.findall(r"^\s*from nima_client\.(\w+)", programs, re.MULTILINE)) == named
 
 
 def test_nothing_is_pickled():
