@@ -61,7 +61,8 @@ def test_two_processes_match_one_with_the_doubled_batch(
         "backbone": "mobilenet_v2",
     }  # fmt: skip
     one = write_toml(tmp_path / "1.toml", tmp_path / "one", batch_size=16, **changes)
-    two = write_toml(tmp_path / "2.toml", tmp_path / "two", batch_size=8, **changes)
+    # Without a word on the CPU: two processes find it, and each other.
+    two = write_toml(tmp_path / "2.toml", tmp_path / "two", batch_size=8, cpu=False, **changes)
     train(load_config(one, {}), quiet())
     train_in_two(two, one_thread)
     first, second = (load_file(tmp_path / out / "last/model.safetensors") for out in ("one", "two"))

@@ -17,11 +17,14 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     Raises:
         TrainingError: the device lacks the precision.
     """
-    if config.precision == "fp16" and (config.cpu or not torch.accelerator.is_available()):
+    cpu = config.cpu or not torch.accelerator.is_available()
+    if config.precision == "fp16" and cpu:
         # accelerate would compute in FP32 without a word.
         raise TrainingError("precision = 'fp16' needs a GPU; a CPU can do 'bf16' or 'no'")
     try:
-        return Accelerator(mixed_precision=config.precision, cpu=config.cpu)
+        # Not told of a CPU that it has to find itself, it would not join the processes of torchrun:
+        # each would be a run of its own, into the same folder.
+        return Accelerator(mixed_precision=config.precision, cpu=cpu)
     except ValueError as error:  # accelerate's words on a precision the device lacks
         raise TrainingError(f"precision = {config.precision!r}: {error}") from error
 
