@@ -15,6 +15,7 @@ from nima_client.contract import CONTRACT_VERSION, ServedModel
 from nima_client.preprocess import PreprocessSpec
 
 METADATA_NAME = "model.json"
+_TEXTS = ("name", "backbone", "checkpoint_sha256", "onnx_sha256", "reference_set", "git_commit")
 PROPERTY_PREFIX = "nima."
 """Of what an ONNX graph says of itself, its string metadata."""
 
@@ -87,14 +88,20 @@ class ModelMetadata:
         """
         try:
             values = json.loads(path.read_text())
+            if not isinstance(values, dict):
+                raise TypeError("it is no object")
             known = {f.name for f in fields(cls)}
             given = {key: value for key, value in values.items() if key in known}
-            given["reference_quantiles"] = tuple(values.get("reference_quantiles", ()))
+            quantiles = values.get("reference_quantiles", ())
+            given["reference_quantiles"] = tuple(float(q) for q in quantiles)
             metadata = cls(**given)
+            for name in _TEXTS:
+                if not isinstance(getattr(metadata, name), str):
+                    raise TypeError(f"{name} is no text")
             _ = metadata.spec
         except FileNotFoundError:
             raise ArtefactError(f"no {path}: run `nima export` first") from None
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ArtefactError(
                 f"{path} is unreadable ({error}): run `nima export` again"
             ) from None

@@ -126,6 +126,23 @@ def test_missing_and_broken_files_say_what_to_do(tmp_path):
         load_metadata(repository)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        {"name": None},
+        {"reference_quantiles": [None]},
+        {"preprocessing": 3},
+    ],
+)
+def test_facts_of_the_wrong_kind_are_refused(tmp_path, content):
+    path = tmp_path / "model.json"
+    facts = json.loads((SOURCE / "nima_network" / "1" / "model.json").read_text())
+    path.write_text(json.dumps({**facts, **content} if content else content))
+    with pytest.raises(ArtefactError, match=r"model\.json is unreadable .* `nima export` again"):
+        ModelMetadata.load(path)
+
+
 def test_a_damaged_artefact_is_refused(tmp_path):
     repository = tmp_path / "models"
     shutil.copytree(SOURCE, repository, ignore=shutil.ignore_patterns("__pycache__"))
