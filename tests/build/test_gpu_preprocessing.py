@@ -163,6 +163,16 @@ def test_bad_files_are_refused_one_by_one(
     np.testing.assert_array_equal(second[0], fourth[1])
 
 
+def test_a_line_that_would_become_gigabytes_is_refused(gpu_pixels: ModuleType) -> None:
+    spec = PreprocessSpec(resize="shortest", jpeg_oversampling=0)
+    operations = PillowOperations(spec)
+    run = gpu_pixels.GpuPixels(spec, Limits(), gpu_pixels.JpegDecoder(None), operations)
+    line, band = (encoded(Image.new("RGB", (1 + more, 3000)), "JPEG") for more in (0, 99))
+    ((rejection,), pixels) = run([[line], [band]])
+    assert rejection[1].code is RejectionCode.TOO_LARGE
+    assert (operations.resized, pixels.shape) == (1, (1, 224, 224, 3))
+
+
 def test_a_photo_without_its_end_is_left_to_the_reference(
     gpu_pixels: ModuleType, photo: Image.Image
 ) -> None:

@@ -88,6 +88,10 @@ def test_shortest_refuses_a_line_that_it_would_make_gigabytes_of(size):
     with pytest.raises(ImageRejected, match="TOO_LARGE"):
         preprocess(data, PreprocessSpec(resize="shortest"))
     assert preprocess(data, PreprocessSpec()).shape == (224, 224, 3)
+    small = save(Image.new("RGB", (20, 20)), "PNG")
+    for resize in ("stretch", "shortest"):
+        spec = PreprocessSpec(resize=resize)
+        assert preprocess(small, spec, Limits(max_pixels=400)).shape == (224, 224, 3)
     panorama = save(Image.new("RGB", (size[0] + 9, size[1] + 9)), "PNG")
     assert preprocess(panorama, PreprocessSpec(resize="shortest")).shape == (224, 224, 3)
 

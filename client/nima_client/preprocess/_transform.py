@@ -66,7 +66,8 @@ def preprocess(
     image = decode_opaque(data, spec, limits)
     width, height = _resized(*image.size, spec)
     # With "shortest" a line of pixels becomes a band of gigabytes.
-    if width * height > max(limits.max_pixels, image.width * image.height):
+    allowed = max(limits.max_pixels, image.width * image.height, spec.resize_size**2)
+    if width * height > allowed:
         raise ImageRejected(
             RejectionCode.TOO_LARGE,
             f"{image.width}x{image.height} pixels, {width}x{height} once the short side is "

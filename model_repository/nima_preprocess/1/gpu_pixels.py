@@ -9,7 +9,7 @@ failed batch.
 
 import io
 
-from gpu_resize import CvCuda
+from gpu_resize import CvCuda, resized_size
 from nvidia import nvimgcodec
 from PIL import Image
 
@@ -173,12 +173,14 @@ class GpuPixels:
         whole = END_OF_JPEG in data[-64:]
         limits = self._limits
         found = baseline_jpeg(data) if whole and len(data) <= limits.max_bytes else None
-        if found and found.width * found.height <= limits.max_pixels:
-            return found.width, found.height
-        header = inspect_header(data, limits)
-        if header.format == "JPEG" and header.mode in GPU_MODES and whole:
-            return header.width, header.height
-        return None
+        if found is None or found.width * found.height > limits.max_pixels:
+            found = inspect_header(data, limits)
+            if found.format != "JPEG" or found.mode not in GPU_MODES or not whole:
+                return None
+        width, height = resized_size(found.width, found.height, self._spec)
+        # Of a line of pixels that would be gigabytes the reference says so.
+        allowed = max(limits.max_pixels, self._spec.resize_size**2)
+        return (found.width, found.height) if width * height <= allowed else None
 
     def _on_gpu(self, work, homes, chosen):
         images = self._decoder.decode(
