@@ -21,7 +21,7 @@ def export(
         typer.Option(
             "--output",
             "-o",
-            help="Folder to write to; the model repository of this tree by default.",
+            help="Folder to write to; by default $NIMA_MODEL_REPOSITORY or this tree's own.",
         ),
     ] = None,
     bundled: Annotated[
