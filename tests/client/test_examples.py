@@ -114,12 +114,13 @@ def test_fastapi_service(
             )
             busy = await http.post("/score", content=photo(1))
             server.behaviour = lambda number, images, context: server._sleep(9, context)
-            slow = await http.post("/score", content=photo(1))
+            with monkeypatch.context() as soon:
+                soon.setattr(service, "DEADLINE_S", 0.5)
+                slow = await http.post("/score", content=photo(1))
             server.stop()
             gone = await http.post("/score", content=photo(1))
         return [ready, good, bad, busy, slow, gone]
 
-    monkeypatch.setattr(service, "DEADLINE_S", 0.5)
     answers = asyncio.run(use())
     assert [a.status_code for a in answers] == [200, 200, 422, 503, 504, 502]
     assert answers[0].json() == {"checkpoint": "fake"}

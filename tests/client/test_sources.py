@@ -217,6 +217,20 @@ def test_photos_of_other_formats_are_counted(folder: Path, photo: Photo) -> None
         find_photos([str(folder / "*.JXL")])
 
 
+def test_links_within_an_archive_are_counted(tmp_path: Path, photo: Photo) -> None:
+    """``ln a.jpg b.jpg; tar cf …``: the bytes of the second are the first's, which have gone by."""
+    (tmp_path / "a.jpg").write_bytes(photo(1))
+    (tmp_path / "b.jpg").hardlink_to(tmp_path / "a.jpg")
+    (tmp_path / "c.jpg").symlink_to("a.jpg")
+    (tmp_path / "c.txt").symlink_to("a.jpg")
+    with tarfile.open(tmp_path / "linked.tar", "w") as tar:
+        for name in ("a.jpg", "b.jpg", "c.jpg", "c.txt"):
+            tar.add(tmp_path / name, name)
+    found = find_photos([tmp_path / "linked.tar"])
+    assert [photo.name for photo in found] == [f"{tmp_path}/linked.tar/a.jpg"]
+    assert found.passed_over == {"links in archives": 2}
+
+
 def test_pipes_and_devices_of_a_folder_are_no_photos(folder: Path) -> None:
     os.mkfifo(folder / "pipe.jpg")
     os.mkfifo(folder / "pipe.tar")

@@ -186,7 +186,7 @@ def read_tar(archive: Path, passed_over: Counter[str] | None = None) -> Iterator
 
     Args:
         archive: the file.
-        passed_over: counts photos of formats that cannot be scored, by their ending.
+        passed_over: counts photos of formats that cannot be scored, by their ending, and links.
 
     Raises:
         SourceError: the archive is damaged, cannot be read, or is none; what came before is whole.
@@ -195,12 +195,17 @@ def read_tar(archive: Path, passed_over: Counter[str] | None = None) -> Iterator
     try:
         with tarfile.open(archive, "r|*", tarinfo=_Member) as tar:
             for member in tar:
-                if not member.isfile() or is_hidden(member.name):
+                is_link = member.islnk() or member.issym()
+                if not (member.isfile() or is_link) or is_hidden(member.name):
                     continue
                 suffix = suffix_of(member.name)
                 if is_passed_over(suffix) and passed_over is not None:
                     passed_over[suffix] += 1
                 if suffix not in scored_suffixes():
+                    continue
+                if is_link:  # its bytes have gone by: they are another member's
+                    if passed_over is not None:
+                        passed_over["links in archives"] += 1
                     continue
                 file = tar.extractfile(member)
                 if file is not None:
