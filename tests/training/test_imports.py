@@ -12,6 +12,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from typer.testing import CliRunner
 
 from nima_client.preprocess import PreprocessSpec, preprocess
 from nima_training import distribution
@@ -221,16 +223,49 @@ def test_what_is_not_a_network_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cut.tflite").write_bytes(b"\x1c\0\0\0TFL3" + b"\xff" * 40)
     torch.save(Path("code would run"), tmp_path / "pickled.pth")
     torch.save({"params": {"x": torch.zeros(1)}}, tmp_path / "a.pth")
+    torch.save({0: torch.zeros(1), "classifier.3.bias": 1.0}, tmp_path / "numbers.pth")
     for name, message in (
         ("a.tflite", "not a TFLite file"),
         ("cut.tflite", "is damaged"),
         ("pickled.pth", "not a state dict of tensors alone"),
         ("a.pth", "not an IQA-PyTorch"),
+        ("numbers.pth", r"not an IQA-PyTorch .* \(it has 0, classifier"),
         ("a.onnx", "expected one of"),
         ("absent.pth", "no file at"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ImportFailed, match=message):
             import_weights(tmp_path / name)
+
+
+def test_damage_inside_a_tflite_file_is_told(shared_dir: Path, tmp_path: Path) -> None:
+    """Of the numbers that say how large a tensor is and where its values lie."""
+    source = shared_dir / "models" / "nima_mobilenet_aesthetic_int8.tflite"
+    whole = source.read_bytes()
+    path = tmp_path / "damaged.tflite"
+    refused = 0
+    for seed in range(12):
+        content = bytearray(whole)
+        for place in np.random.default_rng(seed).integers(len(whole) - 60_000, len(whole), 60):
+            content[place] ^= 0xFF
+        path.write_bytes(content)
+        try:
+            import_weights(path)
+        except ImportFailed:
+            refused += 1
+    assert refused
+
+
+def test_a_place_that_cannot_be_written_is_told(shared_dir: Path, tmp_path: Path) -> None:
+    source = shared_dir / "models" / "nima_mobilenet_aesthetic_int8.tflite"
+    (tmp_path / "file").write_text("mine")
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    for out, reason in (("file", "is not a folder"), ("file/below", "Not a directory")):
+        arguments = [str(source), "--photos", str(tmp_path), "--out", str(tmp_path / out)]
+        result = CliRunner().invoke(import_app, arguments)
+        assert result.exit_code == 2
+        assert result.output.startswith("nima import: ")
+        assert reason in result.output
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_backbone_is_not_a_nima(shared_dir: Path) -> None:

@@ -26,7 +26,7 @@ from nima_client.preprocess import PreprocessSpec
 from nima_training.folded import load_folded
 from nima_training.keras_hdf5 import KerasError, load_keras
 from nima_training.models import BACKBONES, create_model, head_module
-from nima_training.tflite import read_tflite
+from nima_training.tflite import TFLiteError, read_tflite
 
 
 class ImportFailed(ValueError):
@@ -68,7 +68,9 @@ def import_tflite(path: Path) -> Imported:
     """A quantised NIMA MobileNet v1, dequantised."""
     try:
         layers = read_tflite(path)
-    except (struct.error, IndexError, TypeError) as error:  # what flatbuffers says of a cut file
+    except TFLiteError as error:
+        raise ImportFailed(str(error)) from error
+    except (struct.error, ValueError, LookupError, TypeError) as error:  # flatbuffers, of damage
         raise ImportFailed(f"{path.name} is damaged: {error}") from error
     model = create_model("mobilenet_v1", weights="none", dropout=0.0)
     try:
@@ -108,6 +110,8 @@ def import_iqa_pytorch(path: Path) -> Imported:
         raise ImportFailed(f"{path.name} holds a {type(state).__name__}, not a state dict")
     renamed: dict[str, Tensor] = {}
     for name, value in state.items():
+        if not (isinstance(name, str) and torch.is_tensor(value)):
+            continue
         if match := re.fullmatch(r"base_model\.features[._](\d+)\.(weight|bias)", name):
             renamed[f"features.{match[1]}.{match[2]}"] = value
         elif match := re.fullmatch(r"classifier\.\d+\.(weight|bias)", name):
@@ -117,7 +121,7 @@ def import_iqa_pytorch(path: Path) -> Imported:
     if unlike := [n for n in own if n not in renamed or renamed[n].shape != own[n].shape]:
         raise ImportFailed(
             f"{path.name} is not an IQA-PyTorch NIMA VGG16: no {unlike[0]!r} of shape "
-            f"{tuple(own[unlike[0]].shape)} (it has {', '.join(list(state)[:3])}, …)"
+            f"{tuple(own[unlike[0]].shape)} (it has {', '.join(map(str, list(state)[:3]))}, …)"
         )
     model.load_state_dict(renamed)
     return Imported(

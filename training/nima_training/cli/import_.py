@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from nima_training.imports import Imported
 
 app = typer.Typer(add_completion=False)
 
@@ -22,39 +25,50 @@ def import_(
     name: Annotated[str | None, typer.Option(help="Name; default the file's.")] = None,
     check: Annotated[
         int,
-        typer.Option(help="Compare with the TFLite interpreter on so many photos (TFLite only)."),
+        typer.Option(
+            min=0, help="Compare with the TFLite interpreter on so many photos (TFLite only)."
+        ),
     ] = 0,
 ) -> None:
     """Read the weights, measure reference quantiles on PHOTOS, write a checkpoint."""
     from rich.console import Console
 
+    from nima_training.files import check_folder
+    from nima_training.imports import import_weights
+
+    console = Console()
+    try:
+        check_folder(out)
+        imported = import_weights(source)
+        metrics = _write(imported, source, out, photos, name, check)
+    except (ValueError, OSError) as error:
+        typer.echo(f"nima import: {error}", err=True)
+        raise typer.Exit(2) from error
+    if metrics:
+        console.print(f"against ai-edge-litert: {metrics['interpreter']}")
+    console.print(f"{imported.source}: {imported.backbone} written to {out}")
+
+
+def _write(
+    imported: Imported, source: Path, out: Path, photos: Path, name: str | None, check: int
+) -> dict[str, dict[str, float]]:
+    """Write the checkpoint; returns its metrics."""
     from nima_client._files import sha256_file
     from nima_training import distribution
     from nima_training.checkpoint import reference_quantiles, save_checkpoint
     from nima_training.distill.photos import list_photos
-    from nima_training.imports import ImportFailed, import_weights
     from nima_training.inference import predict_files
 
-    console = Console()
-    try:
-        imported = import_weights(source)
-        paths = list_photos(photos)
-    except ValueError as error:
-        kind = "import" if isinstance(error, ImportFailed) else "photos"
-        typer.echo(f"nima import: {kind}: {error}", err=True)
-        raise typer.Exit(2) from error
+    paths = list_photos(photos)
     predicted, good, failures = predict_files(imported.model, paths, imported.spec)
     for index, reason in failures.items():
         typer.echo(f"skipped {paths[index].name}: {reason}", err=True)
     if not good:
-        typer.echo("nima import: none of the photos is readable", err=True)
-        raise typer.Exit(2)
-    metrics: dict[str, object] = {}
+        raise ValueError("none of the photos is readable")
+    metrics = {}
     if check:
-        metrics["interpreter"] = _compare(
-            source, [paths[i] for i in good[:: max(1, len(good) // check)]][:check], imported
-        )
-        console.print(f"against ai-edge-litert: {metrics['interpreter']}")
+        compared = [paths[i] for i in good[:: max(1, len(good) // check)]][:check]
+        metrics["interpreter"] = _compare(source, compared, imported)
     save_checkpoint(
         out,
         imported.model,
@@ -74,20 +88,18 @@ def import_(
             "metrics": metrics,
         },
     )  # fmt: skip
-    console.print(f"{imported.source}: {imported.backbone} written to {out}")
+    return metrics
 
 
-def _compare(source: Path, paths: list[Path], imported: object) -> dict[str, float]:
+def _compare(source: Path, paths: list[Path], imported: Imported) -> dict[str, float]:
     """Difference of the means between the imported network and the TFLite interpreter."""
     import numpy as np
 
     from nima_client.preprocess import preprocess
     from nima_training import distribution
     from nima_training.distill.teacher import TFLiteTeacher
-    from nima_training.imports import Imported
     from nima_training.inference import predict
 
-    assert isinstance(imported, Imported)
     pixels = np.stack([preprocess(path.read_bytes(), imported.spec) for path in paths])
     import torch
 
