@@ -66,9 +66,13 @@ def test_piped_comparisons_keep_the_names_whole(two_sets: list[str]) -> None:
     assert b"-0-\\u65e5\\u672c.jpg" in latin.stdout
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["compare", "-f", "json"], ["compare"]]
+TO_THE_SCREEN = pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["score", "--help"], ["compare", "-f", "json"], ["compare"]],
 )
+
+
+@TO_THE_SCREEN
 def test_a_reader_that_left_before_the_first_line(
     arguments: list[str], two_sets: list[str]
 ) -> None:
@@ -83,6 +87,24 @@ def test_a_reader_that_left_before_the_first_line(
     os.close(writing)
     assert done.stderr == b""
     assert done.returncode == 141
+
+
+@TO_THE_SCREEN
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_without_a_place_left_is_told(
+    arguments: list[str], unbuffered: str, two_sets: list[str]
+) -> None:
+    if arguments[0] == "compare":
+        pytest.importorskip("scipy", reason="nima compare needs the extra report")
+        arguments = [*arguments, *two_sets]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*NIMA, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60,
+            check=False, env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )  # fmt: skip
+    program = "nima" if arguments[0].startswith("--") else f"nima {arguments[0]}"
+    assert done.stderr == f"{program}: [Errno 28] No space left on device\n"
+    assert done.returncode == 2
 
 
 @pytest.mark.parametrize("arguments", [["score", ".", "-f", "csv"], ["score", "."], ["compare"]])

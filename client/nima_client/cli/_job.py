@@ -15,7 +15,6 @@ from rich.console import Console
 
 from nima_client._client import NimaClient
 from nima_client._files import is_stream
-from nima_client.cli._console import Terminal
 from nima_client.cli._progress import Tracker, tracking
 from nima_client.cli._table import print_scores
 from nima_client.errors import NimaError
@@ -181,7 +180,7 @@ class Job:
                 write_text(chosen, sys.stdout, self.form.value)
                 sys.stdout.flush()
         if self.form is Format.table:
-            print_scores(kept, Terminal())
+            print_scores(kept, Console())
         self._finish(track)
         if self._gone is not None:
             raise self._gone

@@ -9,28 +9,50 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+EXIT_NO_OUTPUT = 2  # not 1, which says of the photos or the server that something is wrong
 EXIT_NO_READER = 141  # as shells say of a program ended by SIGPIPE
 
 
 @contextmanager
-def reader_may_leave() -> Iterator[None]:
-    """End the program quietly when nobody reads its output any more (``| head``).
+def output_may_end(program: str) -> Iterator[None]:
+    """Around a program's work: its output may be read by nobody any more (``| head``), which ends
+    it quietly, or go where there is no place left, which ends it with one line.
+
+    Args:
+        program: its name.
 
     Raises:
-        SystemExit: with :data:`EXIT_NO_READER`.
+        SystemExit: with :data:`EXIT_NO_READER` or :data:`EXIT_NO_OUTPUT`.
     """
     try:
-        yield
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        try:
+            yield
+        except SystemExit as end:
+            # What Typer and Rich make of it, with the status of a run that failed.
+            if end.code == 1 and isinstance(end.__context__, BrokenPipeError):
+                raise end.__context__ from None
+            raise
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except BrokenPipeError:
-        # What is left in a buffer would fail again when Python ends.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):
-            # Where it is closed, or a caller put in something without a number.
-            with contextlib.suppress(OSError, AttributeError):
-                os.dup2(nowhere, stream.fileno())
+        _drop_what_is_left()
         raise SystemExit(EXIT_NO_READER) from None
+    except OSError as error:
+        with contextlib.suppress(OSError, AttributeError):  # it may be of standard error
+            sys.stderr.write(f"{program}: {error}\n")
+            sys.stderr.flush()
+        _drop_what_is_left()
+        raise SystemExit(EXIT_NO_OUTPUT) from None
+
+
+def _drop_what_is_left() -> None:
+    """What is in a buffer would fail again when Python ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        # Where it is closed, or a caller put in something without a number.
+        with contextlib.suppress(OSError, AttributeError):
+            os.dup2(nowhere, stream.fileno())
 
 
 def ready_stdout() -> None:

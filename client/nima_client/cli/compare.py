@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nima_client.cli._console import Terminal, unclipped
+from nima_client.cli._console import unclipped
 from nima_client.cli._job import say
-from nima_client.cli._output import reader_may_leave, ready_stdout
+from nima_client.cli._output import ready_stdout
 from nima_client.library.compare import Comparison, compare
 from nima_client.library.files import read_rows
 from nima_client.library.text import common_folder, printable
@@ -37,7 +37,6 @@ class Output(str, enum.Enum):
 
 
 @app.command("compare")
-@reader_may_leave()
 def command(
     first: Annotated[Path, typer.Argument(help="Scores: a file that nima score wrote.")],
     second: Annotated[Path, typer.Argument(help="Scores of the same photos by another model.")],
@@ -55,7 +54,7 @@ def command(
     if form is Output.json:
         print(json.dumps(result.to_dict(), indent=1))
         return
-    _print(result, top, Terminal())
+    _print(result, top, Console())
 
 
 def _print(result: Comparison, top: int, console: Console) -> None:

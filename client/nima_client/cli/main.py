@@ -16,7 +16,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from nima_client._signals import stoppable
-from nima_client.cli._output import reader_may_leave
+from nima_client.cli._output import output_may_end
 
 PROJECT = "nima-triton"
 _OPTIONAL = re.compile(r"(?P<name>[\w.-]+).*\bextra == ['\"](?P<extra>[\w.-]+)['\"].*")
@@ -121,13 +121,14 @@ def main(argv: list[str] | None = None) -> None:
         argv: arguments after the program's name; None takes those of the process.
 
     Raises:
-        SystemExit: always, with the exit status of the command (2 for a wrong command line, 128 and
-            the number of the signal that ended it).
+        SystemExit: always, with the exit status of the command (2 for a wrong command line or an
+            output that takes no more, 141 when nobody reads it, 128 and the number of the signal
+            that ended it).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     entry = COMMANDS.get(arguments[0] if arguments else "")
     program, kept = (f"nima {arguments[0]}", entry.kept) if entry else ("nima", "")
-    with reader_may_leave(), stoppable(program, kept, last=argv is None):
+    with output_may_end(program), stoppable(program, kept, last=argv is None):
         _run(arguments)
     sys.exit(0)
 

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
+from rich.console import Console
 
 from nima_client import _defaults
 from nima_client._files import is_stream
 from nima_client._signals import Stopped
 from nima_client.cli._connection import Header, TlsCa, TlsCert, TlsKey, credentials
-from nima_client.cli._console import Terminal
 from nima_client.cli._job import Format, Job, choose_format, has_begun, say
-from nima_client.cli._output import reader_may_leave, ready_stdout
+from nima_client.cli._output import ready_stdout
 from nima_client.cli._server import connected_client
 from nima_client.errors import NimaError
 from nima_client.library.actions import Action
@@ -29,7 +29,6 @@ EXIT_NO_SERVER = 3
 
 
 @app.command()
-@reader_may_leave()
 def score(
     paths: Annotated[
         list[str],
@@ -102,7 +101,7 @@ def score(
     status is then 1 at the end; it is 3 when the server is gone (what was scored is kept:
     --resume), and 141, without a word, when nobody reads the output any more (`| head`).
     """
-    errors = Terminal(stderr=True)
+    errors = Console(stderr=True)
     tls, headers = credentials(tls_ca, tls_cert, tls_key, header)
     try:
         if output is None:

@@ -44,15 +44,15 @@ def train(
     try:
         given = {name: value for name, value in flags.items() if value is not None}
         settings = load_config(config, {**parse_assignments(set_ or []), **given})
-        if print_config:
-            as_given = ("manifest", "photos", "out", "weights")
-            paths = {name: str(getattr(settings, name)) for name in as_given}
-            typer.echo(json.dumps({**settings.to_dict(), **paths}, indent=1))
-            return
-        best = run(settings, Console())
+        best = None if print_config else run(settings, Console())
     except (ValueError, OSError, TrainingError) as error:
         typer.echo(f"nima train: {error}", err=True)
         raise typer.Exit(2) from error
+    if best is None:
+        as_given = ("manifest", "photos", "out", "weights")
+        paths = {name: str(getattr(settings, name)) for name in as_given}
+        typer.echo(json.dumps({**settings.to_dict(), **paths}, indent=1))
+        return
     values = {name: entry["value"] for name, entry in best["validation"].items()}
     typer.echo(f"best checkpoint: {settings.out / 'best'}; validation {json.dumps(values)}")
 
