@@ -167,6 +167,18 @@ def test_what_holds_no_scores_is_told(tmp_path: Path, name: str, text: str, mess
         read_rows(tmp_path / name)
 
 
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_a_line_that_cannot_be_read_is_told_as_an_editor_counts_it(
+    tmp_path: Path, form: str
+) -> None:
+    path = tmp_path / f"a.{form}"
+    write_rows([row("a.jpg", 5), row("b.jpg", 5)], path, form)
+    *before, last = path.read_text().splitlines()
+    path.write_text("\n\n".join([*before, last.replace("5.0", "five", 1)]))
+    with pytest.raises(ValueError, match=f"line {5 if form == 'csv' else 3}: "):
+        read_rows(path)
+
+
 def test_a_comparison_with_nothing_says_so(tmp_path: Path) -> None:
     pytest.importorskip("scipy", reason="nima compare needs the extra report")
     from nima_client.library.compare import compare

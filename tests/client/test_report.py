@@ -233,7 +233,7 @@ def test_what_is_no_result_file(tmp_path: Path, capsys: pytest.CaptureFixture[st
     bad = tmp_path / "scores.jsonl"
     bad.write_text('{"file": "a.jpg", "mean": 5}\n')
     assert report(bad, "-o", tmp_path / "r.html") == 2
-    assert "record 1" in capsys.readouterr().err
+    assert "line 1" in capsys.readouterr().err
     assert report(tmp_path / "none.csv", "-o", tmp_path / "r.html") == 2
     assert report(tmp_path, "-o", tmp_path / "r.html") == 2  # of photos, perhaps
     assert "is a folder: score it first" in capsys.readouterr().err

@@ -119,15 +119,29 @@ def read_rows(path: Path, form: str | None = None) -> list[Row]:
     if form is None:
         raise ValueError(f"{path}: cannot tell the format: name it {', '.join(_BY_SUFFIX)}")
     rows: list[Row] = []
+    lines = _Lines()
     try:
-        for fields in _records(path, form):
+        for fields in _records(path, form, lines):
             rows.append(Row.from_dict(fields))
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: record {len(rows) + 1}: {error}") from error
+        place = f"line {lines.read}" if lines.read else f"record {len(rows) + 1}"
+        raise ValueError(f"{path}: {place}: {error}") from error
     return rows
 
 
-def _records(path: Path, form: str) -> Iterator[dict[str, Any]]:
+class _Lines:
+    """Lines of a text as they are read: those of a CSV and of JSON Lines may be empty."""
+
+    def __init__(self) -> None:
+        self.read = 0
+
+    def of(self, text: IO[str]) -> Iterator[str]:
+        for line in text:
+            self.read += 1
+            yield line
+
+
+def _records(path: Path, form: str, lines: _Lines) -> Iterator[dict[str, Any]]:
     if form == "parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -142,7 +156,7 @@ def _records(path: Path, form: str) -> Iterator[dict[str, Any]]:
     # Programs for tables put a byte order mark in front of what they save.
     with path.open(encoding="utf-8-sig", newline="") as text:
         if form == "csv":
-            table = csv.DictReader(text)
+            table = csv.DictReader(lines.of(text))
             if not table.fieldnames:
                 raise ValueError("no scores in it, not even the names of the columns")
             yield from table
@@ -152,4 +166,4 @@ def _records(path: Path, form: str) -> Iterator[dict[str, Any]]:
                 raise ValueError("not a list of scores, as nima score writes it")
             yield from records
         else:
-            yield from (json.loads(line) for line in text if line.strip())
+            yield from (json.loads(line) for line in lines.of(text) if line.strip())
