@@ -282,3 +282,18 @@ def test_a_server_that_is_not_there_and_an_empty_sweep_are_told(folder):
     done = CliRunner().invoke(bench_app, [str(folder), "--concurrency", "", "--rate-shares", ""])
     assert done.exit_code == 2
     assert "nothing to measure" in done.output
+
+
+def test_a_mistake_is_told_before_anything_is_measured(folder, tmp_path, monkeypatch):
+    binary = tmp_path / "perf_analyzer"
+    binary.touch(0o755)
+    monkeypatch.setenv("NIMA_PERF_ANALYZER", str(binary))
+    (tmp_path / "file").touch()
+    for arguments, status, message in (
+        (["-o", tmp_path / "file"], 1, "File exists"),
+        (["-o", tmp_path / "out", "--url", "nowhere"], 1, "has no port"),
+        (["-o", tmp_path / "out", "--rate-shares", "nan"], 2, "positive and finite"),
+    ):
+        done = CliRunner().invoke(bench_app, [str(folder), *map(str, arguments)])
+        assert done.exit_code == status, done.output
+        assert message in done.output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
@@ -20,8 +21,8 @@ def _numbers(text: str, kind: type[int] | type[float]) -> tuple[float, ...]:
         values = tuple(kind(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise typer.BadParameter(f"{text!r} is no list of numbers such as 1,8,32") from None
-    if any(value <= 0 for value in values):
-        raise typer.BadParameter("numbers must be positive")
+    if not all(0 < value < math.inf for value in values):
+        raise typer.BadParameter("numbers must be positive and finite")
     return values
 
 
@@ -71,7 +72,7 @@ def bench(
     from nima_build.bench import BenchError
     from nima_build.bench.perf_analyzer import find_perf_analyzer
     from nima_build.bench.photos import load_photos, split_by_size
-    from nima_build.bench.report import to_markdown, write_report
+    from nima_build.bench.report import check_folder, to_markdown, write_report
     from nima_build.bench.served import served_network
     from nima_build.bench.session import Sweep, run_sweep
     from nima_build.metadata import ArtefactError
@@ -91,6 +92,7 @@ def bench(
     if not (sweep.concurrencies or sweep.rate_shares):
         raise typer.BadParameter("nothing to measure: give --concurrency or --rate-shares")
     try:
+        check_folder(out)
         sets = split_by_size(load_photos(photos))
         binary = find_perf_analyzer()
         repository = model_repository or default_repository()
@@ -110,7 +112,7 @@ def bench(
             network = served_network(url, metadata, precision.value)
             result = run_sweep(url, sets, metadata.spec, onnx, binary, sweep, network, report, pids)
         files = write_report(result, out)
-    except (BenchError, ArtefactError, ServerError, OSError) as error:
+    except (BenchError, ArtefactError, ServerError, ValueError, OSError) as error:
         report(str(error))
         raise typer.Exit(1) from None
     print(to_markdown(result))
