@@ -77,7 +77,7 @@ def verify(
         )
         if json_path is not None:
             write_atomic(json_path, (json.dumps(report.to_dict(), indent=2) + "\n").encode())
-    except (ArtefactError, OSError) as error:
+    except (ArtefactError, ValueError, OSError) as error:  # ValueError: a wrong address
         typer.echo(f"nima verify: {error}", err=True)
         raise typer.Exit(1) from None
 
