@@ -375,3 +375,13 @@ def test_data_hash_depends_on_ratings_split_and_order(tmp_path: Path, make_set: 
     changed = frame.copy()
     changed.loc[0, "p3"] += 0.01
     assert data_sha256(changed) != original
+
+
+def test_an_output_that_is_a_folder_is_told_before_photos_are_read(
+    make_set: Callable[[Path, int], tuple[Path, Path]], tmp_path: Path
+) -> None:
+    photos, labels = make_set(tmp_path, 2)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=r"is a folder: name a file in it"):
+        build_manifest(sources.read_own(labels), photos, photos)
+    assert sorted(tmp_path.iterdir()) == before

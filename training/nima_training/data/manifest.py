@@ -85,8 +85,10 @@ def build_manifest(
         progress: as in :func:`nima_training.data.checks.check_files`.
 
     Raises:
-        ValueError: no labelled photo is usable, or none is in ``test_ids``.
+        ValueError: no labelled photo is usable, or none is in ``test_ids``; ``out`` is a folder.
     """
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder: name a file in it, such as {out / 'ava.parquet'}")
     report = Report(labelled=len(ratings))
     names = PhotoNames(photos)
     rows = []
