@@ -64,7 +64,7 @@ def test_two_processes_match_one_with_the_doubled_batch(
     # Without a word on the CPU: two processes find it, and each other.
     two = write_toml(tmp_path / "2.toml", tmp_path / "two", batch_size=8, cpu=False, **changes)
     train(load_config(one, {}), quiet())
-    train_in_two(two, one_thread)
+    assert train_in_two(two, one_thread).count("best checkpoint") == 1
     first, second = (load_file(tmp_path / out / "last/model.safetensors") for out in ("one", "two"))
     start = Trainer(
         small_config(tmp_path / "x", backbone="mobilenet_v2"), quiet()

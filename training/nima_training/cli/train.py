@@ -31,6 +31,7 @@ def train(
     """Train, or resume the run in --out. Several GPUs: torchrun -m nima_training.cli.train."""
     import json
 
+    from accelerate import PartialState
     from rich.console import Console
 
     from nima_training.config import load_config, parse_assignments
@@ -54,7 +55,8 @@ def train(
         typer.echo(json.dumps({**settings.to_dict(), **paths}, indent=1))
         return
     values = {name: entry["value"] for name, entry in best["validation"].items()}
-    typer.echo(f"best checkpoint: {settings.out / 'best'}; validation {json.dumps(values)}")
+    if PartialState().is_main_process:
+        typer.echo(f"best checkpoint: {settings.out / 'best'}; validation {json.dumps(values)}")
 
 
 if __name__ == "__main__":
