@@ -26,8 +26,7 @@ class ImageScore:
         percentile: share, 0..100, of the checkpoint's reference photos whose predicted mean is
             lower; None when the checkpoint carries no reference. Raw means crowd together (80 % of
             the bundled model's between 3.7 and 4.7): this is the number to show to people.
-        source: name of the file, when the image came as a path or an open file; else
-            None.
+        source: name of the file, when the image came as a path or an open file; else None.
         model_name: Triton model that answered.
         model_version: version of that model, as Triton counts.
         checkpoint_name: name of the weights.
@@ -85,8 +84,7 @@ class ImageFailure:
             ``"UNREADABLE"`` for a file that could not be read here, or the ``code`` of the error.
         message: one line for a person.
         stage: where it failed.
-        source: name of the file, when the image came as a path or an open file; else
-            None.
+        source: name of the file, when the image came as a path or an open file; else None.
         request_id: id under which the server saw the request; empty when nothing was sent.
         error: the exception itself, ready to raise; does not take part in comparisons.
     """

@@ -249,20 +249,6 @@ def test_bench_and_edge_photos_equal_the_reference(
     assert worst <= 1
 
 
-@pytest.mark.parametrize("size", [(640, 480), (480, 640), (100, 7), (224, 224), (3, 5000)])
-def test_sizes_before_the_crop_are_those_of_the_reference(
-    gpu_resize: ModuleType, size: tuple[int, int]
-) -> None:
-    spec = PreprocessSpec(resize="shortest", resize_size=256, crop_size=224)
-    width, height = gpu_resize.resized_size(*size, spec)
-    if size[0] <= size[1]:
-        expected = (256, max(256, round(size[1] * 256 / size[0])))
-    else:
-        expected = (max(256, round(size[0] * 256 / size[1])), 256)
-    assert (width, height) == expected
-    assert gpu_resize.resized_size(*size, FULL) == (224, 224)
-
-
 @pytest.mark.parametrize("host_below", [0, 100])
 @pytest.mark.parametrize(
     "spec",

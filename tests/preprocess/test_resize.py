@@ -78,3 +78,11 @@ def test_bench_photos_are_pillows(shared_photos, monkeypatch):
     gaps = [np.abs(a - preprocess(data, spec)) for a, data in zip(fast, photos)]
     assert max(gap.max() for gap in gaps) <= 1
     assert max((gap > 0).mean() for gap in gaps) <= FRACTION_TOLERANCE
+
+
+@pytest.mark.parametrize("size", [(640, 480), (480, 640), (100, 7), (224, 224), (3, 5000)])
+def test_shortest_makes_the_short_side_that_of_the_spec_and_keeps_the_shape(size):
+    width, height = PreprocessSpec(resize="shortest", resize_size=256).resized_size(*size)
+    assert min(width, height) == 256
+    assert width / height == pytest.approx(size[0] / size[1], rel=0.01)
+    assert PreprocessSpec().resized_size(*size) == (224, 224)

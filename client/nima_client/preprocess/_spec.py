@@ -80,6 +80,14 @@ class PreprocessSpec:
                 given[name] = tuple(float(v) for v in given[name])
         return cls(**given)
 
+    def resized_size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height after the resize, before the crop, of an image of this size; pixels."""
+        side = self.resize_size
+        if self.resize == "stretch":
+            return side, side
+        short = min(width, height)
+        return max(side, round(width * side / short)), max(side, round(height * side / short))
+
     @property
     def id(self) -> str:
         """Identity of the specification: 16 hex digits that change whenever the pixels may."""

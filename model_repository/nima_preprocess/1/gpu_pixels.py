@@ -9,7 +9,7 @@ failed batch.
 
 import io
 
-from gpu_resize import CvCuda, resized_size
+from gpu_resize import CvCuda
 from nvidia import nvimgcodec
 from PIL import Image
 
@@ -177,7 +177,7 @@ class GpuPixels:
             found = inspect_header(data, limits)
             if found.format != "JPEG" or found.mode not in GPU_MODES or not whole:
                 return None
-        width, height = resized_size(found.width, found.height, self._spec)
+        width, height = self._spec.resized_size(found.width, found.height)
         # Of a line of pixels that would be gigabytes the reference says so.
         allowed = max(limits.max_pixels, self._spec.resize_size**2)
         return (found.width, found.height) if width * height <= allowed else None

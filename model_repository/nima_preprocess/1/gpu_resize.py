@@ -63,7 +63,7 @@ class CvCuda:
     def _resize_and_crop(self, image, slot):
         tensor = self._cv.as_tensor(image, "HWC")
         height, width = tensor.shape[:2]
-        target_width, target_height = resized_size(width, height, self._spec)
+        target_width, target_height = self._spec.resized_size(width, height)
         tensor = self._cv.pillowresize(
             tensor,
             (target_height, target_width, 3),
@@ -141,15 +141,6 @@ class Slot:
             "version": 3,
             "stream": None,
         }
-
-
-def resized_size(width, height, spec):
-    """Width and height after the resize, before the crop; as nima_client.preprocess has them."""
-    size = spec.resize_size
-    if spec.resize == "stretch":
-        return size, size
-    short = min(width, height)
-    return max(size, round(width * size / short)), max(size, round(height * size / short))
 
 
 def alike(shapes, budget):
