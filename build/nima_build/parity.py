@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     import nima_client
 
 
-class NoPyTorch(ArtefactError):
-    """PyTorch is not installed, as where one only serves."""
+class NoReference(ArtefactError):
+    """Nothing of PyTorch to compare with: it is not installed, or no checkpoint was named."""
 
 
 Scorer = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
@@ -181,7 +181,7 @@ def pytorch_scorer(checkpoint: Path, metadata: ModelMetadata, *, half: int | Non
             alone.
 
     Raises:
-        NoPyTorch: it is not installed.
+        NoReference: it is not installed.
         ArtefactError: no such checkpoint, or another one.
     """
     try:
@@ -190,7 +190,7 @@ def pytorch_scorer(checkpoint: Path, metadata: ModelMetadata, *, half: int | Non
         from nima_build.graph import ScoringGraph, load_exported
         from nima_training import distribution
     except ModuleNotFoundError as error:
-        raise NoPyTorch(f"PyTorch is not installed ({error.name})") from None
+        raise NoReference(f"PyTorch is not installed ({error.name})") from None
     from nima_client.preprocess import normalize
 
     loaded = load_exported(checkpoint, metadata)

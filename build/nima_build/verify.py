@@ -13,7 +13,7 @@ from nima_build.engine_manifest import PLAN_NAME, check_engine
 from nima_build.golden import Golden, GoldenScore, load_golden, unchanged
 from nima_build.metadata import METADATA_NAME, ArtefactError, ModelMetadata
 from nima_build.parity import (
-    NoPyTorch,
+    NoReference,
     Report,
     Scorer,
     StageResult,
@@ -70,12 +70,12 @@ def verify(
     expected = onnx_scorer(graph)(pixels)
     try:
         if checkpoint is None:
-            raise NoPyTorch("no checkpoint was named")
+            raise NoReference("no checkpoint was named")
         full = expected
         expected = pytorch_scorer(checkpoint, metadata)(pixels)
         reference = "pytorch"
         stages.append(compare("onnx-fp32", names, expected, full))
-    except NoPyTorch as error:
+    except NoReference as error:
         stages.append(StageResult("onnx-fp32", "skip", note=f"it is the reference: {error}"))
     stages.insert(0, _golden_stage(metadata, photos, expected))
     stages.append(_fp16_stage(graph, names, pixels, expected))
@@ -153,10 +153,10 @@ def _pytorch_fp16_stage(
 
     try:
         if checkpoint is None:
-            raise NoPyTorch("no checkpoint was named")
+            raise NoReference("no checkpoint was named")
         kept = STEM_CONVOLUTIONS if stem_length(onnx.load(graph).graph.node) else 0
         scorer = pytorch_scorer(checkpoint, metadata, half=kept)
-    except NoPyTorch as error:
+    except NoReference as error:
         return StageResult("pytorch-fp16", "skip", note=str(error))
     note = "FP16 weights and activations, as TensorRT is asked for"
     return compare("pytorch-fp16", names, expected, scorer(pixels), note)
