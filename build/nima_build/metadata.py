@@ -15,7 +15,6 @@ from nima_client.contract import CONTRACT_VERSION, ServedModel
 from nima_client.preprocess import PreprocessSpec
 
 METADATA_NAME = "model.json"
-_TEXTS = ("name", "backbone", "checkpoint_sha256", "onnx_sha256", "reference_set", "git_commit")
 PROPERTY_PREFIX = "nima."
 """Of what an ONNX graph says of itself, its string metadata."""
 
@@ -95,9 +94,9 @@ class ModelMetadata:
             quantiles = values.get("reference_quantiles", ())
             given["reference_quantiles"] = tuple(float(q) for q in quantiles)
             metadata = cls(**given)
-            for name in _TEXTS:
-                if not isinstance(getattr(metadata, name), str):
-                    raise TypeError(f"{name} is no text")
+            for f in fields(cls):
+                if f.type == "str" and not isinstance(getattr(metadata, f.name), str):
+                    raise TypeError(f"{f.name} is no text")
             _ = metadata.spec
         except FileNotFoundError:
             raise ArtefactError(f"no {path}: run `nima export` first") from None

@@ -26,8 +26,8 @@ class Facts:
         """Those of the version that has just answered; None where it has to be asked.
 
         After a silence it has: with nothing under way, nobody was told of a server that went and
-        came back with other weights under the same version number. Whoever hears from
-        it before the answer is there asks, too.
+        came back with other weights under the same version number. Whoever hears from it before the
+        answer is there asks, too.
         """
         now = time.monotonic()
         silence, self._heard = now - self._heard, now

@@ -88,6 +88,14 @@ class PreprocessSpec:
         short = min(width, height)
         return max(side, round(width * side / short)), max(side, round(height * side / short))
 
+    def fits(self, width: int, height: int, limits: Limits) -> bool:
+        """Whether an image of this size, in pixels, stays within the limits when it is resized.
+
+        With ``"shortest"`` a line of pixels becomes a band of gigabytes.
+        """
+        resized_width, resized_height = self.resized_size(width, height)
+        return resized_width * resized_height <= max(limits.max_pixels, self.resize_size**2)
+
     @property
     def id(self) -> str:
         """Identity of the specification: 16 hex digits that change whenever the pixels may."""

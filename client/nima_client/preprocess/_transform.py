@@ -54,10 +54,8 @@ def preprocess(
         ImageRejected: with the reason.
     """
     image = decode_opaque(data, spec, limits)
-    width, height = spec.resized_size(*image.size)
-    # With "shortest" a line of pixels becomes a band of gigabytes.
-    allowed = max(limits.max_pixels, image.width * image.height, spec.resize_size**2)
-    if width * height > allowed:
+    if not spec.fits(*image.size, limits):
+        width, height = spec.resized_size(*image.size)
         raise ImageRejected(
             RejectionCode.TOO_LARGE,
             f"{image.width}x{image.height} pixels, {width}x{height} once the short side is "

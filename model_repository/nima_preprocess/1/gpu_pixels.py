@@ -177,10 +177,9 @@ class GpuPixels:
             found = inspect_header(data, limits)
             if found.format != "JPEG" or found.mode not in GPU_MODES or not whole:
                 return None
-        width, height = self._spec.resized_size(found.width, found.height)
-        # Of a line of pixels that would be gigabytes the reference says so.
-        allowed = max(limits.max_pixels, self._spec.resize_size**2)
-        return (found.width, found.height) if width * height <= allowed else None
+        size = found.width, found.height
+        # Where a line of pixels would become gigabytes, the reference refuses it.
+        return size if self._spec.fits(*size, limits) else None
 
     def _on_gpu(self, work, homes, chosen):
         images = self._decoder.decode(
