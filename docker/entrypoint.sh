@@ -10,6 +10,8 @@
 # NIMA_INSTANCES         images at once in the profile cpu              (one a core)
 # NIMA_PRECISION         fp32 or int8, the network in the profile cpu   (fp32)
 # NIMA_MAX_BYTES, NIMA_MAX_PIXELS   largest image in the profile cpu   (64 MiB, 100 megapixels)
+# NIMA_MPS               1: tritonserver and the decoders of the profile default share the GPU by
+#                        NVIDIA MPS, with a daemon in this container    (0)
 # NIMA_GRPC_PORT         where `health` asks                            (8001)
 # NIMA_ADMIN_TOKEN       opens Triton's repository, shared-memory, trace and logging APIs to whoever
 #                        sends it in the header nima-admin    (a random one nobody knows)
@@ -41,6 +43,14 @@ check_engine() {
         fail "build the engine first: docker run --rm --gpus all -v nima-models:$repository IMAGE build"
 }
 
+start_mps() {
+    export CUDA_MPS_PIPE_DIRECTORY=${CUDA_MPS_PIPE_DIRECTORY:-/tmp/nvidia-mps}
+    export CUDA_MPS_LOG_DIRECTORY=${CUDA_MPS_LOG_DIRECTORY:-/tmp/nvidia-mps-log}
+    mkdir -p "$CUDA_MPS_PIPE_DIRECTORY" "$CUDA_MPS_LOG_DIRECTORY"
+    nvidia-cuda-mps-control -d >&2 ||
+        fail "NIMA_MPS=1, but NVIDIA MPS cannot be started: it comes with the driver (--gpus all)"
+}
+
 command=${1:-serve}
 [ $# -eq 0 ] || shift
 case $command in
@@ -54,6 +64,10 @@ case $command in
             # An image a core is what a CPU serves best; the tree cannot know the cores.
             python3 -m nima_build.cpu_profile "$repository" "${NIMA_INSTANCES:-}" \
                 "${NIMA_PRECISION:-}" "${NIMA_MAX_BYTES:-}" "${NIMA_MAX_PIXELS:-}"
+        fi
+        if [ "${NIMA_MPS:-0}" = 1 ]; then
+            [ "$profile" = default ] || fail "NIMA_MPS is for the profile default, not '$profile'"
+            start_mps
         fi
         flags=(--model-repository="$repository")
         [ "$profile" = default ] || flags+=(--model-config-name="$profile")

@@ -109,13 +109,14 @@ def limit(
 
 
 @contextlib.contextmanager
-def serving(url: str, options: ServerOptions) -> Iterator[str]:
-    """The address of the server that is measured."""
+def serving(url: str, options: ServerOptions) -> Iterator[tuple[str, dict[str, object]]]:
+    """The address of the server that is measured, and what is known of it."""
     if url:
-        yield url
+        yield url, {}
         return
+    began = time.monotonic()
     with EmbeddedServer(options) as server:
-        yield server.grpc_url
+        yield server.grpc_url, {"mps": server.mps.note, "start": time.monotonic() - began}
 
 
 def judge(url: str, photos: list[Photo], spec: PreprocessSpec) -> dict[str, Any]:
@@ -169,6 +170,7 @@ def main() -> None:
     parser.add_argument("--url", default="", help="gRPC host:port of a running server")
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
     parser.add_argument("--instances", type=int, help="of each step; by default the config's")
+    parser.add_argument("--no-mps", action="store_true", help="as `nima serve --no-mps`")
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
@@ -211,6 +213,7 @@ def main() -> None:
 
     server = ServerOptions(
         device=options.device,
+        mps=False if options.no_mps else None,
         instances=options.instances,
         log_file=options.out / "tritonserver.log",
         stop_timeout=options.stop_timeout,
@@ -220,7 +223,8 @@ def main() -> None:
         write_perf_inputs(photos, inputs)
         if not options.no_limits:
             measure_limits()
-        with serving(options.url, server) as url:
+        with serving(options.url, server) as (url, facts):
+            report["server"] = facts
             report["parity"] = judge(url, photos, spec)
             meter = StageMeter(url)
             for _ in range(options.rounds):

@@ -6,8 +6,9 @@
 A variant names what differs from the shipped profile: ``decoders`` and ``networks`` (instances of
 each step), ``batch`` (how many images Triton merges for a step), ``host_below`` (requests of fewer
 images hand on their pixels through the host). Started beside a daemon of NVIDIA MPS
-(``CUDA_MPS_PIPE_DIRECTORY``), all of them share one context of the GPU: that is another run. The
-photos are in AVA's size (see serve.py); idle servers cost a GPU next to nothing.
+(``CUDA_MPS_PIPE_DIRECTORY``), all of them share one context of the GPU: that is another run, since
+without one they have none, unlike `nima serve`. The photos are in AVA's size (see serve.py); idle
+servers cost a GPU next to nothing.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ from nima_client.contract import NETWORK_MODEL, PREPROCESS_MODEL
 PROFILE = "embedded-gpu"
 SHIPPED = "shipped"
 VARIANTS = (
-    SHIPPED, "decoders=2", "decoders=6", "networks=1", "host_below=64",
-    "decoders=2,batch=128", "decoders=4,batch=128",
+    SHIPPED, "decoders=4", "decoders=8", "networks=1", "networks=3", "host_below=64",
+    "decoders=6,batch=128",
 )  # fmt: skip
 
 
@@ -196,6 +197,7 @@ def main() -> None:
             server = EmbeddedServer(
                 ServerOptions(
                     device="cuda",
+                    mps=False,
                     model_repository=copy,
                     start_timeout=options.start_timeout,
                     stop_timeout=1.0,

@@ -40,6 +40,15 @@ def find_gpus() -> list[Gpu]:
     ``CUDA_VISIBLE_DEVICES`` (indices or UUIDs) chooses and orders them as it does for CUDA under
     ``CUDA_DEVICE_ORDER=PCI_BUS_ID``.
     """
+    return [gpu for _, gpu in _visible()]
+
+
+def visible_uuids() -> list[str]:
+    """The UUIDs (``GPU-…``) of :func:`find_gpus`, in the same order."""
+    return [uuid for uuid, _ in _visible()]
+
+
+def _visible() -> list[tuple[str, Gpu]]:
     command = shutil.which("nvidia-smi")
     if command is None:
         return []
@@ -62,11 +71,11 @@ def find_gpus() -> list[Gpu]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     # Of a MIG slice nvidia-smi gives no facts, only of its GPU.
     if visible is None or "MIG-" in visible:
-        return list(gpus.values())
-    chosen: list[Gpu] = []
+        return [(uuid, gpu) for (_, uuid), gpu in gpus.items()]
+    chosen: list[tuple[str, Gpu]] = []
     for wanted in (part.strip() for part in visible.split(",")):
         found = [
-            gpu
+            (uuid, gpu)
             for (index, uuid), gpu in gpus.items()
             if wanted and (wanted == index or uuid.startswith(wanted))
         ]

@@ -268,16 +268,21 @@ def test_entrypoint_asks_for_the_engine_the_gpu_profiles_need(
     assert "docker run --rm --gpus all" in done.stderr
 
 
+def stand_ins(container: Container, folder: Path, **commands: str) -> str:
+    """A PATH on which scripts take the place of commands of the image."""
+    for name, body in commands.items():
+        path = folder / "commands" / name.replace("_", "-")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{body}\n")
+        path.chmod(0o755)
+    return f"{folder / 'commands'}{os.pathsep}{container.environment['PATH']}"
+
+
 def test_entrypoint_tells_triton_of_a_version_compatible_engine(
     container: Container, tmp_path: Path
 ) -> None:
     """With commands that only tell how they were called, in the place of nima and tritonserver."""
-    commands = tmp_path / "commands"
-    commands.mkdir()
-    for name, body in (("nima", "exit 0"), ("tritonserver", 'printf "%s\\n" "$@"')):
-        (commands / name).write_text(f"#!/bin/sh\n{body}\n")
-        (commands / name).chmod(0o755)
-    path = f"{commands}{os.pathsep}{container.environment['PATH']}"
+    path = stand_ins(container, tmp_path, nima="exit 0", tritonserver='printf "%s\\n" "$@"')
     flag = "--backend-config=tensorrt,version-compatible=true"
     manifest = container.models / "nima_network" / "1" / "model.plan.json"
     for compatible in (False, True):
@@ -288,6 +293,34 @@ def test_entrypoint_tells_triton_of_a_version_compatible_engine(
         assert (flag in done.stdout.splitlines()) is compatible
         assert f"--model-repository={container.models}" in done.stdout.splitlines()
         assert "--log-verbose=0" in done.stdout.splitlines()
+
+
+def test_entrypoint_starts_mps_where_it_is_asked_for(container: Container, tmp_path: Path) -> None:
+    pipes = tmp_path / "pipes"
+    path = stand_ins(
+        container, tmp_path, nima="exit 0",
+        tritonserver='echo "joins $CUDA_MPS_PIPE_DIRECTORY"',
+        nvidia_cuda_mps_control='test -d "$CUDA_MPS_PIPE_DIRECTORY" && echo "daemon $*"',
+    )  # fmt: skip
+
+    def serve(**environment: str) -> subprocess.CompletedProcess[str]:
+        return container.run(
+            "serve", NIMA_PROFILE="default", PATH=path, **environment,
+            CUDA_MPS_LOG_DIRECTORY=str(tmp_path / "log"),
+        )  # fmt: skip
+
+    done = serve(NIMA_MPS="1", CUDA_MPS_PIPE_DIRECTORY=str(pipes))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"joins {pipes}\n"
+    assert "daemon -d" in done.stderr
+    assert "daemon" not in serve().stderr
+    (tmp_path / "commands" / "nvidia-cuda-mps-control").unlink()
+    done = serve(NIMA_MPS="1", CUDA_MPS_PIPE_DIRECTORY=str(pipes))
+    assert done.returncode == 1
+    assert "NVIDIA MPS cannot be started" in done.stderr
+    done = container.run("serve", NIMA_MPS="1", PATH=path)
+    assert done.returncode == 1
+    assert "NIMA_MPS is for the profile default, not 'embedded'" in done.stderr
 
 
 def test_entrypoint_refuses_an_unknown_profile_and_runs_other_commands(

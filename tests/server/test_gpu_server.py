@@ -114,7 +114,7 @@ def test_the_rendered_repository_carries_the_package_and_keeps_its_instances(
     network = read_config(target / "nima_network" / "config.pbtxt")
     decoder = read_config(target / "nima_preprocess" / "config.pbtxt")
     assert network.default_model_filename == decoder.default_model_filename == "gpu_model.py"
-    assert (decoder.instance_group[0].count, network.instance_group[0].count) == (4, 2)
+    assert (decoder.instance_group[0].count, network.instance_group[0].count) == (6, 2)
     assert "gate" not in decoder.parameters
     assert (target / "nima_network" / "1" / "model.pt2.json").is_file()
     assert (target / "nima_network" / "1" / "compiled.py").is_file()

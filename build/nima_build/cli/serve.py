@@ -60,6 +60,14 @@ def serve(
         Device,
         typer.Option(help="cuda: on the GPU, after `nima build --target inductor`."),
     ] = Device.cpu,
+    mps: Annotated[
+        Optional[bool],  # noqa: UP045 - typer reads it at run time on Python 3.10
+        typer.Option(
+            "--mps/--no-mps",
+            help="With --device cuda: share the GPU by NVIDIA MPS; by default where it can be had.",
+            show_default=False,
+        ),
+    ] = None,
     instances: Annotated[
         int,
         typer.Option(min=0, help="Images worked on at once; 0 takes one a core, on a GPU a few."),
@@ -147,6 +155,7 @@ def serve(
             http=http,
             host=host,
             device=device.value,
+            mps=mps,
             instances=instances or None,
             limits=Limits(max_bytes, max_pixels),
             precision=precision.value,
@@ -224,9 +233,10 @@ def serve(
         if options.serves_http:
             print(f"http {server.http_url}")
         print(f"metrics {server.metrics_url}", flush=True)
+        how = f", {server.mps.note}" if device is Device.cuda else ""
         report(
             f"serving {server.metadata.name} "
-            f"(checkpoint {server.metadata.checkpoint_sha256[:12]}); Ctrl-C stops"
+            f"(checkpoint {server.metadata.checkpoint_sha256[:12]}){how}; Ctrl-C stops"
         )
         # Beside the supervisor's loop, which goes on meanwhile.
         threading.Thread(target=make_changes, daemon=True).start()

@@ -17,6 +17,7 @@ from nima_build.server._arguments import command
 from nima_build.server._gpu import check_gpu
 from nima_build.server._install import ServerCrashed, ServerError, check_numpy, lay_out_backends
 from nima_build.server._log import last_errors
+from nima_build.server._mps import Mps
 from nima_build.server._options import ServerOptions
 from nima_build.server._ports import free_ports, require_free
 from nima_build.server._private import (
@@ -61,6 +62,7 @@ class EmbeddedServer:
         self._log_start = 0
         self._stubs = StubWatch(self.stub_pids)
         self._changing = threading.Lock()
+        self.mps = Mps(self.options.mps if self.options.device == "cuda" else False)
 
     def __enter__(self) -> EmbeddedServer:
         self.start()
@@ -136,7 +138,7 @@ class EmbeddedServer:
         code = process.poll()
         if code is not None:
             return f"tritonserver ended with status {code}"
-        return self._stubs.defect()
+        return self._stubs.defect() or self.mps.defect()
 
     def start(self) -> None:
         """Render the repository, start the server and wait until an inference answers.
@@ -253,11 +255,12 @@ class EmbeddedServer:
         except OSError as error:
             raise ServerError(f"cannot write the log {self.log_path}: {error.strerror}") from None
         try:
+            added = self.mps.launch(self._folder)
             with log, held_back():
                 # A new one for new processes: what the old had between the steps went with them.
                 create_gate(self._folder / "gate")
                 self._log_start = log.tell()
-                self._process = begin_group(self._command(), log)
+                self._process = begin_group(self._command(), log, added)
             self._wait_ready()
         except BaseException:
             # Were it to come up later, nobody would know its stubs.
@@ -300,6 +303,7 @@ class EmbeddedServer:
             with held_back():
                 if process is not None:
                     kill_group(process)
+                self.mps.end()
                 self._stubs.forget()
                 if self._private is not None:
                     remove_shared_memory(self._private.shm_prefix)

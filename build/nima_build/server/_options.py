@@ -30,6 +30,9 @@ class ServerOptions:
         host: IPv4 address or name to listen on. Loopback unless told otherwise.
         device: ``cpu``, or ``cuda`` for one that decodes and scores on the NVIDIA GPU (profile
             ``embedded-gpu``; needs the extra serve-gpu, and ``nima build --target inductor``).
+        mps: whether the processes of a server on a GPU share one context of it by NVIDIA MPS, of
+            which the server has a daemon of its own; None does where that is possible. A daemon
+            that runs already (``CUDA_MPS_PIPE_DIRECTORY``, or the system's) is used as it is.
         instances: images to work on at once; None takes one a core. So many networks, and decoders
             to spare (:func:`~nima_build.rendering.cpu_instances`). On a GPU instances of each
             step; None takes what its configs say.
@@ -54,6 +57,7 @@ class ServerOptions:
     http: bool | None = None
     host: str = "127.0.0.1"
     device: str = "cpu"
+    mps: bool | None = None
     instances: int | None = None
     limits: Limits = DEFAULT_LIMITS
     precision: str = "fp32"
@@ -78,6 +82,8 @@ class ServerOptions:
             raise ServerError(f"no device {self.device!r}: choose {' or '.join(DEVICES)}")
         if self.device == "cuda" and self.precision != "fp32":
             raise ServerError(f"{self.precision} is for the CPU: a GPU runs what was built for it")
+        if self.device != "cuda" and self.mps:
+            raise ServerError("NVIDIA MPS is for a GPU: --mps goes with --device cuda")
         if self.http and self.tls is not None:
             raise ServerError("Triton's HTTP endpoint has no TLS: leave it out where TLS is on")
         if self.admin_token is not None and not re.fullmatch(r"[\w.~-]{8,}", self.admin_token):

@@ -20,6 +20,7 @@ from typing import Any
 
 from nima_build.repository import MODELS
 from nima_build.server._install import ServerLost
+from nima_build.server._mps import MPS_FOLDER, end_servers
 
 _PREFIX = "nima-serve-"
 _LOCK = "owner.lock"
@@ -31,6 +32,7 @@ _PLAIN_PATH = re.compile(r"[\w./-]+", re.ASCII)
 # All that a private folder may hold: what has the name of one and holds more is somebody's.
 _CONTENTS = re.compile(
     r"\.owner\.lock|models|\.models\.staged|backends|gate(\.\d+)?|\.gate\.new|tritonserver\.log"
+    rf"|{MPS_FOLDER}"
 )
 _RANDOM_NAME = re.compile(rf"{_PREFIX}[a-z0-9_]{{8}}")
 # A folder gets its lock at once; one that has lain without for so long will get none.
@@ -123,6 +125,7 @@ def clear_leftovers() -> list[Path]:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     prefix = lock.read()
                 _end_processes_of(folder)
+                end_servers(folder / MPS_FOLDER)
                 if prefix.startswith("nima_"):
                     remove_shared_memory(prefix)
                 if _remove(folder):

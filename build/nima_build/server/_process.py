@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import BinaryIO
 
 from nima_build.processes import end_with_parent
@@ -19,8 +19,15 @@ from nima_build.server._probe import Probe
 _POLL_SECONDS = 0.05
 
 
-def begin_group(command: Sequence[str], log: BinaryIO) -> subprocess.Popen[bytes]:
+def begin_group(
+    command: Sequence[str], log: BinaryIO, added: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
     """Start tritonserver in a session of its own; it ends with the thread that called this.
+
+    Args:
+        command: its command line.
+        log: where its output goes.
+        added: to its environment.
 
     Raises:
         OSError: the machine is short of something.
@@ -30,7 +37,7 @@ def begin_group(command: Sequence[str], log: BinaryIO) -> subprocess.Popen[bytes
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
-        env=environment(),
+        env={**environment(), **added},
         start_new_session=True,
         # No orphaned server when this process is killed.
         preexec_fn=end_with_parent,
