@@ -2,10 +2,11 @@
 
     python benchmarks/gpu/serve.py PHOTOS --out out/gpu
 
-Photos are brought to 500 x 375 (or 375 x 500) JPEG of quality 90, the size of AVA's. Measured in
-rounds, the limits before and after each: files decoded by nvImageCodec alone, the whole
-preprocessing, both by one and by several processes as the server has them; then ``nima serve
---device cuda`` under perf_analyzer, on the same machine. ``--url`` measures a server that runs.
+Photos are brought to 500 x 375 (or 375 x 500) JPEG of quality 90, the size of AVA's. Measured
+before and after the server: files decoded by nvImageCodec alone, and the whole preprocessing, by
+one and by several processes, which share the GPU as those of the server do; in rounds between,
+``nima serve --device cuda`` under perf_analyzer, on the same machine. ``--url`` measures a server
+that runs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import contextlib
 import io
 import json
 import multiprocessing
+import os
 import statistics
 import tempfile
 import time
@@ -35,13 +37,14 @@ from nima_build.gpu_check.pixels import model_file
 from nima_build.parity import compare, onnx_scorer
 from nima_build.repository import ONNX_NAME, default_repository, load_metadata
 from nima_build.server import EmbeddedServer, ServerOptions
+from nima_build.server._mps import Mps
 from nima_client import NimaClient
 from nima_client._files import write_atomic
 from nima_client._signals import stoppable
 from nima_client.contract import NETWORK_MODEL
 from nima_client.preprocess import DEFAULT_LIMITS, PreprocessSpec, preprocess
 
-PROCESSES = (1, 2, 4)
+PROCESSES = (1, 2, 4, 6)
 BATCH = 128
 """Images at once where the limit is measured: enough to keep the decoder of an H200 busy."""
 STAGES = ("decode", "preprocess")
@@ -106,6 +109,20 @@ def limit(
     for worker in workers:
         worker.join(10)
     return round(sum(rates), 1)
+
+
+@contextlib.contextmanager
+def sharing(options: ServerOptions) -> Iterator[None]:
+    """Processes that are started meanwhile share the GPU as those of the server will."""
+    mps, before = Mps(options.mps), dict(os.environ)
+    with tempfile.TemporaryDirectory(prefix="nima-mps-") as folder:
+        try:
+            os.environ.update(mps.launch(Path(folder)))
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+            mps.end()
 
 
 @contextlib.contextmanager
@@ -205,6 +222,10 @@ def main() -> None:
         write_atomic(options.out / "serve.json", content.encode())
 
     def measure_limits() -> None:
+        with sharing(server):
+            measure_each_limit()
+
+    def measure_each_limit() -> None:
         for key, found in report["limits"].items():
             stage, _, count = key.partition(" ")
             found.append(limit(stage, int(count), files, spec, options.seconds / 3))

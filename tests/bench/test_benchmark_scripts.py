@@ -215,7 +215,7 @@ GPU_RUN = {
     "limits": {
         f"{stage} {processes}": [1000.0 * processes, 3000.0 * processes, 2000.0 * processes]
         for stage in ("decode", "preprocess")
-        for processes in (1, 2, 4)
+        for processes in (1, 2, 4, 6)
     },
     "loads": [
         {
@@ -256,8 +256,8 @@ def test_capacity_of_a_gpu_takes_the_best_variant_and_names_it(capacity):
 def test_the_gpu_run_is_told_beside_the_limit_of_its_decoder():
     serve = load_script(BENCHMARKS / "gpu" / "serve.py")
     table = serve.to_markdown(GPU_RUN)
-    assert "| decode, by processes | 2,000 | 4,000 | 8,000 |" in table
-    assert "| 32 | 8 | 3,200 | 0.40 | 3.0 | 5.0 |" in table
+    assert "| decode, by processes | 2,000 | 4,000 | 8,000 | 12,000 |" in table
+    assert "| 32 | 8 | 3,200 | 0.27 | 3.0 | 5.0 |" in table
 
 
 def test_engines_of_a_gpu_are_told_with_what_was_not_there():
