@@ -47,6 +47,9 @@ class EmbeddedServer:
     Args:
         options: ports, limits, log.
 
+    Attributes:
+        mps: the NVIDIA MPS by which its processes share a GPU; its ``note`` says what became of it.
+
     Raises:
         ServerError: it cannot be started; the message carries the end of the server's log.
     """
