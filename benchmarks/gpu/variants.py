@@ -62,8 +62,9 @@ def _batch(repository: Path, size: int) -> None:
 
 
 def _host_below(repository: Path, count: int) -> None:
-    with edit_config(repository, PREPROCESS_MODEL, PROFILE) as config:
-        config.parameters["host_below"].string_value = str(count)
+    for model in (PREPROCESS_MODEL, NETWORK_MODEL):
+        with edit_config(repository, model, PROFILE) as config:
+            config.parameters["host_below"].string_value = str(count)
 
 
 CHANGES: Mapping[str, Callable[[Path, int], None]] = {

@@ -381,7 +381,10 @@ def test_model_without_a_package_that_fits_does_not_start(
 def test_tritonserver_serves_it(
     tritonserver: Any, models: Path, tmp_path: Path, pixels: np.ndarray
 ) -> None:
-    """The real Python backend: requests sent at once, merged and answered each by itself."""
+    """The real Python backend: requests sent at once, merged and answered each by itself.
+
+    Four images from the host are so many that they should have come on the GPU.
+    """
     import tritonclient.grpc as triton_grpc
 
     copy = tmp_path / "copy"
@@ -391,23 +394,32 @@ def test_tritonserver_serves_it(
     text += (
         'default_model_filename: "gpu_model.py"\n'
         "dynamic_batching { max_queue_delay_microseconds: 300000 }\n"
+        'parameters { key: "host_below" value { string_value: "4" } }\n'
     )
     (copy / "nima_network" / "config.pbtxt").write_text(text)
     parts = [pixels[:1], pixels[1:3], pixels[3:]]
 
-    def ask(part: np.ndarray) -> np.ndarray:
+    def ask(part: np.ndarray) -> np.ndarray | str:
         tensor = triton_grpc.InferInput("PIXELS", part.shape, "UINT8")
         tensor.set_data_from_numpy(part)
         with triton_grpc.InferenceServerClient(server.grpc_url) as client:
-            answer = client.infer("nima_network", [tensor], client_timeout=60)
+            try:
+                answer = client.infer("nima_network", [tensor], client_timeout=60)
+            except triton_grpc.InferenceServerException as error:
+                return f"{error.status()} {error.message()}"
         names = ("DISTRIBUTION", "MEAN", "STD")
         return np.concatenate([answer.as_numpy(name) for name in names], axis=1)
 
     with tritonserver(copy, tmp_path / "server") as server:
         assert "Started GRPCInferenceService" in server.log, server.log[-3000:]
-        with ThreadPoolExecutor(len(parts)) as pool:
-            answers = list(pool.map(ask, parts))
+        with ThreadPoolExecutor(len(parts) + 1) as pool:
+            *answers, lost = pool.map(ask, [*parts, pixels[:4]])
+        alone = ask(pixels[:4])
     np.testing.assert_allclose(np.concatenate(answers), reference(pixels), atol=2e-5)
+    for refusal in (lost, alone):
+        assert isinstance(refusal, str)
+        assert "UNAVAILABLE" in refusal
+        assert "the pixels did not arrive: send it again" in refusal
 
 
 def test_gpu_check_step_measures_it(

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from nima_build.gpu import find_gpus
 from nima_build.repository import MODELS
 from nima_build.server._install import libpython_directory, tritonserver_binary
 from nima_build.server._options import ServerOptions
@@ -16,6 +17,8 @@ from nima_build.server._security import restriction_arguments
 # megabytes then costs a millisecond of page faults in every process it passes (benchmarks/NOTES.md,
 # entry 9). So much stays with each process instead; 32 MiB is the most that glibc takes.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
+
+_POOL_BYTES = 512 << 20
 
 
 def command(
@@ -46,7 +49,7 @@ def command(
         f"--metrics-address={host}",
         f"--metrics-port={metrics}",
         # Without a GPU tritonserver looks for one, and logs an error.
-        *(["--allow-gpu-metrics=false"] if options.device == "cpu" else []),
+        *(["--allow-gpu-metrics=false"] if options.device == "cpu" else pools(len(find_gpus()))),
         "--log-format=ISO8601",
         f"--exit-timeout-secs={max(1, round(options.stop_timeout))}",
         "--model-control-mode=explicit",
@@ -57,6 +60,15 @@ def command(
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
         *options.extra_arguments,
     ]
+
+
+def pools(gpus: int) -> list[str]:
+    """Arguments for the memory of each GPU in which pixels pass between the steps.
+
+    What finds it full is refused (``gpu_model.py`` of ``nima_network``). Triton's default of 64 MiB
+    holds 13 requests of 32 images.
+    """
+    return [f"--cuda-memory-pool-byte-size={gpu}:{_POOL_BYTES}" for gpu in range(gpus)]
 
 
 def environment() -> dict[str, str]:

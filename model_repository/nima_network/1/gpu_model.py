@@ -6,10 +6,14 @@ starts only with a package that belongs to the network beside it, to this PyTorc
 
 Parameters of the model config: ``device``, e.g. ``cuda:1`` or ``cpu`` (that of the instance where
 it says nothing); ``gate``, a file of :mod:`nima_client._gate` that tells the step before how far
-this one is.
+this one is; ``host_below``, that of the step before, which hands on the pixels of so many images
+and more on the GPU. Where Triton's pool of GPU memory is full, its Python backend (2.51, and the
+newest in 2026) hands on memory of the host that it has not written, with whatever is in it:
+``PbMemory::CopyBuffer`` does not know pinned memory. Such a request is refused, to be sent again.
 """
 
 import json
+import math
 import os
 
 import numpy as np
@@ -21,6 +25,8 @@ from nima_client._gate import open_gate
 from nima_client._package import PACKAGE_NAME
 from nima_client._stall import StallWatch
 from nima_client.contract import OUTPUT_DISTRIBUTION, OUTPUT_MEAN, OUTPUT_STD, PIXELS
+
+_LOST = "the server's pool of GPU memory was full, and the pixels did not arrive: send it again"
 
 
 class TritonPythonModel:
@@ -47,6 +53,7 @@ class TritonPythonModel:
             reason = self._network.graph_error
             pb_utils.Logger.log_warn(f"no CUDA graphs, batches take longer: {reason}")
         self._gate = open_gate(parameters)
+        self._host_below = int(parameters.get("host_below", "0")) or math.inf
         self._watch = StallWatch(args["model_name"])
 
     def execute(self, requests):
@@ -66,9 +73,9 @@ class TritonPythonModel:
 
     def _answer(self, requests):
         pieces = [_pixels(request) for request in requests]
-        counts = [len(piece) for piece in pieces]
-        with self._gate.taken(sum(counts)):
-            scores = self._network(pieces)
+        written = [piece for piece in pieces if not self._is_lost(piece)]
+        with self._gate.taken(sum(len(piece) for piece in pieces)):
+            scores = self._network(written) if written else np.empty((0, 12), np.float32)
         # Three copies here make every slice below contiguous, which Triton would copy otherwise.
         columns = (
             (OUTPUT_DISTRIBUTION, np.ascontiguousarray(scores[:, :10])),
@@ -76,12 +83,21 @@ class TritonPythonModel:
             (OUTPUT_STD, np.ascontiguousarray(scores[:, 11:])),
         )
         responses, start = [], 0
-        for count in counts:
-            end = start + count
+        for piece in pieces:
+            if self._is_lost(piece):
+                code = pb_utils.TritonError.UNAVAILABLE
+                responses.append(
+                    pb_utils.InferenceResponse(error=pb_utils.TritonError(_LOST, code))
+                )
+                continue
+            end = start + len(piece)
             tensors = [pb_utils.Tensor(name, column[start:end]) for name, column in columns]
             responses.append(pb_utils.InferenceResponse(tensors))
             start = end
         return responses
+
+    def _is_lost(self, piece):
+        return piece.device.type == "cpu" and len(piece) >= self._host_below
 
 
 def _pixels(request):
