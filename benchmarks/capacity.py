@@ -1,11 +1,10 @@
 """Images per day, per dollar, and replicas for a load, from a measured run.
 
     python benchmarks/capacity.py benchmarks/results/RUN/results.json > docs/capacity.md
-    python benchmarks/capacity.py benchmarks/results/h200/variants-mps.json --price 0.25
+    python benchmarks/capacity.py benchmarks/results/h200/serve.json --price 0.25
 
-The first is a run of ``nima bench``, the second one of ``benchmarks/gpu/variants.py``, of which the
-best variant counts, or of ``benchmarks/gpu/serve.py``. Every number is either measured (from the
-run's JSON) or an assumption that a flag sets.
+The first is a run of ``nima bench``, the second one of ``benchmarks/gpu/serve.py``. Every number is
+either measured (from the run's JSON) or an assumption that a flag sets.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ class Measured:
 
 
 def read_run(document: dict) -> Measured:
-    """A run of any of the three benchmarks.
+    """A run of either benchmark.
 
     Raises:
         SystemExit: it holds no figure to plan with.
@@ -86,30 +85,18 @@ def read_run(document: dict) -> Measured:
             f"network {document['network']}"
         )
         return Measured(where, machine["cores"], rates, document["photo_sets"])
-    if "variants" in document:
-        mps = "with NVIDIA MPS" if document["mps"] else "without NVIDIA MPS"
-        runs = {
-            f"embedded-gpu, {mps}, {name}": list(loads.values())
-            for name, loads in document["variants"].items()
-        }
-        photos = "photos of 500 x 375 or 375 x 500"
-    else:
-        runs = {"embedded-gpu": [load["rounds"] for load in document["loads"]]}
-        photos = document["photos"]
-    rates = [
-        (statistics.median(one["throughput"] for one in rounds), profile)
-        for profile, loads in runs.items()
-        for rounds in loads
-        if rounds
+    best = [
+        statistics.median(one["throughput"] for one in load["rounds"])
+        for load in document["loads"]
+        if load["rounds"]
     ]
-    if not rates:
+    if not best:
         raise SystemExit("the run has no load that was measured")
-    rate, profile = max(rates)
     where = (
         f"one {document['gpu']['name']} with {machine['cores']} cores of {machine['cpu']}, which "
-        f"the load generator shared, with the profile {profile}"
+        "the load generator shared, with the profile embedded-gpu"
     )
-    return Measured(where, machine["cores"], {"AVA": rate}, {"AVA": photos})
+    return Measured(where, machine["cores"], {"AVA": max(best)}, {"AVA": document["photos"]})
 
 
 def replicas(per_day: int, rate: float, assumed: Assumptions) -> int:

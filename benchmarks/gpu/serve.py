@@ -41,7 +41,7 @@ from nima_build.server._mps import Mps
 from nima_client import NimaClient
 from nima_client._files import write_atomic
 from nima_client._signals import stoppable
-from nima_client.contract import NETWORK_MODEL
+from nima_client.contract import MAX_BATCH_SIZE, NETWORK_MODEL
 from nima_client.preprocess import DEFAULT_LIMITS, PreprocessSpec, preprocess
 
 PROCESSES = (1, 2, 4, 6)
@@ -141,7 +141,8 @@ def judge(url: str, photos: list[Photo], spec: PreprocessSpec) -> dict[str, Any]
     files = [photo.data for photo in photos]
     pixels = np.stack([preprocess(data, spec) for data in files])
     graph = default_repository() / NETWORK_MODEL / "1" / ONNX_NAME
-    with NimaClient(url) as client:
+    # As many a request as the load has: fewer would pass through the host.
+    with NimaClient(url, request_size=MAX_BATCH_SIZE) as client:
         scores = client.score(files)
     actual = np.array([score.distribution for score in scores])
     names = [photo.name for photo in photos]

@@ -238,21 +238,6 @@ def test_capacity_of_a_gpu_takes_the_best_load(capacity):
         capacity.read_run({**GPU_RUN, "loads": [{"rounds": []}]})
 
 
-def test_capacity_of_a_gpu_takes_the_best_variant_and_names_it(capacity):
-    found = [{"throughput": rate} for rate in (900, 1100, 1000)]
-    run = {
-        "gpu": GPU_RUN["gpu"],
-        "machine": GPU_RUN["machine"],
-        "mps": True,
-        "variants": {"shipped": {"32x8": found[:1], "1x1": []}, "decoders=6": {"32x8": found}},
-    }
-    measured = capacity.read_run(run)
-    assert measured.rates == {"AVA": 1000}
-    assert "embedded-gpu, with NVIDIA MPS, decoders=6" in measured.where
-    with pytest.raises(SystemExit, match="no load"):
-        capacity.read_run({**run, "variants": {"shipped": {"32x8": []}}})
-
-
 def test_the_gpu_run_is_told_beside_the_limit_of_its_decoder():
     serve = load_script(BENCHMARKS / "gpu" / "serve.py")
     table = serve.to_markdown(GPU_RUN)
