@@ -101,7 +101,8 @@ def _instances(source: Path, options: RenderOptions) -> int:
     count = options.instances.get(model, int(config.instance_group[0].count))
     if on_cpu:
         return count
-    return min(count, MAX_BATCH_SIZE // int(config.parameters["host_below"].string_value))
+    most = MAX_BATCH_SIZE // int(config.parameters["host_below"].string_value)
+    return max(1, min(count, most))
 
 
 def render(source: Path, destination: Path, options: RenderOptions) -> ModelMetadata:

@@ -102,6 +102,25 @@ def test_a_daemon_that_ended_is_a_defect(stand_in: Path, tmp_path: Path) -> None
     assert mps.defect() is None
 
 
+def test_a_server_of_it_that_is_gone_is_a_defect(
+    stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = subprocess.Popen(["sleep", "300"])
+    monkeypatch.setattr(_mps, "_JOIN", JOINS.replace("4711", str(server.pid)))
+    mps = Mps(None)
+    try:
+        mps.launch(tmp_path)
+        assert mps.defect() is None
+        server.kill()
+        server.wait()
+        assert mps.defect() == f"the server of NVIDIA MPS (process {server.pid}) is gone"
+    finally:
+        server.kill()
+        server.wait()
+        mps.end()
+    assert mps.defect() is None
+
+
 def test_a_daemon_that_does_not_quit_is_killed(
     stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

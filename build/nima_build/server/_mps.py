@@ -61,6 +61,7 @@ class Mps:
         self._wanted = wanted
         self._process: subprocess.Popen[bytes] | None = None
         self._environment: dict[str, str] = {}
+        self._servers: list[int] = []
         self._given_up = wanted is False
         self.note = "without NVIDIA MPS"
 
@@ -94,10 +95,14 @@ class Mps:
         return self._environment
 
     def defect(self) -> str | None:
-        """What is wrong with the daemon that was started; None while it runs, or where none is."""
-        if self._process is None or self._process.poll() is None:
+        """What is wrong with what was started, daemon and server; None where nothing is."""
+        if self._process is None:
             return None
-        return f"the daemon of NVIDIA MPS ended with status {self._process.returncode}"
+        if self._process.poll() is not None:
+            return f"the daemon of NVIDIA MPS ended with status {self._process.returncode}"
+        if gone := [pid for pid in self._servers if not is_there(pid)]:
+            return f"the server of NVIDIA MPS (process {gone[0]}) is gone"
+        return None
 
     def end(self) -> None:
         """End the daemon and its server; tritonserver and its stubs have ended before."""
@@ -171,8 +176,11 @@ class Mps:
             reason = (joined.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise MpsError(f"a CUDA program cannot join it: {reason}")
         # Without a daemon that it knows a program goes its own way, and says nothing.
-        if not _tell("get_server_list", self._environment).split():
+        servers = _tell("get_server_list", self._environment).split()
+        if not servers:
             raise MpsError("CUDA programs do not join it")
+        pids = [int(pid) for pid in servers if pid.isdecimal()]
+        self._servers = [pid for pid in pids if is_there(pid)]
 
 
 def running_elsewhere() -> bool:
@@ -182,6 +190,11 @@ def running_elsewhere() -> bool:
     except MpsError:
         return False
     return True
+
+
+def is_there(pid: int) -> bool:
+    """Whether a process of this number runs, whoever has started it."""
+    return Path(f"/proc/{pid}").exists()
 
 
 def end_servers(pipes: Path) -> None:
