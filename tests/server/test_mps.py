@@ -188,6 +188,19 @@ def test_without_mps_the_server_says_why_and_goes_on(
     assert reason in str(refusal.value)
 
 
+def test_what_worked_once_is_tried_again_at_each_restart(stand_in: Path, tmp_path: Path) -> None:
+    mps = Mps(None)
+    assert mps.launch(tmp_path)
+    mps.end()
+    (stand_in / "refuses").write_text("the GPU is not back yet\n")
+    assert mps.launch(tmp_path) == {}
+    assert mps.note.endswith("the GPU is not back yet")
+    (stand_in / "refuses").unlink()
+    assert mps.launch(tmp_path)
+    assert mps.note == "with NVIDIA MPS"
+    mps.end()
+
+
 def test_a_daemon_that_runs_already_is_used_as_it_is(
     stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

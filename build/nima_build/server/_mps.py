@@ -63,6 +63,7 @@ class Mps:
         self._environment: dict[str, str] = {}
         self._servers: list[int] = []
         self._given_up = wanted is False
+        self._worked = False
         self.note = "without NVIDIA MPS"
 
     def launch(self, folder: Path) -> Mapping[str, str]:
@@ -88,10 +89,11 @@ class Mps:
             self.end()
             if self._wanted:
                 raise ServerError(f"NVIDIA MPS cannot be had: {error}") from None
-            # What failed once would cost each restart as much again.
-            self._given_up, self.note = True, f"without NVIDIA MPS: {error}"
+            # What never worked would cost each restart as much again.
+            self._given_up = not self._worked
+            self.note = f"without NVIDIA MPS: {error}"
             return {}
-        self.note = "with NVIDIA MPS"
+        self._worked, self.note = True, "with NVIDIA MPS"
         return self._environment
 
     def defect(self) -> str | None:
