@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nima_client.cli._console import unclipped
+from nima_client.cli._console import add_file_column, file_cell, unclipped
 from nima_client.contract import NUM_RATINGS
 from nima_client.library.rows import Row
 from nima_client.library.text import common_folder, printable
@@ -57,7 +57,7 @@ def score_table(rows: Sequence[Row], *, title: str | None = None, unicode: bool 
         header_style="bold",
         border_style="dim",
     )
-    table.add_column("file", overflow="ellipsis", no_wrap=True, min_width=12)
+    add_file_column(table)
     table.add_column("mean", justify="right", no_wrap=True)
     table.add_column("std", justify="right", no_wrap=True)
     percentiles = any(row.percentile is not None for row in rows)
@@ -68,7 +68,7 @@ def score_table(rows: Sequence[Row], *, title: str | None = None, unicode: bool 
     for row in rows:
         style = _colour(row.percentile)
         cells = [
-            Text(printable(row.file[len(folder) :])),
+            file_cell(row.file[len(folder) :]),
             Text(f"{row.mean:.2f}", style=style),
             Text(f"{row.std:.2f}", style="dim"),
         ]

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nima_client.cli._console import unclipped
+from nima_client.cli._console import add_file_column, file_cell, unclipped
 from nima_client.cli._job import say
 from nima_client.cli._output import ready_stdout
 from nima_client.library.compare import Comparison, compare
@@ -79,7 +79,7 @@ def _print(result: Comparison, top: int, console: Console) -> None:
     grid.add_column(style="dim")
     grid.add_column(justify="right")
     for name, value in facts.items():
-        grid.add_row(name, value)
+        grid.add_row(name, Text(value))  # a checkpoint's name may hold brackets
     changes = [d for d in result.differences[:top] if d.change != 0]
     texts = [*facts.values(), *(printable(change.file) for change in changes)]
     console = unclipped(console, max(map(cell_len, texts)) + _OTHER_COLUMNS)
@@ -88,12 +88,12 @@ def _print(result: Comparison, top: int, console: Console) -> None:
         return
     folder = common_folder([change.file for change in changes])
     table = Table(box=box.SIMPLE_HEAD, title="Largest changes", title_justify="left")
-    table.add_column("file", overflow="ellipsis", no_wrap=True, min_width=12)
+    add_file_column(table)
     for name in ("first", "second", "change", "EMD"):
         table.add_column(name, justify="right", no_wrap=True)
     for change in changes:
         table.add_row(
-            Text(printable(change.file[len(folder) :])),
+            file_cell(change.file[len(folder) :]),
             f"{change.first:.2f}",
             f"{change.second:.2f}",
             Text(f"{change.change:+.2f}", style="green" if change.change > 0 else "red"),

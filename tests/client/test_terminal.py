@@ -1,0 +1,72 @@
+"""What the commands put on a terminal, whatever photos and checkpoints are called."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("typer", reason="the commands need the extra cli")
+
+from rich.console import Console
+
+from nima_client.cli._table import print_scores
+from nima_client.cli.main import main
+from nima_client.library.files import write_rows
+from nima_client.library.rows import Row
+
+LONG = "2024-06-01_family_at_the_beach_of_San_Sebastian_evening_light_edited_final_2.jpg"
+
+
+def row(file: str, mean: float = 4.21, checkpoint: str = "nima") -> Row:
+    return Row(file, mean, 1.33, 57.0, (0.1,) * 10, "1", checkpoint, "a" * 64)
+
+
+def terminal(width: int) -> Console:
+    return Console(
+        file=io.StringIO(), width=width, force_terminal=True, no_color=True, color_system=None
+    )
+
+
+def shown(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [120, 80, 60, 40])
+@pytest.mark.parametrize(
+    "file",
+    [LONG, "names with blanks " * 12 + ".jpg", "漢" * 80 + ".jpg"],
+    ids=["one word", "blanks", "wide letters"],
+)
+def test_a_long_name_leaves_the_scores_on_the_screen(file: str, width: int) -> None:
+    console = terminal(width)
+    print_scores([row(file), row("b.jpg")], console)
+    lines = [line for line in shown(console).splitlines() if "4.21" in line]
+    assert len(lines) == 2  # each name in one line
+    assert all("1.33" in line and "57" in line for line in lines)
+    assert "…" in lines[0] or width == 120
+
+
+def run(monkeypatch: pytest.MonkeyPatch, width: int, arguments: Sequence[object]) -> str:
+    console = terminal(width)
+    monkeypatch.setattr("nima_client.cli.compare.Console", lambda **_: console)
+    with pytest.raises(SystemExit) as ended:
+        main(list(map(str, arguments)))
+    assert ended.value.code == 0
+    return shown(console)
+
+
+def test_compare_shows_changes_and_checkpoints_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("scipy", reason="nima compare needs the extra report")
+    names = [LONG, "b.jpg"]
+    write_rows([row(n, 4.0, "nima[v2]") for n in names], tmp_path / "a.csv", "csv")
+    write_rows([row(n, 5.5, "nima[/v3]") for n in names], tmp_path / "b.csv", "csv")
+    text = run(monkeypatch, 80, ["compare", tmp_path / "a.csv", tmp_path / "b.csv"])
+    assert sum("+1.50" in line and "5.50" in line for line in text.splitlines()) == 2
+    assert "nima[v2] (aaaaaaaaaaaa)" in text
+    assert "nima[/v3] (aaaaaaaaaaaa)" in text
