@@ -12,10 +12,12 @@ pytest.importorskip("typer", reason="the commands need the extra cli")
 
 from rich.console import Console
 
+from nima_client.cli._job import say
 from nima_client.cli._table import print_scores
 from nima_client.cli.main import main
 from nima_client.library.files import write_rows
 from nima_client.library.rows import Row
+from nima_client.library.text import printable
 
 LONG = "2024-06-01_family_at_the_beach_of_San_Sebastian_evening_light_edited_final_2.jpg"
 
@@ -70,3 +72,16 @@ def test_compare_shows_changes_and_checkpoints_as_they_are(
     assert sum("+1.50" in line and "5.50" in line for line in text.splitlines()) == 2
     assert "nima[v2] (aaaaaaaaaaaa)" in text
     assert "nima[/v3] (aaaaaaaaaaaa)" in text
+
+
+def test_a_line_says_a_name_as_it_is() -> None:
+    console = terminal(80)
+    say(console, "a:x:[b]/1:100:2.jpg: UNDECODABLE")
+    assert shown(console) == "a:x:[b]/1:100:2.jpg: UNDECODABLE\n"
+
+
+def test_printable_keeps_letters_spaces_and_joined_emoji() -> None:
+    kept = "Screenshot 1.00\u202fPM 写真\u3000一 a\u00a0b 👨\u200d👩\u200d👧 می\u200cخواهم é.jpg"
+    assert printable(kept) == kept
+    commands = "\x1b\x07\n\r\t\u202e\u2066\u200f\u2028\u2029\ufeff\ue000"
+    assert printable(commands) == "\N{REPLACEMENT CHARACTER}" * len(commands)

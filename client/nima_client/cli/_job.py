@@ -256,4 +256,5 @@ def has_begun(output: Path) -> bool:
 
 def say(console: Console, line: str) -> None:
     """One line, whatever a file name may hold."""
-    console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+    # Nor is a part between colons the name of an emoji.
+    console.print(printable(line), markup=False, emoji=False, highlight=False, soft_wrap=True)

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import unicodedata
 from collections.abc import Sequence
+
+# Inside emoji and in Persian or Hindi words.
+_JOINERS = "\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
 
 
 def printable(text: str) -> str:
-    """Text without what would command a terminal or turn the direction of writing on a page."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    """Text without what would command a terminal or turn the direction of writing on a page.
+
+    Other spaces than the usual one stay (macOS puts one into the names of screenshots), which
+    ``str.isprintable`` refuses.
+    """
+    return "".join(c if _is_shown(c) else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _is_shown(char: str) -> bool:
+    return char.isprintable() or char in _JOINERS or unicodedata.category(char) == "Zs"
 
 
 def counted(count: int, thing: str) -> str:
