@@ -57,13 +57,25 @@ def write_text(rows: Iterable[Row], file: IO[str], form: str) -> None:
             file.write((",\n " if number else "\n ") + json.dumps(row.to_dict()))
         file.write("\n]\n")
     elif form == "csv":
-        writer = csv.DictWriter(file, CSV_COLUMNS, lineterminator="\n")
+        # Up to Python 3.11 at least it quotes only the line ends that it writes itself: a name
+        # with "\r" in it would be two records.
+        writer = csv.DictWriter(_UnixLines(file), CSV_COLUMNS, lineterminator="\r\n")
         writer.writeheader()
         for row in rows:
             writer.writerow(row.to_flat())
             file.flush()
     else:
         raise ValueError(f"unknown text format {form!r}")
+
+
+class _UnixLines:
+    r"""Takes records that end in ``\r\n`` and writes them to end in ``\n``."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def write(self, record: str) -> int:
+        return self._file.write(record.removesuffix("\r\n") + "\n")
 
 
 def write_failures(failures: Iterable[FailedRow], path: Path) -> None:
@@ -123,7 +135,7 @@ def read_rows(path: Path, form: str | None = None) -> list[Row]:
     try:
         for fields in _records(path, form, lines):
             rows.append(Row.from_dict(fields))
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, csv.Error) as error:
         place = f"line {lines.read}" if lines.read else f"record {len(rows) + 1}"
         raise ValueError(f"{path}: {place}: {error}") from error
     return rows

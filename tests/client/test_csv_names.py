@@ -1,0 +1,49 @@
+"""CSV of photos with any name: one record each, for this program and for others."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+
+from nima_client.library.files import read_rows, write_rows, write_text
+from nima_client.library.rows import Row
+
+NAMES = ("a.jpg", "two\nlines.jpg", "carriage\rreturn.jpg", "both\r\n.jpg", 'q"u,ote.jpg', " .jpg")
+
+
+def rows() -> list[Row]:
+    return [Row(name, 4.0 + n, 1.0, None, (0.1,) * 10) for n, name in enumerate(NAMES)]
+
+
+def test_every_name_comes_back(tmp_path: Path) -> None:
+    write_rows(rows(), tmp_path / "scores.csv", "csv")
+    assert read_rows(tmp_path / "scores.csv") == rows()
+    text = io.StringIO()
+    write_text(rows(), text, "csv")
+    assert (tmp_path / "scores.csv").read_bytes() == text.getvalue().encode()
+    assert text.getvalue().startswith("file,mean,std,percentile,p1,")
+    assert [line[0] for line in csv.reader(io.StringIO(text.getvalue(), newline=""))][1:] == [
+        *NAMES
+    ]
+    # Lines end as on Unix, but for those of a name.
+    assert text.getvalue().replace("both\r\n", "").count("\r\n") == 0
+
+
+def test_pandas_reads_the_same(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    write_rows(rows(), tmp_path / "scores.csv", "csv")
+    frame = pandas.read_csv(tmp_path / "scores.csv", keep_default_na=False)
+    assert frame["file"].tolist() == list(NAMES)
+    assert frame["mean"].tolist() == [row.mean for row in rows()]
+
+
+def test_a_csv_that_is_none_is_told_in_one_line(tmp_path: Path) -> None:
+    whole = tmp_path / "scores.csv"
+    write_rows(rows()[:1], whole, "csv")
+    broken = whole.read_text() + '"' + "x,1\n" * 40_000  # a field without an end
+    whole.write_text(broken)
+    with pytest.raises(ValueError, match=r"scores\.csv: line \d+: field larger than"):
+        read_rows(whole)
