@@ -75,6 +75,26 @@ def test_a_damaged_archive_has_no_pictures_from_there_on(shard: Path) -> None:
     assert made[names[1]] is None
 
 
+@pytest.mark.parametrize("member", ["a.jpg", "./a.jpg", "./sub/../b.jpg"])
+@pytest.mark.parametrize("folder", ["", "../photos"])
+def test_members_are_found_as_their_archive_calls_them(
+    tmp_path: Path, photo: Photo, monkeypatch: pytest.MonkeyPatch, folder: str, member: str
+) -> None:
+    """``tar c .`` puts ``./`` before each."""
+    home = tmp_path / "photos"
+    home.mkdir()
+    data = photo(1, size=(64, 48))
+    with tarfile.open(home / "0.tar", "w") as tar:
+        info = tarfile.TarInfo(member)
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
+    monkeypatch.chdir(home)
+    (name,) = (found.name for found in read_tar(Path(folder, "0.tar")))
+    monkeypatch.chdir(tmp_path)
+    for root in (home, Path("photos")):
+        assert all(picture for _, picture in Thumbnails(root=root).make([name]))
+
+
 @pytest.fixture
 def page(tmp_path: Path, photo: Photo) -> Path:
     rows = []

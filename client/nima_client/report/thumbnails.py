@@ -95,8 +95,9 @@ class Thumbnails:
             with contextlib.suppress(SourceError):
                 for photo in read_tar(archive):
                     name = photo.name
-                    if name not in wanted and self._root != Path():
-                        name = os.path.relpath(name, display_name(self._root))
+                    if name not in wanted:
+                        # Not normalized: "./" before a member is a part of its name.
+                        name = name.removeprefix(os.path.join(display_name(self._root), ""))
                     if name not in wanted or photo.data is None:
                         continue
                     found[name] = pool.submit(self._encode, photo.data)
