@@ -227,6 +227,28 @@ def test_photos_inside_archives_and_below_a_root(
     assert (tmp_path / "r.html").read_text().count("data:image/jpeg") == 2
     assert "3 photos (1 not found" in " ".join(capsys.readouterr().err.split())
     assert report(tmp_path / "scores.csv", "-o", tmp_path / "r.html", "--limit", 1) == 0
+    assert "1 of 3 photos" in (tmp_path / "r.html").read_text()
+    write_rows(rows[:1], tmp_path / "one.csv", "csv")
+    assert report(tmp_path / "one.csv", "-o", tmp_path / "r.html", "--root", tmp_path) == 0
+    assert re.search(r"\b1 photo\s", (tmp_path / "r.html").read_text())
+
+
+def test_an_output_that_cannot_be_is_told_before_the_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("nima_client.report.Thumbnails.make", None)
+    scores = tmp_path / "scores.csv"
+    write_rows([make_row("a.jpg", 1)], scores, "csv")
+    before = scores.read_bytes()
+    (tmp_path / "link.html").symlink_to(scores)
+    for output, why in (
+        (tmp_path, "is a folder: name a file"),
+        (tmp_path / "scores.csv" / "r.html", "scores.csv"),
+        (tmp_path / "link.html", "would overwrite the scores"),
+    ):
+        assert report(scores, "-o", output) == 2
+        assert why in " ".join(capsys.readouterr().err.split())
+    assert scores.read_bytes() == before
 
 
 def test_what_is_no_result_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,12 +22,14 @@ T = TypeVar("T")
 class Tracker:
     """Counts photos; drives the bar where there is one."""
 
-    def __init__(self, progress: Progress | None, total: int | None, done: int) -> None:
+    def __init__(
+        self, progress: Progress | None, total: int | None, done: int, doing: str = ""
+    ) -> None:
         self.count = 0
         self._progress = progress
         self._started = time.monotonic()
         if progress is not None:
-            self._task = progress.add_task("Scoring", total=total, completed=done, rate="")
+            self._task = progress.add_task(doing, total=total, completed=done, rate="")
 
     def __call__(self, items: Iterable[T]) -> Iterator[T]:
         """Pass items through, counting them."""
@@ -50,7 +52,12 @@ class Tracker:
 
 @contextmanager
 def tracking(
-    console: Console, total: int | None, *, done: int = 0, bar: bool = True
+    console: Console,
+    total: int | None,
+    *,
+    done: int = 0,
+    bar: bool = True,
+    doing: str = "Scoring",
 ) -> Iterator[Tracker]:
     """A tracker for one run.
 
@@ -59,6 +66,7 @@ def tracking(
         total: photos in all; None while unknown.
         done: photos of them scored by an earlier run.
         bar: whether a bar is wanted at all.
+        doing: what the bar is of.
     """
     if not bar or not console.is_terminal:
         yield Tracker(None, total, done)
@@ -74,4 +82,4 @@ def tracking(
     with Progress(
         *columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False
     ) as progress:
-        yield Tracker(progress, total, done)
+        yield Tracker(progress, total, done, doing)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -9,7 +12,7 @@ import jinja2  # noqa: F401  (missing, it names the extra at once, not after the
 import typer
 from rich.console import Console
 
-from nima_client._files import atomic_file
+from nima_client._files import atomic_file, is_stream, make_parent
 from nima_client.cli._job import say
 from nima_client.cli._progress import tracking
 from nima_client.library.files import read_rows
@@ -46,8 +49,9 @@ def report(
         rows: dict[str, Row] = {}
         for path in results:
             rows.update((row.file, row) for row in read_rows(path))
+        _check_output(output, results)
         shown = len(rows) if limit is None else min(limit, len(rows))
-        with tracking(errors, shown) as track:
+        with tracking(errors, shown, doing="Pictures") as track:
             options = ReportOptions(title, limit)
             pictures = Thumbnails(side, root)
             page = build_page(list(rows.values()), options, pictures, track)
@@ -61,3 +65,23 @@ def report(
     if pictures.missing:
         photos += f" ({pictures.missing} not found or unreadable: relative names start from --root)"
     say(errors, f"{output}: {photos}, {size:.1f} MB")
+
+
+def _check_output(output: Path, results: Sequence[Path]) -> None:
+    """Refuse, before minutes of decoding, a page that could not be written.
+
+    Raises:
+        ValueError: it is a folder, or one of the files that it is made of.
+        OSError: its folder cannot be made, or no file in it.
+    """
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder: name a file")
+    final = Path(os.path.realpath(output))
+    if final in map(Path, map(os.path.realpath, results)):
+        raise ValueError(f"the page would overwrite the scores in {output}")
+    if is_stream(output):
+        return
+    make_parent(output)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=final.parent):
+        pass
