@@ -186,6 +186,31 @@ def test_the_keyboard_is_enough(desktop: Browser, tmp_path: Path) -> None:
     assert int(desktop.run(focused)) == len(shown(desktop))
 
 
+def test_the_keyboard_leads_to_nothing_below_the_controls(desktop: Browser) -> None:
+    top = "document.activeElement.getBoundingClientRect().top"
+    covered = desktop.run("document.getElementById('controls').getBoundingClientRect().height")
+    desktop.run("document.querySelector('.skip').click()")
+    desktop.run("new Promise(r => setTimeout(r, 100))")
+    assert desktop.run("document.querySelector('.card').getBoundingClientRect().top") >= covered
+    desktop.run("document.querySelector('.card').focus()")
+    desktop.press("End")
+    while desktop.run("Number(document.activeElement.dataset.rank)") > 5:
+        desktop.press("ArrowUp")
+        assert desktop.run(top) >= covered
+
+
+def test_an_umlaut_is_found_however_its_name_is_composed(
+    need_browser: None, tmp_path: Path
+) -> None:
+    """macOS hands over names decomposed; people type composed letters."""
+    write_rows([make_row("Mu\u0308ller.jpg", 1), make_row("b.jpg", 2)], tmp_path / "s.csv", "csv")
+    assert report(tmp_path / "s.csv", "-o", tmp_path / "r.html") == 0
+    with Browser() as browser:
+        browser.open(tmp_path / "r.html")
+        set_value(browser, "search", "m\u00fcll")
+        assert shown(browser) == ["Mu\u0308ller.jpg"]
+
+
 def test_hostile_names_stay_text(desktop: Browser) -> None:
     desktop.run("document.querySelectorAll('.card').forEach(c => c.click())")
     assert desktop.run("document.title") == "Trip <1> & more"

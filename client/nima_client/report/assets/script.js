@@ -16,6 +16,8 @@
     "std": (a, b) => value(a, "std") - value(b, "std"),
     "name": (a, b) => collator.compare(a.dataset.name, b.dataset.name),
   };
+  // macOS hands over names decomposed, people type composed letters.
+  const comparable = (text) => text.normalize().toLocaleLowerCase();
   let shown = cards.slice();
   let current = null;
 
@@ -26,10 +28,10 @@
 
   function update() {
     const low = number("low", 1), high = number("high", 10);
-    const wanted = find("search").value.trim().toLocaleLowerCase();
+    const wanted = comparable(find("search").value.trim());
     const order = orders[find("sort").value];
     shown = cards.filter((card) => {
-      const name = `${card.dataset.folder}/${card.dataset.name}`.toLocaleLowerCase();
+      const name = comparable(`${card.dataset.folder}/${card.dataset.name}`);
       const fits = value(card, "mean") >= low && value(card, "mean") <= high && name.includes(wanted);
       card.hidden = !fits;
       return fits;
@@ -138,5 +140,10 @@
       update();
     });
   }
+  // What the keyboard leads to must not lie below the controls, which stay at the top.
+  new ResizeObserver(() => {
+    const covered = getComputedStyle(controls).position === "sticky" ? controls.offsetHeight + 8 : 0;
+    gallery.style.setProperty("--covered", `${covered}px`);
+  }).observe(controls);
   update();
 })();
