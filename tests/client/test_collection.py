@@ -17,7 +17,7 @@ import pytest
 from kserve_server import KServeServer
 
 from nima_client import ConnectError, DeadlineExceeded, NimaClient
-from nima_client.library.journal import Journal
+from nima_client.library.journal import Journal, JournalError
 from nima_client.library.rows import FailedRow, Row
 from nima_client.library.run import certain_outcomes, score_photos
 from nima_client.library.sources import Photo
@@ -129,6 +129,21 @@ def test_a_journal_gives_its_rows_in_the_order_of_the_photos(tmp_path: Path) -> 
         assert [r.file for r in journal.rows()] == ["0", "1", "3", "4", "5"]
         assert [r.file for r in journal.failures()] == ["2"]
         assert journal.failed == 1
+
+
+def test_a_journal_does_not_mix_photos_made_smaller_with_others(tmp_path: Path) -> None:
+    for first, second, reason in (
+        (448, None, "with --max-side 448"),
+        (448, 640, "with --max-side 448"),
+        (None, 640, "without --max-side"),
+    ):
+        path = tmp_path / f"{first}-{second}"
+        with Journal(path) as journal:
+            journal.open("sha", max_side=first, resume=False)
+        with Journal(path) as journal, pytest.raises(JournalError, match=reason):
+            journal.open("sha", max_side=second, resume=True)
+        with Journal(path) as journal:
+            journal.open("sha", max_side=first, resume=True)
 
 
 def test_a_line_that_a_crash_cut_short_is_dropped(tmp_path: Path) -> None:

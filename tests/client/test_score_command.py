@@ -307,6 +307,20 @@ def test_a_leftover_journal_is_not_thrown_away(folder: Path, url: str, tmp_path:
     assert "not a journal" in run(folder, "-o", output, "--resume", url=url).stderr
 
 
+def test_resumed_with_another_max_side_it_tells(folder: Path, url: str, tmp_path: Path) -> None:
+    from nima_client import NimaClient
+    from nima_client.library.journal import Journal
+
+    output = tmp_path / "scores.csv"
+    with NimaClient(url) as client, Journal.beside(output) as journal:
+        journal.open(client.model_info().served.checkpoint_sha256, max_side=448, resume=False)
+    done = run(folder, "-o", output, "--resume", url=url)
+    assert done.returncode == 2
+    assert "holds scores with --max-side 448" in done.stderr
+    assert run(folder, "-o", output, "--resume", "--max-side", 448, url=url).returncode != 2
+    assert output.exists()
+
+
 def test_a_server_that_goes_away_costs_nothing_that_was_scored(
     tmp_path: Path, photo: Photo, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -143,7 +143,12 @@ class Job:
 
     def _score_into(self, journal: Journal, client: NimaClient) -> None:
         served = client.model_info().served
-        journal.open(served.checkpoint_sha256, precision=served.precision, resume=self.resume)
+        journal.open(
+            served.checkpoint_sha256,
+            precision=served.precision,
+            max_side=client._options.max_side,
+            resume=self.resume,
+        )
         earlier = len(journal.done)
         with tracking(self.errors, self.sources.known_total, done=earlier) as track:
             left = journal.left(self.sources)

@@ -56,17 +56,25 @@ class Journal:
             output = Path(os.path.realpath(output))
         return cls(output.with_name(output.name + ".journal"))
 
-    def open(self, checkpoint_sha256: str, *, precision: str = "", resume: bool) -> None:
+    def open(
+        self,
+        checkpoint_sha256: str,
+        *,
+        precision: str = "",
+        max_side: int | None = None,
+        resume: bool,
+    ) -> None:
         """Start a journal, or continue one.
 
         Args:
             checkpoint_sha256: weights of the server; one file never mixes two.
             precision: how the server runs them; nor does it mix int8 with anything else.
+            max_side: as of the client; nor does it mix photos made smaller with others.
             resume: continue what is there; else there must be nothing.
 
         Raises:
-            JournalError: a journal is there and ``resume`` is false, it is of other weights or of
-                another precision, or another run is writing it.
+            JournalError: a journal is there and ``resume`` is false, it is of other weights, of
+                another precision or ``max_side``, or another run is writing it.
         """
         # FP32 and an engine's FP16 agree to the second digit, as photos are ranked; int8 does not.
         precision = precision if precision == "int8" else ""
@@ -80,10 +88,11 @@ class Journal:
                 "or delete it to start again"
             )
         if begun:
-            self._recover(file, checkpoint_sha256, precision)
+            self._recover(file, checkpoint_sha256, precision, max_side)
         if file.seek(0, os.SEEK_END) == 0:
-            header = {"journal": _FORMAT, "checkpoint_sha256": checkpoint_sha256}
-            self._append({**header, "precision": precision} if precision else header)
+            header: dict[str, Any] = {"journal": _FORMAT, "checkpoint_sha256": checkpoint_sha256}
+            header |= {"precision": precision} if precision else {}
+            self._append(header | ({"max_side": max_side} if max_side else {}))
 
     def left(self, photos: Iterable[Photo]) -> Iterator[Photo]:
         """The photos without a result here. From then on results come in the order of them all."""
@@ -160,20 +169,24 @@ class Journal:
         self.done.add(outcome.file)
         self.failed += isinstance(outcome, FailedRow)
 
-    def _recover(self, file: IO[bytes], checkpoint_sha256: str, precision: str) -> None:
+    def _recover(
+        self, file: IO[bytes], checkpoint_sha256: str, precision: str, max_side: int | None
+    ) -> None:
         whole = 0
         file.seek(0)
         for number, line in enumerate(file):
             if not line.endswith(b"\n"):
                 break
             if number == 0:
-                self._check_header(line, checkpoint_sha256, precision)
+                self._check_header(line, checkpoint_sha256, precision, max_side)
             else:
                 self._count(self._parse(line, number + 1))
             whole += len(line)
         file.truncate(whole)
 
-    def _check_header(self, line: bytes, checkpoint_sha256: str, precision: str) -> None:
+    def _check_header(
+        self, line: bytes, checkpoint_sha256: str, precision: str, max_side: int | None
+    ) -> None:
         try:
             header = json.loads(line)
             known = header["journal"] == _FORMAT
@@ -192,6 +205,12 @@ class Journal:
                 f"{self.path} holds scores {'without' if precision else 'with'} int8, the server "
                 f"has it {'on' if precision else 'off'}: one file cannot mix them; delete it to "
                 "start again"
+            )
+        if (earlier := header.get("max_side")) != max_side:
+            how = f"with --max-side {earlier}" if earlier else "without --max-side"
+            raise JournalError(
+                f"{self.path} holds scores {how}: one file cannot mix them; go on as it began, or "
+                "delete it to start again"
             )
 
     def _parse(self, line: bytes, number: int) -> Outcome:
