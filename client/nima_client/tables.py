@@ -78,20 +78,14 @@ def to_arrow(results: Iterable[ImageScore | ImageFailure]) -> pa.Table:
             *texts,
         ]
     )
-    rows = []
-    for result in results:
-        row = _columns(result)
-        for name in ("source", "message"):
-            row[name] = None if row.get(name) is None else writable(row[name])
-        rows.append(row)
-    return pa.Table.from_pylist(rows, schema=schema)
+    return pa.Table.from_pylist([_columns(result) for result in results], schema=schema)
 
 
 def to_pandas(results: Iterable[ImageScore | ImageFailure]) -> pd.DataFrame:
     """Results as a pandas frame with the columns of :func:`to_arrow`, indexed by ``index``.
 
-    The distribution is a column of tuples; ``np.stack(frame["distribution"].dropna())`` makes it
-    an array [N, 10].
+    Bytes of a file's name that are not UTF-8 are escaped here, too. The distribution is a column of
+    tuples; ``np.stack(frame["distribution"].dropna())`` makes it an array [N, 10].
 
     Raises:
         ModuleNotFoundError: pandas is not installed.
@@ -123,7 +117,9 @@ def _record(result: ImageScore | ImageFailure) -> tuple[Any, ...]:
 
 def _columns(result: ImageScore | ImageFailure) -> dict[str, Any]:
     fields = result.to_dict()
+    if fields["source"] is not None:
+        fields["source"] = writable(fields["source"])
     if isinstance(result, ImageFailure):
         kept = ("index", "source", "request_id", *_WHY_COLUMNS)
-        return {name: fields[name] for name in kept}
+        return {name: fields[name] for name in kept} | {"message": writable(fields["message"])}
     return {**fields, "distribution": result.distribution, **dict.fromkeys(_WHY_COLUMNS)}

@@ -117,3 +117,18 @@ def test_results_convert_to_arrow(album: Path) -> None:
     with NimaClient(transport=FakeTransport()) as client:
         table = to_arrow(client.score(paths, on_error="return"))
     assert table.column("source").to_pylist() == [display_name(path) for path in paths]
+
+
+def test_results_convert_to_pandas(album: Path, tmp_path: Path) -> None:
+    """Whose strings are those of Arrow from version 3 on: one such name lost the whole frame."""
+    pytest.importorskip("pandas")
+    from nima_client.tables import to_pandas
+
+    paths = [album / os.fsdecode(name) for name in (b"caf\xe9.jpg", b"gone\xe9.jpg")]
+    with NimaClient(transport=FakeTransport()) as client:
+        frame = to_pandas(client.score([*paths, b""], on_error="return"))
+    assert frame["source"].tolist()[:2] == [display_name(path) for path in paths]
+    assert frame["code"].tolist()[1:] == ["UNREADABLE", "EMPTY"]
+    assert frame["message"][1].startswith(display_name(paths[1]))
+    frame.to_csv(tmp_path / "scores.csv")
+    assert display_name(paths[0]) in (tmp_path / "scores.csv").read_text(encoding="utf-8")
