@@ -186,6 +186,22 @@ def test_the_keyboard_is_enough(desktop: Browser, tmp_path: Path) -> None:
     assert int(desktop.run(focused)) == len(shown(desktop))
 
 
+def test_the_arrow_keys_lead_back_from_the_last_photo_and_from_the_first(desktop: Browser) -> None:
+    name = "document.getElementById('detail-name').textContent"
+    names = shown(desktop)
+    desktop.run(f"document.querySelectorAll('.card')[{len(names) - 2}].focus()")
+    desktop.press("Enter")
+    for key, expected in (("ArrowRight", -1), ("ArrowRight", -1), ("ArrowLeft", -2)):
+        desktop.press(key)
+        assert desktop.run(name) == names[expected]
+    desktop.press("Escape")
+    desktop.run("document.querySelectorAll('.card')[1].click()")
+    desktop.run("document.getElementById('previous').focus()")
+    for key, expected in (("Enter", 0), ("Enter", 0), ("ArrowRight", 1)):
+        desktop.press(key)
+        assert desktop.run(name) == names[expected]
+
+
 def test_the_keyboard_leads_to_nothing_below_the_controls(desktop: Browser) -> None:
     top = "document.activeElement.getBoundingClientRect().top"
     covered = desktop.run("document.getElementById('controls').getBoundingClientRect().height")
@@ -202,7 +218,7 @@ def test_the_keyboard_leads_to_nothing_below_the_controls(desktop: Browser) -> N
 def test_an_umlaut_is_found_however_its_name_is_composed(
     need_browser: None, tmp_path: Path
 ) -> None:
-    """macOS hands over names decomposed; people type composed letters."""
+    """Names from macOS are decomposed; people type composed letters."""
     write_rows([make_row("Mu\u0308ller.jpg", 1), make_row("b.jpg", 2)], tmp_path / "s.csv", "csv")
     assert report(tmp_path / "s.csv", "-o", tmp_path / "r.html") == 0
     with Browser() as browser:

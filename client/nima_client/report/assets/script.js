@@ -16,7 +16,7 @@
     "std": (a, b) => value(a, "std") - value(b, "std"),
     "name": (a, b) => collator.compare(a.dataset.name, b.dataset.name),
   };
-  // macOS hands over names decomposed, people type composed letters.
+  // Names from macOS are decomposed; people type composed letters.
   const comparable = (text) => text.normalize().toLocaleLowerCase();
   let shown = cards.slice();
   let current = null;
@@ -52,6 +52,12 @@
     return td;
   }
 
+  function disable(button, ends) {
+    // A disabled button loses the focus to the page behind, and with it the arrow keys.
+    if (ends && document.activeElement === button) find("detail-name").focus();
+    button.disabled = ends;
+  }
+
   function show(card) {
     current = card;
     const image = card.querySelector("img");
@@ -83,8 +89,8 @@
       body.append(row);
     });
     const at = shown.indexOf(card);
-    find("previous").disabled = at <= 0;
-    find("next").disabled = at < 0 || at >= shown.length - 1;
+    disable(find("previous"), at <= 0);
+    disable(find("next"), at < 0 || at >= shown.length - 1);
     if (!dialog.open) dialog.showModal();
   }
 
