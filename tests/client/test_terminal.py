@@ -12,11 +12,14 @@ pytest.importorskip("typer", reason="the commands need the extra cli")
 
 from rich.console import Console
 
-from nima_client.cli._job import say
+from nima_client.cli._job import Format, Job, say
+from nima_client.cli._progress import Tracker
 from nima_client.cli._table import print_scores
 from nima_client.cli.main import main
 from nima_client.library.files import write_rows
-from nima_client.library.rows import Row
+from nima_client.library.rows import FailedRow, Row
+from nima_client.library.select import Selection
+from nima_client.library.sources import Sources
 from nima_client.library.text import printable
 
 LONG = "2024-06-01_family_at_the_beach_of_San_Sebastian_evening_light_edited_final_2.jpg"
@@ -78,6 +81,21 @@ def test_a_line_says_a_name_as_it_is() -> None:
     console = terminal(80)
     say(console, "a:x:[b]/1:100:2.jpg: UNDECODABLE")
     assert shown(console) == "a:x:[b]/1:100:2.jpg: UNDECODABLE\n"
+
+
+def test_the_last_line_of_a_run_is_one_line_in_a_log() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    failed = FailedRow("c.jpg", "EMPTY", "no bytes")
+    job = Job(
+        sources=Sources(()), selection=Selection(), form=Format.table, output=None,
+        failures_file=None, resume=False, xmp=False, placement=None, errors=console,
+        failures=[failed] * 1000,
+    )  # fmt: skip
+    track = Tracker(None, None, 0)
+    track.count = 1_000_000
+    job._finish(track, earlier=1_000_000)
+    (line,) = shown(console).splitlines()
+    assert line.endswith("1000000 were there already, 1000 without a score")
 
 
 def test_printable_keeps_letters_spaces_and_joined_emoji() -> None:

@@ -209,7 +209,7 @@ class Job:
         if self.xmp:
             written = rate(chosen, named=named, report=tell_of_sidecar)
             text = f"{counted(written, 'sidecar')} written"
-            self.errors.print(text, style="dim", highlight=False)
+            self.errors.print(text, style="dim", highlight=False, soft_wrap=True)
         if self.placement is not None:
             action, folder = self.placement
             placed = place(chosen, folder, action, named=named, report=tell)
@@ -231,7 +231,7 @@ class Job:
             text += f", {earlier} were there already"
         if failed:
             text += f", {failed} without a score"
-        self.errors.print(text, style="dim", highlight=False)
+        self.errors.print(text, style="dim", highlight=False, soft_wrap=True)
         if self.sources.passed_over:
             say(self.errors, passed_over_text(self.sources.passed_over))
 
