@@ -47,3 +47,12 @@ def test_a_csv_that_is_none_is_told_in_one_line(tmp_path: Path) -> None:
     whole.write_text(broken)
     with pytest.raises(ValueError, match=r"scores\.csv: line \d+: field larger than"):
         read_rows(whole)
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "json"])
+@pytest.mark.parametrize("text", ["nan", "inf"])
+def test_a_score_that_is_no_number_is_told(tmp_path: Path, form: str, text: str) -> None:
+    path = tmp_path / f"scores.{form}"
+    write_rows([*rows()[:1], Row("b.jpg", float(text), 1.0, None, (0.1,) * 10)], path, form)
+    with pytest.raises(ValueError, match=r"scores\..*: (line 3|line 2|record 2): .*mean"):
+        read_rows(path)

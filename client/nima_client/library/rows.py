@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -106,6 +107,13 @@ class Row:
             raise ValueError(str(error)) from None
         if len(row.distribution) != NUM_RATINGS:
             raise ValueError(f"a distribution has {NUM_RATINGS} values, not {len(distribution)}")
+        # float() reads "nan" and "inf", which would spoil every order and average.
+        for name in ("mean", "std", "percentile"):
+            value = getattr(row, name)
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}, which is no number")
+        if not all(map(math.isfinite, distribution)):
+            raise ValueError("the distribution holds what is no number")
         return row
 
 
