@@ -289,9 +289,11 @@ def _photo(name: str, image: Any) -> Photo:
 
 
 def _cells(column: pa.ChunkedArray) -> Iterator[Any]:
-    """Images out of a column: bytes, or arrays of Ray's tensor type."""
+    """Images out of a column: bytes, or arrays of a tensor type, Ray's or Arrow's."""
     for chunk in column.chunks:
-        if hasattr(chunk, "to_numpy_ndarray") or isinstance(chunk, pa.ExtensionArray):
+        if hasattr(chunk, "to_numpy_ndarray"):  # Arrow's, of which to_numpy makes flat rows
+            yield from chunk.to_numpy_ndarray()
+        elif isinstance(chunk, pa.ExtensionArray):
             yield from chunk.to_numpy(zero_copy_only=False)
         else:
             yield from (cell if cell is not None else b"" for cell in chunk.to_pylist())

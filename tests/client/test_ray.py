@@ -62,3 +62,23 @@ def test_wrong_inputs_are_told(tmp_path: Path) -> None:
         nima_client.ray.score_partitions(["a/x.parquet", "b/x.parquet"], "out", "h:1")
     with pytest.raises(ValueError, match="image_column"):
         nima_client.ray.Scorer("h:1")(pa.table({"jpeg": [b"x"]}))
+
+
+def test_pixels_may_come_in_tensors_of_arrow() -> None:
+    """Ray holds its own by default, Arrow's where its DataContext says so."""
+    import numpy as np
+    import pyarrow as pa
+
+    import nima_client.ray
+    from nima_client import NimaClient
+    from nima_client.testing import FakeTransport
+
+    pixels = np.arange(3 * 8 * 9 * 3, dtype=np.uint8).reshape(3, 8, 9, 3)
+    tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(pixels)
+    columns = [pa.chunked_array([tensors]), pa.chunked_array([tensors[:1], tensors[1:]])]
+    with NimaClient(transport=FakeTransport()) as client:
+        for column in columns:
+            cells = list(nima_client.ray._cells(column))
+            assert all(map(np.array_equal, cells, pixels))
+            table = nima_client.ray.score_table(client, ["0", "1", "2"], cells)
+            assert table.column("code").to_pylist() == [None] * 3
