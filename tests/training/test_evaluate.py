@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from nima_training.checkpoint import load_checkpoint, reference_quantiles, save_
 from nima_training.cli.evaluate import app as evaluate_app
 from nima_training.data.manifest import build_manifest
 from nima_training.data.sources import PROBABILITIES, read_own
+from nima_training.demo import MARKER, take_folder
+from nima_training.demo import app as demo_app
 from nima_training.evaluate import by_label
 from nima_training.inference import predict_files
 from nima_training.models import create_model
@@ -142,3 +145,29 @@ def test_a_device_that_is_not_there_is_one_line(
         )  # fmt: skip
     assert "cannot run on the device 'abacus'" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
+
+
+def test_the_demo_keeps_its_hands_off_files_of_others(
+    tmp_path: Path, make_set: MakeSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, _ = make_set(tmp_path, 3)
+    before = sorted(path.name for path in photos.iterdir())
+    ours = tmp_path / "ours"
+    ours.mkdir()
+    (ours / MARKER).touch()
+    shutil.copytree(photos, ours / "photos")
+    for source, out in (
+        (photos, tmp_path),
+        (photos, photos / "photo000.png"),
+        (ours / "photos", ours),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            demo_app([str(source), "--out", str(out)])
+        assert stopped.value.code == 2
+        text = capsys.readouterr().err
+        assert "choose another --out" in text
+        assert text.count("\n") == 1
+        assert sorted(path.name for path in source.iterdir()) == before
+    (ours / "run").mkdir()
+    take_folder(ours, photos)
+    assert [path.name for path in ours.iterdir()] == [MARKER]

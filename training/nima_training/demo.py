@@ -17,6 +17,8 @@ import typer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHECKPOINT = REPOSITORY / "training" / "checkpoints" / "nima_mobilenet"
+MARKER = ".nima-train-demo"
+"""In a folder that a demo has filled: what is in it may be made anew."""
 
 app = typer.Typer(add_completion=False)
 
@@ -29,6 +31,26 @@ def photos_at_hand() -> Path:
     import skimage
 
     return Path(skimage.__file__).parent / "data"
+
+
+def take_folder(out: Path, source: Path) -> None:
+    """Make ``out``, or take one that a demo made: its photos and its run are removed.
+
+    Raises:
+        ValueError: it holds something else, or the photos are in it.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is not a folder: choose another --out")
+    if out.exists() and any(out.iterdir()) and not (out / MARKER).exists():
+        raise ValueError(f"{out} holds other files: choose another --out, or a new folder in it")
+    if source.resolve().is_relative_to(out.resolve()):
+        raise ValueError(
+            f"the photos are in {out}, whose files are made anew: choose another --out"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARKER).touch()
+    for old in ("photos", "run"):
+        shutil.rmtree(out / old, ignore_errors=True)
 
 
 @app.command()
@@ -54,10 +76,14 @@ def demo(
     from nima_training.inference import predict_files
 
     source = folder or photos_at_hand()
-    paths = list_photos(source, limit)
+    try:
+        paths = list_photos(source, limit)
+        take_folder(out, source)
+    except (ValueError, OSError) as error:
+        typer.echo(f"nima_training.demo: {error}", err=True)
+        raise typer.Exit(2) from error
     photos = out / "photos"
-    shutil.rmtree(photos, ignore_errors=True)
-    photos.mkdir(parents=True)
+    photos.mkdir()
     for path in paths:
         shutil.copy(path, photos / path.name)
     typer.echo(f"{len(paths)} photos of {source}; the bundled checkpoint plays the raters …")
@@ -67,7 +93,6 @@ def demo(
     labels.insert(0, "image_id", [paths[i].stem for i in good])
     labels.drop_duplicates("image_id").to_csv(out / "labels.csv", index=False)
     manifest, run = out / "manifest.parquet", out / "run"
-    shutil.rmtree(run, ignore_errors=True)
 
     def step(name: str, command: typer.Typer, *arguments: object) -> None:
         typer.echo(f"\nnima {name} {' '.join(map(str, arguments))}")
