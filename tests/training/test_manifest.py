@@ -385,3 +385,20 @@ def test_an_output_that_is_a_folder_is_told_before_photos_are_read(
     with pytest.raises(ValueError, match=r"is a folder: name a file in it"):
         build_manifest(sources.read_own(labels), photos, photos)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_labels_are_not_replaced_by_the_manifest(
+    make_set: Callable[[Path, int], tuple[Path, Path]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    photos, labels = make_set(tmp_path, 2)
+    before = labels.read_bytes()
+    link = tmp_path / "link.csv"
+    link.symlink_to(labels)
+    for out in (labels, link):
+        with pytest.raises(SystemExit) as stopped:
+            prepare([str(labels), "--photos", str(photos), "--out", str(out)])
+        assert stopped.value.code == 2
+        assert f"{out} is the label file: choose another --out" in capsys.readouterr().err
+    assert labels.read_bytes() == before

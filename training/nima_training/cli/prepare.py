@@ -38,6 +38,8 @@ def prepare(
 
     chosen = kind or _guess(labels)
     try:
+        if out.exists() and labels.exists() and out.samefile(labels):
+            raise ValueError(f"{out} is the label file: choose another --out")
         if chosen == "ava":
             names = ava.read_names(ava_tags) if ava_tags else None
             ratings = sources.read_ava(labels, names)
