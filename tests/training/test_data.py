@@ -242,6 +242,21 @@ def test_malformed_rows_of_an_own_table(tmp_path: Path, rows: list[str], reason:
         sources.read_own(path)
 
 
+@pytest.mark.parametrize("name", ["own.csv.gz", "own.csv.bz2", "own.csv.xz", "own.csv.zip"])
+def test_compressed_tables_that_are_cut_short(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    frame = pd.DataFrame({"image_id": [f"{i * i % 9973}" for i in range(500)], "mean": 5.0})
+    frame.to_csv(path, index=False)
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"text", b""):
+        path.write_bytes(damaged)
+        with pytest.raises(sources.LabelError, match=rf"{name} cannot be read as CSV: \S"):
+            sources.read_own(path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        sources.read_own(path)
+
+
 def test_nan_in_own_table_is_refused_with_its_row(tmp_path: Path, make_set: MakeSet) -> None:
     _, labels = make_set(tmp_path, 4)
     lines = labels.read_text().splitlines()

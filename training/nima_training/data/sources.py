@@ -244,8 +244,10 @@ def _own_frame(path: Path) -> pd.DataFrame:
             return pd.read_parquet(path)
         # Text as it stands: 0139 is not 139, and NA may be the name of a photo or of a group.
         return pd.read_csv(path, converters={"image_id": str, "group": str, "tags": str})
-    except ValueError as error:  # those of Arrow and of pandas' parser are these
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # Arrow, pandas and the readers of .gz, .zip … refuse in many ways
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # not there, or not to be opened
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LabelError(f"{path.name} cannot be read as {kind}: {reason}") from error
 
 
