@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -31,3 +33,8 @@ class EMA:
                 average.lerp_(value.detach().to(average.dtype), 1 - decay)
             else:
                 average.copy_(value)
+
+    def load(self, state: Mapping[str, Tensor], updates: int) -> None:
+        """Go on from ``state`` after ``updates``, on the devices of the network's own tensors."""
+        self.state = {name: state[name].to(own.device) for name, own in self.state.items()}
+        self.updates = updates

@@ -215,4 +215,4 @@ class Learner:
         """Take over the weights of :meth:`state`; :meth:`start_phase` takes the rest."""
         self.model.load_state_dict(saved["model"])
         if self.ema is not None:
-            self.ema.state, self.ema.updates = saved["ema"]
+            self.ema.load(*saved["ema"])

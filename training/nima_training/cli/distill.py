@@ -31,7 +31,9 @@ def distill(
         float, typer.Option(min=0, help="Epochs on views as served; 0: none.")
     ] = 8,
     full_minutes: Annotated[float | None, typer.Option(min=0.01, help="Time limit of it.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the split, the views and the order.")] = 20,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the split, the views and the order.")
+    ] = 20,
     workers: Annotated[int, typer.Option(min=1, help="Processes that make views.")] = 2,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the training step.")] = 2,
 ) -> None:

@@ -5,6 +5,8 @@ Work goes in shards; a shard counts when its marker file exists, which is writte
 
 from __future__ import annotations
 
+import errno
+import os
 from concurrent.futures import as_completed
 from dataclasses import asdict
 from pathlib import Path
@@ -36,6 +38,7 @@ def build_pool(
 
     Raises:
         ValueError: the directory holds views made with other settings.
+        OSError: the disk has too little room for them.
     """
     plan = {
         "photos": names_sha256(photos),
@@ -53,6 +56,7 @@ def build_pool(
         write_json(plan_file, plan)
     todo = [s for s in range(-(-count // SHARD)) if not _marker(directory, s).exists()]
     if todo:
+        _reserve(directory / PIXELS_FILE)
         jobs = [(directory, photos, shard, count, spec, view, seed) for shard in todo]
         with worker_pool(workers) as executor:
             futures = [executor.submit(_make_shard, *job) for job in jobs]
@@ -60,6 +64,20 @@ def build_pool(
                 future.result()
     pixels: np.ndarray = np.load(directory / PIXELS_FILE, mmap_mode="r")
     return pixels
+
+
+def _reserve(file: Path) -> None:
+    """Take the room of a file on the disk: writing to a map of a full one kills the process."""
+    with file.open("r+b") as mapped:
+        try:
+            os.posix_fallocate(mapped.fileno(), 0, file.stat().st_size)
+        except AttributeError:  # macOS has none
+            return
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                error.filename = str(file)
+                raise
+            # A file system that cannot: what is written takes its room then.
 
 
 def _marker(directory: Path, shard: int) -> Path:

@@ -78,7 +78,7 @@ def train_stage(
     if saved := load_state(state_file):
         network.load_state_dict(saved["network"])
         optimiser.load_state_dict(saved["optimiser"])
-        ema.state, ema.updates = saved["ema"], saved["updates"]
+        ema.load(saved["ema"], saved["updates"])
         step, spent = saved["step"], saved["spent"]
         best_error, best = saved["best_error"], saved["best"]
         console.print(f"{stage.name}: resuming at step {step}")
