@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import time
 import psutil
 import pytest
 
-from nima_training.workers import worker_pool
+from nima_training.workers import WorkerLost, worker_pool
 
 
 def blocked_signals() -> set[int]:
@@ -33,6 +34,12 @@ def test_an_exception_ends_the_tasks_that_run_and_drops_the_others() -> None:
     assert time.monotonic() - began < 60
     assert multiprocessing.active_children() == []
     assert signal.SIGINT not in blocked_signals()
+
+
+def test_a_killed_worker_is_told_in_a_sentence() -> None:
+    with pytest.raises(WorkerLost, match="try fewer --workers"), worker_pool(2) as pool:
+        list(pool.map(os._exit, [9]))
+    assert multiprocessing.active_children() == []
 
 
 KILLED = """
