@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,3 +112,54 @@ def test_only_a_mapping_is_a_state(tmp_path: Path) -> None:
         load_state(path)
     save_state(path, {"at": 3})
     assert load_state(path) == {"at": 3}
+
+
+def test_memory_and_processes_that_run_out(
+    refused: Callable[..., str],
+    write_toml: WriteToml,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    def too_much(*_: object) -> torch.Tensor:
+        return torch.empty(1 << 56, dtype=torch.uint8)
+
+    def too_much_for_a_gpu(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 …")
+
+    def killed(*_: object) -> torch.Tensor:
+        for process in multiprocessing.active_children():  # those of the DataLoader
+            process.kill()
+        time.sleep(60)
+        return torch.empty(0)
+
+    def another(*_: object) -> torch.Tensor:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    file = write_toml(tmp_path / "c.toml", tmp_path / "run", batch_size=16, workers=1)
+    for backward in (too_much, too_much_for_a_gpu):
+        monkeypatch.setattr("nima_training.learner.Learner.backward", backward)
+        refusal = refused(train_app, "--config", file)
+        assert "too little memory for batches of 16: set a smaller batch_size" in refusal
+    monkeypatch.setattr("nima_training.learner.Learner.backward", killed)
+    refusal = refused(train_app, "--config", file)
+    assert "killed by signal: Killed): set fewer workers" in refusal
+    monkeypatch.setattr("nima_training.learner.Learner.backward", another)
+    with pytest.raises(RuntimeError, match="mat1"):  # a fault of ours keeps its traceback
+        train_app(["--config", str(file)], standalone_mode=False)
+
+
+@pytest.mark.parametrize("content", [b"\xb0 no pickle", b"", b"PK\x03\x04 cut short"])
+def test_damaged_imagenet_weights(
+    refused: Callable[..., str],
+    write_toml: WriteToml,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    content: bytes,
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    place = tmp_path / "hub/checkpoints/mobilenet_v3_small-047dcff4.pth"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(content)
+    file = write_toml(tmp_path / "c.toml", tmp_path / "run", weights="imagenet")
+    refusal = refused(train_app, "--config", file, "--batch-size", 16)
+    assert f"{place} is damaged or no whole copy: fetch https://" in refusal

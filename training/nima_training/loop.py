@@ -32,7 +32,7 @@ from nima_training.data.manifest import data_sha256
 from nima_training.data.sources import PROBABILITIES
 from nima_training.learner import Learner
 from nima_training.models import WEIGHTS_NONE
-from nima_training.processes import make_accelerator, total, union
+from nima_training.processes import make_accelerator, total, union, what_ran_out
 from nima_training.run_dir import RunDirectory, TrainingError
 from nima_training.schedule import Progressed, learning_rate_factor
 from nima_training.validation import predict_split
@@ -264,5 +264,14 @@ class Trainer:
 
 
 def train(config: TrainConfig, console: Console) -> dict[str, Any]:
-    """Run :class:`Trainer`; returns the best epoch's metrics."""
-    return Trainer(config, console).run()
+    """Run :class:`Trainer`; returns the best epoch's metrics.
+
+    Raises:
+        TrainingError: the run cannot go on.
+    """
+    try:
+        return Trainer(config, console).run()
+    except RuntimeError as error:
+        if (reason := what_ran_out(error, config)) is None:
+            raise
+        raise TrainingError(reason) from error

@@ -219,13 +219,17 @@ def _backbone_state(backbone: str, weights: str | Path) -> dict[str, Tensor]:
             f"{backbone} has no torchvision weights: pass --weights none or a state dict file"
         )
     url: str = spec.weights.url  # type: ignore[attr-defined]
+    place = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     try:
         return spec.weights.get_state_dict(progress=True, check_hash=True)  # type: ignore[attr-defined, no-any-return]
     except OSError as error:
-        place = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
         raise WeightsUnavailable(
             f"ImageNet weights of {backbone} are not on this machine: "
             f"fetch {url} and place it at {place}, or pass --weights none"
+        ) from error
+    except Exception as error:  # the reader refuses in many ways, a download by its hash
+        raise WeightsError(
+            f"{place} is damaged or no whole copy: fetch {url} again and place it there"
         ) from error
 
 

@@ -52,3 +52,20 @@ def union(accelerator: Accelerator, found: dict[int, str]) -> dict[int, str]:
     """What any process found, by row and ascending, the same on every process."""
     items = list(found.items())
     return dict(sorted(gather_object(items) if accelerator.num_processes > 1 else items))
+
+
+def what_ran_out(error: RuntimeError, config: TrainConfig) -> str | None:
+    """What to do about memory that ran out, or a process that did; None for other errors."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in text:
+        return (
+            f"there is too little memory for batches of {config.batch_size}: set a smaller "
+            "batch_size, and accumulate, which keeps the size of an update"
+        )
+    if text.startswith("DataLoader worker"):
+        return (
+            f"a process that reads photos was killed, as by the system when memory runs out "
+            f"({text.splitlines()[0].strip(' .')}): set fewer workers; in a container, give it "
+            "more shared memory (docker run --shm-size). The same command goes on"
+        )
+    return None
