@@ -8,6 +8,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """Print one line as it stands: names may hold brackets, and a log is read line by line."""
+    console.print(text, style=style, markup=False, emoji=False, soft_wrap=True)
+
+
 def progress_bar(console: Console, main_process: bool) -> Progress:
     """The bar of an epoch, on a terminal, of one process."""
     return Progress(
@@ -23,4 +28,4 @@ def note_unreadable(
     for row, reason in errors:
         if row not in known:
             known[row] = reason
-            console.print(f"[yellow]skipped[/] {reason}")
+            say(console, f"skipped {reason}", "yellow")

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from nima_training import metrics
 from nima_training.config import TrainConfig
-from nima_training.console import note_unreadable, progress_bar
+from nima_training.console import note_unreadable, progress_bar, say
 from nima_training.data.dataset import (
     EpochBatches,
     Photos,
@@ -87,7 +87,7 @@ class Trainer:
         if self.at.done:
             self._say(f"{config.out} is finished; its best epoch was {self.at.best_epoch}")
         elif config.frozen_epochs == config.epochs:
-            self._say("[yellow]only the head is trained[/]: frozen_epochs is all of the epochs")
+            self._say("only the head is trained: frozen_epochs is all of the epochs", "yellow")
         while not self.at.done:
             self.learner.start_phase(self.at.epoch < config.frozen_epochs, saved)
             saved = None
@@ -258,9 +258,9 @@ class Trainer:
         self._say(f"resuming at epoch {self.at.epoch}, batch {self.at.batch}")
         return saved
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, style: str | None = None) -> None:
         if self.accelerator.is_main_process:
-            self.console.print(text)
+            say(self.console, text, style)
 
 
 def train(config: TrainConfig, console: Console) -> dict[str, Any]:

@@ -70,4 +70,4 @@ def distill(
         raise typer.Exit(2) from error
     for part, values in metrics.items():
         console.print(agreement_line(f"held-out {part}", values), soft_wrap=True)
-    console.print(f"checkpoint written to {out}")
+    typer.echo(f"checkpoint written to {out}")

@@ -31,12 +31,9 @@ def import_(
     ] = 0,
 ) -> None:
     """Read the weights, measure reference quantiles on PHOTOS, write a checkpoint."""
-    from rich.console import Console
-
     from nima_training.files import check_folder
     from nima_training.imports import import_weights
 
-    console = Console()
     try:
         check_folder(out)
         imported = import_weights(source)
@@ -45,8 +42,8 @@ def import_(
         typer.echo(f"nima import: {error}", err=True)
         raise typer.Exit(2) from error
     if metrics:
-        console.print(f"against ai-edge-litert: {metrics['interpreter']}")
-    console.print(f"{imported.source}: {imported.backbone} written to {out}")
+        typer.echo(f"against ai-edge-litert: {metrics['interpreter']}")
+    typer.echo(f"{imported.source}: {imported.backbone} written to {out}")
 
 
 def _write(
