@@ -49,3 +49,15 @@ def test_a_view_is_resized_with_the_filter_of_serving(tmp_path: Path, interpolat
         tmp_path / "noise.png", spec, WHOLE
     )
     assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.parametrize("augmentation", [None, WHOLE])
+def test_a_line_of_pixels_is_refused_in_training_as_in_serving(
+    tmp_path: Path, augmentation: Augmentation | None
+) -> None:
+    Image.new("RGB", (60_000, 2)).save(tmp_path / "line.png")
+    frame = pd.DataFrame({"image_id": ["line"], "path": ["line.png"]})
+    frame[PROBABILITIES] = 0.1
+    spec = PreprocessSpec(resize="shortest", resize_size=64, crop_size=64)
+    sample = Photos(frame, tmp_path, spec, augmentation)[0]
+    assert sample["error"].startswith("line.png: TOO_LARGE: 60000x2 pixels")

@@ -20,7 +20,14 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from nima_client.preprocess import ImageRejected, PreprocessSpec, decode, preprocess
+from nima_client.contract import RejectionCode
+from nima_client.preprocess import (
+    DEFAULT_LIMITS,
+    ImageRejected,
+    PreprocessSpec,
+    decode,
+    preprocess,
+)
 from nima_training.data.sources import PROBABILITIES, SUM_TOLERANCE, LabelError
 
 
@@ -125,10 +132,14 @@ class Photos(Dataset[dict[str, Any]]):
         assert self.augmentation is not None
         size = self.spec.crop_size
         resize = self.augmentation.side(self.spec)
+        resized = replace(self.spec, resize_size=resize)
         # As the server decodes; a JPEG at a reduced DCT scale that still covers the view twice.
-        image = decode(
-            self.paths[row].read_bytes(), replace(self.spec, resize_size=resize, crop_size=size)
-        )
+        image = decode(self.paths[row].read_bytes(), resized)
+        if not resized.fits(*image.size, DEFAULT_LIMITS):  # nor does the server take it
+            raise ImageRejected(
+                RejectionCode.TOO_LARGE,
+                f"{image.width}x{image.height} pixels are too many once the short side is {resize}",
+            )
         sides = [resize, resize] if self.spec.resize == "stretch" else [resize]  # the short one
         view: Image.Image = F.resize(
             image, sides, interpolation=v2.InterpolationMode(self.spec.interpolation)
