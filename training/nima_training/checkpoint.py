@@ -73,8 +73,13 @@ def reference_quantiles(means: np.ndarray) -> list[float]:
 
 def git_commit() -> str | None:
     """HEAD of this package's repository, with ``-dirty`` if it differs; None outside one."""
-    here = Path(__file__).parent
+    here, own = Path(__file__).parent, Path(__file__).name
     try:
+        # Installed into an environment inside another repository, it is none of that one's files.
+        subprocess.run(
+            ["git", "ls-files", "--error-unmatch", "--", own],
+            cwd=here, capture_output=True, check=True,
+        )  # fmt: skip
         commit = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
         ).stdout.strip()
