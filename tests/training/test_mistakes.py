@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 import typer
+from PIL import Image
 
 from nima_client.preprocess import PreprocessSpec
+from nima_training.benchmark import app as benchmark_app
 from nima_training.checkpoint import reference_quantiles, save_checkpoint
 from nima_training.cli.evaluate import app as evaluate_app
 from nima_training.cli.train import app as train_app
+from nima_training.distill.measure import app as measure_app
 from nima_training.models import create_model
 from nima_training.state import StateError, load_state, save_state
 
@@ -163,3 +166,16 @@ def test_damaged_imagenet_weights(
     file = write_toml(tmp_path / "c.toml", tmp_path / "run", weights="imagenet")
     refusal = refused(train_app, "--config", file, "--batch-size", 16)
     assert f"{place} is damaged or no whole copy: fetch https://" in refusal
+
+
+def test_programs_that_measure(
+    refused: Callable[..., str], checkpoint: Path, tmp_path: Path
+) -> None:
+    nowhere = tmp_path / "nowhere"
+    assert f"{nowhere} is not a folder of photos" in refused(benchmark_app, nowhere)
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    refusal = refused(benchmark_app, tmp_path, "--backbone", "vgg11")
+    assert "unknown backbones ['vgg11']; known: " in refusal
+    there = ("--photos", tmp_path, "--teacher", tmp_path / "t.tflite")
+    assert "nowhere is not a checkpoint" in refused(measure_app, nowhere, *there)
+    assert "was not made by nima distill" in refused(measure_app, checkpoint, *there)

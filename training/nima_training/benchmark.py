@@ -54,8 +54,15 @@ def benchmark(
     from nima_training.losses import EMDLoss
     from nima_training.models import BACKBONES, create_model
 
+    chosen_backbones = backbone or ["mobilenet_v2", "mobilenet_v3_small", "resnet50"]
+    try:
+        paths = list_photos(photos)[:64]
+        if unknown := [name for name in chosen_backbones if name not in BACKBONES]:
+            raise ValueError(f"unknown backbones {unknown}; known: {', '.join(sorted(BACKBONES))}")
+    except (ValueError, OSError) as error:
+        typer.echo(f"nima_training.benchmark: {error}", err=True)
+        raise typer.Exit(2) from error
     torch.set_num_threads(1)
-    paths = list_photos(photos)[:64]
     frame = pd.DataFrame({"image_id": [path.stem for path in paths]})
     frame["path"] = [path.relative_to(photos) for path in paths]
     frame[PROBABILITIES] = 0.1
@@ -76,7 +83,7 @@ def benchmark(
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loss = EMDLoss()
-    for chosen in backbone or ["mobilenet_v2", "mobilenet_v3_small", "resnet50"]:
+    for chosen in chosen_backbones:
         size = BACKBONES[chosen].input_size
         model = create_model(chosen, "none").to(device).train()
         model.to(memory_format=torch.channels_last)

@@ -26,10 +26,18 @@ def measure(
     from nima_training.distill.photos import split_photos
     from nima_training.distill.teacher import TFLiteTeacher
 
-    loaded = load_checkpoint(checkpoint)
-    seed = int(loaded.meta["training"]["seed"])
-    test = split_photos(photos, seed)["test"]
-    metrics = measure_once(loaded.model, test, TFLiteTeacher(teacher, threads), loaded.spec, seed)
+    try:
+        loaded = load_checkpoint(checkpoint)
+        training = loaded.meta.get("training") or {}
+        if training.get("command") != "distill":
+            raise ValueError(f"{checkpoint} was not made by nima distill: no photos were held out")
+        seed = int(training["seed"])
+        test = split_photos(photos, seed)["test"]
+        labeller = TFLiteTeacher(teacher, threads)
+        metrics = measure_once(loaded.model, test, labeller, loaded.spec, seed)
+    except (ValueError, OSError) as error:
+        typer.echo(f"nima_training.distill.measure: {error}", err=True)
+        raise typer.Exit(2) from error
     for part, values in metrics.items():
         typer.echo(agreement_line(f"held-out {part}", values))
 
