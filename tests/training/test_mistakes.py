@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -115,6 +116,20 @@ def test_only_a_mapping_is_a_state(tmp_path: Path) -> None:
         load_state(path)
     save_state(path, {"at": 3})
     assert load_state(path) == {"at": 3}
+
+
+def test_a_disk_without_room_for_a_state(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    save_state(path, {"at": 3})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, limits[1]))  # bytes of any file
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_state(path, {"model": torch.zeros(50_000), "optimiser": torch.zeros(50_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert load_state(path) == {"at": 3}
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_memory_and_processes_that_run_out(

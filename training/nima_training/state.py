@@ -15,9 +15,18 @@ class StateError(ValueError):
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` atomically: a kill at any moment leaves the old or the new file, whole."""
+    """Write ``state`` atomically: a kill at any moment leaves the old or the new file, whole.
+
+    Raises:
+        OSError: it could not be written; the old file stands.
+    """
     with atomic_file(path, "wb") as file:
-        torch.save(state, file)
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch's own error hides a full disk
+                raise error.__context__ from None
+            raise
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
