@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -402,3 +403,16 @@ def test_labels_are_not_replaced_by_the_manifest(
         assert stopped.value.code == 2
         assert f"{out} is the label file: choose another --out" in capsys.readouterr().err
     assert labels.read_bytes() == before
+
+
+def test_a_folder_whose_name_is_not_utf8_costs_its_own_photos_only(
+    make_set: Callable[[Path, int], tuple[Path, Path]], tmp_path: Path
+) -> None:
+    photos, labels = make_set(tmp_path, 4)
+    folder = Path(os.fsdecode(os.fsencode(photos) + b"/caf\xe9"))
+    folder.mkdir()
+    (photos / "photo001.png").rename(folder / "photo001.png")
+    out = tmp_path / "m.parquet"
+    report = build_manifest(sources.read_own(labels), photos, out)
+    assert report.dropped == {"below a folder whose name is not UTF-8": ["photo001"]}
+    assert len(pd.read_parquet(out)) == 3

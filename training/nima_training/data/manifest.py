@@ -94,11 +94,13 @@ def build_manifest(
     rows = []
     for row in ratings.to_dict("records"):
         paths = names.find(str(row["image_id"]))
-        if len(paths) == 1:
-            rows.append((row, paths[0]))
-        else:
+        if len(paths) != 1:
             reason = "named by several files" if paths else "missing"
             report.drop(reason, str(row["image_id"]))
+        elif not _is_text(f"{row['image_id']}{paths[0].relative_to(photos)}"):
+            report.drop("below a folder whose name is not UTF-8", str(row["image_id"]))
+        else:
+            rows.append((row, paths[0]))
     out.parent.mkdir(parents=True, exist_ok=True)
     checks = check_files(
         [path for _, path in rows], workers, out.with_suffix(".checks.jsonl"), progress
@@ -144,6 +146,11 @@ def build_manifest(
     write_parquet(out, frame)
     write_json(out.with_suffix(".report.json"), asdict(report))
     return report
+
+
+def _is_text(name: str) -> bool:
+    """Whether Parquet can hold it: bytes of a file's name that are not UTF-8 it cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _names(row: dict[str, Any]) -> tuple[str, str]:
