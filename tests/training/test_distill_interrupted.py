@@ -1,4 +1,4 @@
-"""Distillation after a kill on a GPU, and on a disk with too little room."""
+"""Distillation after a kill on a GPU, on a disk with too little room, and into a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from torch import nn
 
 from nima_client.preprocess import PreprocessSpec
 from nima_training.distill import pool
-from nima_training.distill.config import StageConfig, ViewConfig
+from nima_training.distill.config import DistillConfig, StageConfig, ViewConfig
+from nima_training.distill.recipe import distill
 from nima_training.distill.stages import Stage, train_stage
 
 AdamW = torch.optim.AdamW
@@ -70,3 +71,13 @@ def test_room_for_all_views_is_taken_before_the_first(
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OSError, match=r"No space left on device.*pixels\.npy"):
         build()  # goes on with the folder, and says so there, too
+
+
+def test_an_output_that_is_a_file_is_told_before_the_work(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.write_text("mine")
+    config = DistillConfig(tmp_path / "photos", tmp_path / "t.tflite", tmp_path / "work", out)
+    with pytest.raises(ValueError, match="out is not a folder: choose another --out"):
+        distill(config, Console(quiet=True))
+    assert out.read_text() == "mine"
+    assert not config.work_dir.exists()
