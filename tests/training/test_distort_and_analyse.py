@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -143,6 +144,14 @@ def test_analyse_finds_what_a_judge_likes(tmp_path: Path, make_photo: MakePhoto)
     assert "http://" not in page.replace("http://www.w3.org", "").replace(
         "http://purl.org", ""
     ).replace("http://creativecommons.org", "")
+
+
+def test_a_photo_whose_name_is_not_utf8(tmp_path: Path, make_photo: MakePhoto) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
+    make_photo(1, (160, 120)).save(path)
+    analyse(score_by_sharpness, [path], tmp_path / "out", "a judge", ["gaussian_blur"])
+    table = pd.read_parquet(tmp_path / "out" / "scores.parquet")
+    assert set(table["photo"]) == {r"caf\xe9.png"}
 
 
 def test_the_change_has_an_interval_over_photos() -> None:

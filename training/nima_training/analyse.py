@@ -17,6 +17,7 @@ import pandas as pd
 from PIL import Image
 
 from nima_client._connection import TLS
+from nima_client._names import display_name
 from nima_client.preprocess import (
     DEFAULT_LIMITS,
     ImageRejected,
@@ -108,13 +109,14 @@ def analyse(
         raise ValueError(f"unknown distortions {unknown}; known: {', '.join(DISTORTIONS)}")
     rows: list[dict[str, Any]] = []
     unreadable: dict[str, str] = {}
-    for number, path in enumerate(paths):
+    by_name = {display_name(path.name): path for path in paths}
+    for number, (name, path) in enumerate(by_name.items()):
         try:
             image = open_working_copy(path)
         except (ImageRejected, OSError) as error:
-            unreadable[path.name] = str(error)
+            unreadable[name] = str(error)
             continue
-        progress(path.name)
+        progress(name)
         cases = [(CLEAN, 0.0)] + [(k, s) for k in chosen for s in DISTORTIONS[k].levels]
         images = [
             image
@@ -124,7 +126,7 @@ def analyse(
         ]
         means, stds = metrics.moments(score(images))
         rows += [
-            {"photo": path.name, "kind": kind, "strength": strength, "mean": mean, "std": std}
+            {"photo": name, "kind": kind, "strength": strength, "mean": mean, "std": std}
             for (kind, strength), mean, std in zip(cases, means, stds, strict=True)
         ]
     if not rows:
@@ -139,7 +141,6 @@ def analyse(
     out.mkdir(parents=True, exist_ok=True)
     write_parquet(out / "scores.parquet", table)
     write_json(out / "analysis.json", result)
-    by_name = {path.name: path for path in paths}
     _page(out / "analysis.html", result, table, by_name)
     return result
 
