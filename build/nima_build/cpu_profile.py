@@ -14,7 +14,14 @@ from pathlib import Path
 from nima_build.cores import available_cores
 from nima_build.metadata import ArtefactError
 from nima_build.rendering import cpu_instances
-from nima_build.repository import MODELS, check_graph, read_config, set_precision
+from nima_build.repository import (
+    MODELS,
+    check_graph,
+    config_text,
+    load_metadata,
+    read_config,
+    set_precision,
+)
 from nima_client._files import write_together
 from nima_client.contract import MODEL_NAME, PREPROCESS_MODEL
 from nima_client.preprocess import DEFAULT_LIMITS, Limits
@@ -33,16 +40,15 @@ def set_cpu_profile(
 
     Raises:
         ValueError: the count or a limit is not positive, or there is no such precision.
-        ArtefactError: a config is missing or broken, or the graph is not there.
+        ArtefactError: a config is missing or broken, or the graph or ``model.json`` is not there.
         OSError: the repository cannot be written.
     """
-    from google.protobuf import text_format
-
     if count < 1:
         raise ValueError("the number of instances must be at least 1")
     if limits.max_bytes < 1 or limits.max_pixels < 1:
         raise ValueError("image limits must be positive")
     check_graph(repository, precision)
+    metadata = load_metadata(repository)
     contents = {}
     for model in MODELS:
         path = repository / model / "configs" / "cpu.pbtxt"
@@ -54,7 +60,7 @@ def set_cpu_profile(
         if model == PREPROCESS_MODEL:
             config.parameters["max_bytes"].string_value = str(limits.max_bytes)
             config.parameters["max_pixels"].string_value = str(limits.max_pixels)
-        contents[path] = text_format.MessageToString(config).encode()
+        contents[path] = config_text(config, metadata).encode()
     write_together({p: data for p, data in contents.items() if _differs(p, data)})
 
 

@@ -35,7 +35,7 @@ INT8_NAME = "model.int8.onnx"
 CPU_PROFILES = ("cpu", "embedded")
 GRAPHS = {"fp32": ONNX_NAME, "int8": INT8_NAME}
 """The graph that a CPU runs, by precision."""
-_PIXELS_DIMS = re.compile(r"\[ \d+, \d+, 3 \]")
+_PIXELS_DIMS = re.compile(r"\[ ?\d+, \d+, 3 ?\]")
 
 
 def default_repository() -> Path:
@@ -137,6 +137,22 @@ def config_contents(repository: Path, metadata: ModelMetadata) -> dict[Path, byt
                 text = f"{head}{MARKER}\n{_parameter_block(facts(model, metadata))}"
             contents[path] = text.encode()
     return contents
+
+
+def config_text(config: Any, metadata: ModelMetadata) -> str:
+    """A changed config of one of :data:`MODELS` as a file in which the next export finds its facts.
+
+    Args:
+        config: ``inference.ModelConfig``; its facts become those of ``metadata``.
+        metadata: of the network that lies in the repository.
+    """
+    from google.protobuf import text_format
+
+    known = facts(config.name, metadata)
+    for key in known.keys() & set(config.parameters):
+        del config.parameters[key]
+    text: str = text_format.MessageToString(config, use_short_repeated_primitives=True)
+    return f"{text}\n{MARKER}\n{_parameter_block(known)}" if known else text
 
 
 def write_parameters(repository: Path, metadata: ModelMetadata) -> list[Path]:

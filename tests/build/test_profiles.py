@@ -108,6 +108,31 @@ def test_instances_of_the_cpu_profile_follow_the_machine(repository: Path, tmp_p
         set_cpu_profile(copy, 0)
 
 
+def test_an_export_reaches_what_the_cpu_profile_wrote(
+    checkpoint: Path, repository: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(repository, tmp_path / "models"))
+    set_cpu_profile(copy, 2)
+    other = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+    meta = json.loads((other / "checkpoint.json").read_text())
+    meta["name"] = "another"
+    meta["preprocessing"] |= {"resize": "shortest", "resize_size": 192, "crop_size": 160}
+    (other / "checkpoint.json").write_text(json.dumps(meta))
+    export_to_repository(other, copy)
+    for _ in range(2):
+        preprocess = read_config(config_path(copy, "nima_preprocess", "cpu"))
+        told = json.loads(preprocess.parameters["preprocessing"].string_value)
+        assert told == load_metadata(copy).spec.to_dict()
+        assert list(preprocess.output[0].dims) == [160, 160, 3]
+        network = read_config(config_path(copy, "nima_network", "cpu"))
+        assert list(network.input[0].dims) == [160, 160, 3]
+        for warmup in network.model_warmup:
+            assert list(warmup.inputs[PIXELS].dims) == [160, 160, 3]
+        ensemble = read_config(config_path(copy, "nima", "cpu"))
+        assert ensemble.parameters["checkpoint_name"].string_value == "another"
+        set_cpu_profile(copy, 3)
+
+
 def test_precision_of_the_cpu_profile_is_chosen_and_told(repository: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(repository, tmp_path / "models"))
     with pytest.raises(ArtefactError, match=r"no .*model\.int8\.onnx: run `nima export CHECKPOINT"):
