@@ -11,12 +11,15 @@ import hashlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from nima_build.metadata import ArtefactError
+from nima_build.metadata import METADATA_NAME, ArtefactError
+from nima_build.repository import GRAPHS
 from nima_client._files import sha256_file, write_atomic, write_together
+from nima_client.contract import NETWORK_MODEL
 
 CHECKSUMS_NAME = "SHA256SUMS"
 _EXPORTED = ("*/1/*.onnx", "*/1/*.json")
 _OF_AN_ENGINE = (".plan.json", ".pt2.json")
+_SERVED = tuple(f"{NETWORK_MODEL}/1/{name}" for name in (METADATA_NAME, *GRAPHS.values()))
 
 
 def checksums(
@@ -82,12 +85,17 @@ def check_checksums(repository: Path, model: str = "") -> int:
         How many there are.
 
     Raises:
-        ArtefactError: no manifest, or an artefact is missing or has changed.
+        ArtefactError: no manifest, or one that leaves out a graph or the facts of the network; or
+            an artefact is missing or has changed.
+        OSError: a file cannot be read.
     """
     path = repository / CHECKSUMS_NAME
     if not path.is_file():
         raise ArtefactError(f"no {path}: run `nima export`, which writes it")
-    lines = path.read_text().split("\n")
+    try:
+        lines = path.read_text().split("\n")
+    except UnicodeDecodeError:
+        raise ArtefactError(f"{path} is unreadable: run `nima export` again") from None
     named = [line.split("  ", 1) for line in lines if line]
     for entry in named:
         if len(entry) != 2:
@@ -103,4 +111,9 @@ def check_checksums(repository: Path, model: str = "") -> int:
                 f"{artefact} is not what {CHECKSUMS_NAME} names: it is damaged or half replaced. "
                 "Run `nima export` again"
             )
+    # What a manifest that was cut short does not name, nothing vouches for.
+    wanted = set(_SERVED if model in ("", NETWORK_MODEL) else ())
+    for name in sorted(wanted.difference(name for _, name in named)):
+        if (repository / name).is_file():
+            raise ArtefactError(f"{path} does not name {name}: run `nima export` again")
     return len(named)

@@ -173,9 +173,26 @@ def test_checksums_notice_every_kind_of_damage(repository: Path, tmp_path: Path)
         (copy / "nima_network" / "1" / name).write_bytes(b"built")
     write_checksums(copy)
     assert check_checksums(copy) == 4
-    (copy / "SHA256SUMS").write_text("nonsense\n")
-    with pytest.raises(ArtefactError, match="unreadable"):
-        check_checksums(copy)
+    for content in (b"nonsense\n", b"\xff\xfe"):
+        (copy / "SHA256SUMS").write_bytes(content)
+        with pytest.raises(ArtefactError, match="unreadable"):
+            check_checksums(copy)
+
+
+@pytest.mark.parametrize("left", ["model.onnx", "model.json", "model.int8.onnx", ""])
+def test_a_manifest_that_was_cut_short_vouches_for_nothing(
+    repository: Path, tmp_path: Path, left: str
+) -> None:
+    copy = Path(shutil.copytree(repository, tmp_path / "models"))
+    shutil.copyfile(copy / "nima_network/1/model.onnx", copy / "nima_network/1/model.int8.onnx")
+    write_checksums(copy)
+    manifest = copy / "SHA256SUMS"
+    lines = manifest.read_text().splitlines(keepends=True)
+    manifest.write_text("".join(line for line in lines if left and f"/{left}" not in line))
+    for model in ("", "nima_network"):
+        with pytest.raises(ArtefactError, match=f"SHA256SUMS does not name .*{left}"):
+            check_checksums(copy, model)
+    check_checksums(copy, "nima_preprocess")
 
 
 @pytest.mark.skipif(

@@ -141,6 +141,25 @@ def test_another_checkpoint_and_damaged_artefacts(shared_server, tmp_path: Path)
     assert "roll the repository out" in checks["manifest"].advice
 
 
+def test_artefacts_that_cannot_be_read_do_not_end_the_examination(tmp_path: Path) -> None:
+    copy = tmp_path / "repository"
+    shutil.copytree(default_repository(), copy)
+    (copy / "SHA256SUMS").write_bytes(b"\xff\xfe")
+    finding = found(Target("127.0.0.1:1", model_repository=copy))["artefacts"]
+    assert finding.status == "failure"
+    assert "SHA256SUMS is unreadable" in finding.detail
+    shutil.copyfile(default_repository() / "SHA256SUMS", copy / "SHA256SUMS")
+    graph = copy / NETWORK_MODEL / "1" / "model.json"
+    graph.unlink()
+    graph.mkdir()
+    lines = (copy / "SHA256SUMS").read_text().splitlines(keepends=True)
+    (copy / "SHA256SUMS").write_text("".join(line for line in lines if graph.name not in line))
+    checks = found(Target("127.0.0.1:1", model_repository=copy))
+    assert checks["artefacts"].status == "failure"
+    assert "able to read" in checks["artefacts"].advice
+    assert checks["reachable"].status == "failure"
+
+
 def test_open_apis_are_told(repository: Path) -> None:
     """A server started by hand, without the restrictions."""
 

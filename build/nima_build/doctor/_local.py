@@ -51,6 +51,11 @@ def artefacts(repository: Path) -> Finding:
         metadata = load_metadata(repository)
     except ArtefactError as error:
         return Finding("artefacts", "failure", one_line(error), "run `nima export`")
+    except OSError as error:
+        return Finding(
+            "artefacts", "failure", one_line(error),
+            "whoever serves must be able to read the files of the repository",
+        )  # fmt: skip
     digest = metadata.checkpoint_sha256[:12]
     return Finding(
         "artefacts", "ok", f"{count} files match SHA256SUMS; {metadata.name}, checkpoint {digest}"

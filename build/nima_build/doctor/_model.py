@@ -86,7 +86,7 @@ def served_is_local(info: nima_client.ModelInfo, repository: Path) -> Finding:
     """The checkpoint served against the one in the repository."""
     try:
         local = load_metadata(repository)
-    except ArtefactError as error:
+    except (ArtefactError, OSError) as error:
         return Finding("manifest", "skipped", one_line(error))
     if local.checkpoint_sha256 == info.served.checkpoint_sha256:
         return Finding("manifest", "ok", "the server serves the checkpoint of the repository")
