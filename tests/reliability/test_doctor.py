@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import http.server
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,10 +19,10 @@ import pytest
 import trustme
 from _load import stubs_of
 
-from nima_build.doctor import Finding, Target, examine
+from nima_build.doctor import Finding, Target, _model, examine
 from nima_build.repository import default_repository
 from nima_build.server import EmbeddedServer, ServerOptions, ServerTLS
-from nima_client import TLS
+from nima_client import TLS, NimaClient
 from nima_client.contract import NETWORK_MODEL
 
 DOCTOR = [sys.executable, "-m", "nima_client.cli.main", "doctor"]
@@ -169,11 +172,14 @@ def test_open_apis_are_told(repository: Path) -> None:
 
     with Careless(ServerOptions(model_repository=repository, instances=1)) as careless:
         finding = found(Target(careless.grpc_url, careless.http_url))["closed APIs"]
+        wrong = found(Target(careless.grpc_url, careless.metrics_url))["closed APIs"]
         careless.end_processes(grace=0)
     assert finding.status == "warning"
     for api in ("model-repository", "shared-memory", "trace", "logging"):
         assert f"{api}," in f"{finding.detail},"
         assert f"{api} (HTTP)" in finding.detail
+        assert api in wrong.detail
+    assert "not Triton's HTTP endpoint" in wrong.detail
 
 
 def test_a_port_that_is_not_http_is_no_open_api(shared_server: EmbeddedServer) -> None:
@@ -182,6 +188,65 @@ def test_a_port_that_is_not_http_is_no_open_api(shared_server: EmbeddedServer) -
     assert finding.status == "warning"
     assert "not Triton's HTTP endpoint" in finding.detail
     assert "check --http-url" in finding.advice
+
+
+@pytest.mark.parametrize("port", ["grpc", "0x1f42"])
+def test_ports_that_do_not_answer_http_are_told(shared_server: EmbeddedServer, port: str) -> None:
+    url = shared_server.grpc_url if port == "grpc" else f"127.0.0.1:{port}"
+    checks = found(Target(shared_server.grpc_url, url, url))
+    said = "does not answer HTTP" if port == "grpc" else "nonnumeric port"
+    for check, option in (("closed APIs", "--http-url"), ("metrics", "--metrics-url")):
+        assert checks[check].status == "warning"
+        assert said in checks[check].detail
+        assert option in checks[check].advice
+
+
+def test_metrics_of_something_else_say_nothing_of_the_queue(shared_server: EmbeddedServer) -> None:
+    class Exporter(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"node_load1 0.5\n")
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Exporter) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        url = f"127.0.0.1:{other.server_port}"
+        checks = found(Target(shared_server.grpc_url, metrics_url=url))
+        other.shutdown()
+    assert "queue" not in checks
+    assert checks["metrics"].status == "warning"
+    assert "no metrics of the model nima" in checks["metrics"].detail
+
+
+def test_servers_that_score_differently_are_told(shared_server: EmbeddedServer) -> None:
+    with NimaClient(shared_server.grpc_url) as client:
+        info = client.model_info()
+    for field, status in (
+        ("checkpoint_sha256", "failure"),
+        ("preprocessing_id", "failure"),
+        ("precision", "warning"),
+        ("request_size", "ok"),
+    ):
+        value = 7 if field == "request_size" else "int8"
+        changed = dataclasses.replace(info.served, **{field: value})
+        other = dataclasses.replace(info, served=changed)
+        finding = _model.same_everywhere({"a:1": info, "b:1": other}, 2)
+        assert finding.status == status, field
+        assert ("at b:1" in finding.detail) == (status != "ok")
+
+
+def test_golden_photos_of_another_package_are_left_out(
+    shared_server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = _model.load_golden()
+    photo = tmp_path / "astronaut.png"
+    photo.write_bytes(b"another")
+    monkeypatch.setattr(_model, "golden_photos", lambda: [photo])
+    with NimaClient(shared_server.grpc_url) as client:
+        info = client.model_info()
+        served = dataclasses.replace(info.served, checkpoint_sha256=kept.checkpoint_sha256)
+        finding = _model.golden(client, dataclasses.replace(info, served=served))
+    assert finding.status == "skipped"
 
 
 def test_over_tls(start_server: Callable[..., object], tmp_path: Path) -> None:

@@ -106,6 +106,8 @@ def golden(client: nima_client.NimaClient, info: nima_client.ModelInfo) -> Findi
         known = unchanged(kept, golden_photos())
     except ArtefactError as error:
         return Finding("golden score", "skipped", one_line(error))
+    if not known:
+        return Finding("golden score", "skipped", "scikit-image here ships none of these photos")
     try:
         scores = client.score(list(known))
     except nima_client.NimaError as error:
@@ -153,12 +155,15 @@ def same_everywhere(served: Mapping[str, nima_client.ModelInfo], count: int) -> 
         count: servers behind the address.
     """
     by_checkpoint: dict[str, list[str]] = {}
+    by_precision: dict[str, list[str]] = {}
     for url, info in served.items():
-        by_checkpoint.setdefault(info.served.checkpoint_sha256, []).append(url)
+        model = f"{info.served.checkpoint_sha256[:12]}, {info.served.preprocessing_id}"
+        by_checkpoint.setdefault(model, []).append(url)
+        by_precision.setdefault(info.served.precision or "of an engine", []).append(url)
+    differ = "servers behind one address differ:"
     if len(by_checkpoint) > 1:
-        listed = "; ".join(f"{key[:12]} at {', '.join(at)}" for key, at in by_checkpoint.items())
         return Finding(
-            "same model", "failure", f"servers behind one address differ: {listed}",
+            "same model", "failure", f"{differ} {_listed(by_checkpoint)}",
             "finish the rollout or roll back: a photo's score depends on which server answers",
         )  # fmt: skip
     if len(served) < count:
@@ -166,4 +171,13 @@ def same_everywhere(served: Mapping[str, nima_client.ModelInfo], count: int) -> 
             "same model", "failure", f"{count - len(served)} of {count} servers did not answer",
             "see their findings above",
         )  # fmt: skip
+    if len(by_precision) > 1:
+        return Finding(
+            "same model", "warning", f"{differ} precision {_listed(by_precision)}",
+            "serve one precision: a photo's score depends a little on which server answers",
+        )  # fmt: skip
     return Finding("same model", "ok", f"{count} servers serve one checkpoint")
+
+
+def _listed(urls: Mapping[str, list[str]]) -> str:
+    return "; ".join(f"{what} at {', '.join(at)}" for what, at in urls.items())

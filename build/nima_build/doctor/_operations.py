@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import re
 import socket
 import time
@@ -52,18 +53,22 @@ def closed_apis(target: Target) -> Finding:
         for name, call in _grpc_asks(client, headers).items():
             if not _refused(call):
                 still_open.append(name)
+    untold = ""
     if target.http_url is not None:
         try:
             still_open += [f"{name} (HTTP)" for name in _open_over_http(target)]
         except OSError as error:
-            return Finding(
-                "closed APIs", "warning", f"http {target.http_url}: {one_line(error)}",
-                "check --http-url; a server with TLS has no HTTP endpoint",
-            )  # fmt: skip
+            untold = f"http {target.http_url}: {one_line(error)}"
     if still_open:
+        found = f"open to everybody: {', '.join(still_open)}"
         return Finding(
-            "closed APIs", "warning", f"open to everybody: {', '.join(still_open)}",
+            "closed APIs", "warning", "; ".join(filter(None, [found, untold])),
             "restrict them with --grpc-restricted-protocol and --http-restricted-api (SECURITY.md)",
+        )  # fmt: skip
+    if untold:
+        return Finding(
+            "closed APIs", "warning", untold,
+            "check --http-url; a server with TLS has no HTTP endpoint",
         )  # fmt: skip
     over = "gRPC and HTTP" if target.http_url else "gRPC"
     closed = f"closed without the admin token ({over}): {', '.join(_HTTP_ASKS)}"
@@ -90,9 +95,18 @@ def _refused(call: Callable[[], object]) -> bool:
 
 
 def _open(ask: str | urllib.request.Request, address: str, timeout: float) -> Any:
-    """``urlopen``, which asks a proxy even for this machine's own loopback."""
+    """``urlopen``, which asks a proxy even for this machine's own loopback.
+
+    Raises:
+        OSError: nothing there answers HTTP, or not with success.
+    """
     handlers = [urllib.request.ProxyHandler({})] if is_local(address) else []
-    return urllib.request.build_opener(*handlers).open(ask, timeout=timeout)
+    try:
+        return urllib.request.build_opener(*handlers).open(ask, timeout=timeout)
+    except http.client.BadStatusLine:  # it holds what came instead, the bytes of gRPC say
+        raise OSError("what listens there does not answer HTTP") from None
+    except http.client.HTTPException as error:
+        raise OSError(str(error)) from None
 
 
 def _open_over_http(target: Target) -> Iterator[str]:
@@ -160,6 +174,9 @@ def queue(metrics_url: str, timeout: float) -> Iterator[Finding]:
     try:
         with _open(f"http://{metrics_url}/metrics", metrics_url, timeout) as answer:
             text = answer.read().decode()
+        if f'model="{MODEL_NAME}"' not in text:
+            # Any other exporter: that its counters are not there says nothing of the queue.
+            raise ValueError(f"there are no metrics of the model {MODEL_NAME}")
     except (OSError, ValueError) as error:
         yield Finding(
             "metrics", "warning", f"{metrics_url}: {one_line(error)}",
