@@ -237,6 +237,7 @@ def triton_scores(
 
     Raises:
         NimaError: unreachable, or it refused a photo.
+        InferenceServerException: it does not tell the network's config.
         OSError: a file of ``tls`` cannot be read.
     """
     import nima_client

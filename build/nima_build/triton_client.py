@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nima_client._connection import Connection
+from nima_client._address import normalise_url
+from nima_client._connection import TLS, Connection
 from nima_client.contract import NETWORK_MODEL, PIXELS, PREPROCESS_MODEL
-
-if TYPE_CHECKING:
-    import nima_client
 
 _POLL_SECONDS = 0.1
 
 
-def triton_client(url: str, tls: nima_client.TLS | None = None) -> Any:
+def triton_client(url: str, tls: TLS | None = None) -> Any:
     """A ``tritonclient.grpc.InferenceServerClient``; connects at its first call.
 
     Args:
-        url: ``host:port`` of the gRPC endpoint.
-        tls: encryption; None speaks plain text.
+        url: gRPC address, as :class:`nima_client.NimaClient` takes it.
+        tls: encryption; None speaks plain text unless the address asks for TLS (``grpcs://``).
 
     Raises:
         OSError: a file of ``tls`` cannot be read.
+        ValueError: not an address.
     """
     import grpc
     import tritonclient.grpc as triton
 
+    target, encrypted = normalise_url(url)
+    if tls is None and encrypted:
+        tls = TLS()
     # Those of the product's own client: this machine's loopback is not dialled through a proxy.
-    options = Connection(url, tls, keepalive_s=None).channel_options()
+    options = Connection(target, tls, keepalive_s=None).channel_options()
     credentials = None if tls is None else grpc.ssl_channel_credentials(*tls.read())
-    return triton.InferenceServerClient(url, creds=credentials, channel_args=options)
+    return triton.InferenceServerClient(target, creds=credentials, channel_args=options)
 
 
 def still_works(client: Any, seconds: float) -> bool:

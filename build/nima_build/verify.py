@@ -271,8 +271,10 @@ def _triton_stage(
     photos: Sequence[Path],
     expected: npt.NDArray[Any],
 ) -> StageResult:
+    from tritonclient.utils import InferenceServerException
+
     try:
         stage, actual, note = triton_scores(url, photos, tls, headers)
-    except NimaError as error:
+    except (NimaError, InferenceServerException) as error:
         return StageResult("triton", "fail", note=f"{url}: {error}")
     return compare(stage, [path.name for path in photos], expected, actual, note)

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from nima_build.bench import BenchError, session
 from nima_build.bench.cpu import CpuMeter, CpuTime
 from nima_build.bench.limit import Limit, Pace
-from nima_build.bench.open_loop import due_times, percentiles
+from nima_build.bench.open_loop import OpenLoopResult, due_times, percentiles
 from nima_build.bench.perf_analyzer import Load, Measured, find_perf_analyzer, parse_report
 from nima_build.bench.photos import load_photos, perf_inputs, split_by_size
 from nima_build.bench.report import rows, to_csv, to_markdown, write_report
@@ -259,6 +259,21 @@ def test_a_failure_leaves_what_was_measured_and_is_told(sweep, tmp_path):
             sweep(nothing)
 
 
+def test_shares_of_a_slow_machines_limit_are_kept(monkeypatch, folder):
+    monkeypatch.setattr(session, "StageMeter", NoMeter)
+    monkeypatch.setattr(session, "LimitMeter", NoLimits)
+    monkeypatch.setattr(NoLimits, "measure", lambda *_: Limit(3.0, 1.5, 1.234, 10.0))
+    monkeypatch.setattr(session, "run_perf_analyzer", lambda *_: Measured(1.0, 1.0, 2.0, 3.0, 1.0))
+    outcome = OpenLoopResult(Measured(1.0, 1.0, 2.0, 3.0, 1.0), 1, 0)
+    monkeypatch.setattr(session, "run_open_loop", lambda *_, **__: outcome)
+    result = session.run_sweep(
+        *("127.0.0.1:1", split_by_size(load_photos([folder]))[:1], None, "", ""),
+        session.Sweep(concurrencies=(), rate_shares=(0.01, 0.3), repeats=1),
+        *("a network", lambda _line: None),
+    )
+    assert [sample.load.rate for sample in result.samples] == [0.0123, 0.37] * 2
+
+
 def test_cpu_time_is_that_of_the_server_and_of_ended_children():
     busy = "import time\nwhile time.process_time() < {}: pass\n{}"
     server = subprocess.Popen(
@@ -292,6 +307,8 @@ def test_a_mistake_is_told_before_anything_is_measured(folder, tmp_path, monkeyp
     for arguments, status, message in (
         (["-o", tmp_path / "file"], 1, "File exists"),
         (["-o", tmp_path / "out", "--url", "nowhere"], 1, "has no port"),
+        (["-o", tmp_path / "out", "--url", "grpcs://127.0.0.1:1"], 1, "TLS cannot be measured"),
+        (["-o", tmp_path / "out", "--url", "grpc://127.0.0.1:1"], 1, "bench: 127.0.0.1:1 cannot"),
         (["-o", tmp_path / "out", "--rate-shares", "nan"], 2, "positive and finite"),
     ):
         done = CliRunner().invoke(bench_app, [str(folder), *map(str, arguments)])

@@ -53,19 +53,33 @@ def test_good_export_passes(network: Path, checkpoint: Path, photos: list[Path])
     assert found["triton"].status == "skip"
 
 
-def test_running_triton_is_compared(repository: Path, checkpoint: Path, photos: list[Path]) -> None:
+def test_running_triton_is_compared(
+    repository: Path, checkpoint: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("pytriton", reason="needs the extra serve")
+    from unittest.mock import Mock
+
+    from tritonclient.grpc import InferenceServerClient
+    from tritonclient.utils import InferenceServerException
+
     from nima_build.server import EmbeddedServer, ServerOptions
 
     network = repository / "nima_network" / "1"
     with EmbeddedServer(ServerOptions(model_repository=repository, instances=1)) as server:
         report = verify(network, photos, checkpoint=checkpoint, url=server.grpc_url)
         url = server.grpc_url
+        schemed = verify(network, photos, checkpoint=checkpoint, url=f" grpc://{url} ")
+        untold = InferenceServerException("protocol is restricted")
+        with monkeypatch.context() as patched:
+            patched.setattr(InferenceServerClient, "get_model_config", Mock(side_effect=untold))
+            refused = verify(network, photos, checkpoint=checkpoint, url=url)
     (stage,) = [stage for stage in report.stages if stage.stage == "triton"]
     assert stage.status == "pass", stage.note
     assert stage.photos == len(photos)
     assert stage.mean_difference is not None
     assert stage.mean_difference < 1e-4
+    assert states(schemed)["triton"] == "pass"
+    assert states(refused)["triton"] == "fail"
     gone = verify(network, photos, checkpoint=checkpoint, url=url)
     assert states(gone)["triton"] == "fail"
 
@@ -166,6 +180,13 @@ def test_unreadable_photo_is_one_line(network: Path, tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert result.output.startswith("nima verify: cannot score")
     assert result.output.count("\n") == 1
+
+
+def test_brackets_of_a_name_are_shown(network: Path, photos: list[Path], tmp_path: Path) -> None:
+    photo = Path(shutil.copyfile(photos[0], tmp_path / "[a]b.png"))
+    result = CliRunner().invoke(app, [str(photo), "--network", str(network)])
+    assert result.exit_code == 0, result.output
+    assert "[a]b.png" in result.output
 
 
 @pytest.mark.skipif(not (BUNDLED / "model.json").is_file(), reason="no bundled model in this tree")

@@ -222,7 +222,7 @@ class _SetBench:
             self.before = self.limits.pace("combined", limit_seconds)
             self.result.limits[self.name].append(limit)
             # Fixed by the first round, so that all rounds run the same loads.
-            rates = rates or [round(share * limit.combined, 1) for share in sweep.rate_shares]
+            rates = rates or [float(f"{share * limit.combined:.3g}") for share in sweep.rate_shares]
             closed = [Load(concurrency=c, batch=sweep.request_size) for c in sweep.concurrencies]
             paced = [Load(rate=r) for r in rates]
             for tool, loads in (("perf_analyzer", [*closed, *paced]), ("sdk", paced)):

@@ -78,6 +78,7 @@ def bench(
     from nima_build.metadata import ArtefactError
     from nima_build.repository import check_graph, default_repository, load_metadata
     from nima_build.server import EmbeddedServer, ServerError, ServerOptions
+    from nima_client._address import normalise_url
 
     def report(line: str) -> None:
         print(f"nima bench: {line}", file=sys.stderr, flush=True)
@@ -92,6 +93,10 @@ def bench(
     if not (sweep.concurrencies or sweep.rate_shares):
         raise typer.BadParameter("nothing to measure: give --concurrency or --rate-shares")
     try:
+        if url:
+            url, encrypted = normalise_url(url)  # perf_analyzer knows no scheme
+            if encrypted:
+                raise BenchError("a server with TLS cannot be measured: name one without")
         check_folder(out)
         sets = split_by_size(load_photos(photos))
         binary = find_perf_analyzer()

@@ -45,6 +45,7 @@ def verify(
     Exits with 1 when any stage is outside its tolerance, or the checkpoint is not the network's.
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from nima_build.golden import GOLDEN_PATH, golden_photos
@@ -94,7 +95,8 @@ def verify(
             "" if limits is None else f"{limits.mean:g}",
             "" if stage.emd is None else f"{stage.emd:.1e}",
             "" if limits is None else f"{limits.emd:g}",
-            "; ".join(part for part in (stage.worst, stage.note) if part),
+            # Names and reasons have brackets of their own: 'nima-triton[tensorrt]'.
+            escape("; ".join(part for part in (stage.worst, stage.note) if part)),
         )
     Console().print(table)
     if not report.passed:
