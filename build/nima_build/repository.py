@@ -45,12 +45,22 @@ def default_repository() -> Path:
         ArtefactError: none is there.
     """
     if chosen := os.environ.get("NIMA_MODEL_REPOSITORY"):
+        if not is_repository(Path(chosen)):
+            raise ArtefactError(
+                f"NIMA_MODEL_REPOSITORY={chosen} is no model repository: "
+                f"it has no {MODEL_NAME}/config.pbtxt"
+            )
         return Path(chosen)
     here = Path(__file__).resolve().parent
     for candidate in (here.parents[1] / "model_repository", here / "_model_repository"):
-        if (candidate / MODEL_NAME / "config.pbtxt").is_file():
+        if is_repository(candidate):
             return candidate
     raise ArtefactError("no model_repository beside this installation: pass --model-repository")
+
+
+def is_repository(folder: Path) -> bool:
+    """Whether a folder has the configs of a model repository."""
+    return (folder / MODEL_NAME / "config.pbtxt").is_file()
 
 
 def config_path(repository: Path, model: str, profile: str) -> Path:

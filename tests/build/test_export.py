@@ -281,6 +281,25 @@ def test_graphs_of_another_checkpoint_do_not_outlive_it(
     assert not stale[1].exists()
 
 
+def test_a_repository_is_exported_into_and_a_wrong_one_is_refused(
+    checkpoint: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = Path(shutil.copytree(repository, tmp_path / "models"))
+    shutil.rmtree(models / "nima_network" / "1")
+    (models / "SHA256SUMS").unlink()
+    done = CliRunner().invoke(app, [str(checkpoint), "-o", str(models)])
+    assert done.exit_code == 0, done.output
+    assert check_checksums(models) > 0
+    assert (models / "nima_network" / "1" / "model.onnx").is_file()
+    assert not (models / "model.onnx").exists()
+
+    monkeypatch.setenv("NIMA_MODEL_REPOSITORY", str(tmp_path / "modles"))
+    done = CliRunner().invoke(app, [str(checkpoint)])
+    assert done.exit_code == 1
+    assert "modles is no model repository" in done.output
+    assert not (tmp_path / "modles").exists()
+
+
 def test_int8_without_photos_leaves_the_previous_export(
     checkpoint: Path, exported: Path, tmp_path: Path
 ) -> None:

@@ -21,7 +21,8 @@ def export(
         typer.Option(
             "--output",
             "-o",
-            help="Folder to write to; by default $NIMA_MODEL_REPOSITORY or this tree's own.",
+            help="Folder for the files, or a model repository; by default the one at "
+            "$NIMA_MODEL_REPOSITORY or this tree's own.",
         ),
     ] = None,
     bundled: Annotated[
@@ -42,22 +43,22 @@ def export(
 ) -> None:
     """Export a checkpoint to ONNX and check the graph against PyTorch.
 
-    Writes model.onnx (PIXELS uint8 [B,S,S,3] to DISTRIBUTION, MEAN, STD) and model.json. Nothing
-    is replaced unless every check passed. An FP16 or int8 graph of another checkpoint is removed.
+    Writes model.onnx (PIXELS uint8 [B,S,S,3] to DISTRIBUTION, MEAN, STD) and model.json, and in a
+    model repository the facts in its configs and SHA256SUMS. Nothing is replaced unless every check
+    passed. An FP16 or int8 graph of another checkpoint is removed.
     """
     from nima_build.export import ExportError, export_checkpoint, export_to_repository
     from nima_build.metadata import ArtefactError
     from nima_build.paths import BUNDLED_CHECKPOINT
-    from nima_build.repository import INT8_NAME, default_repository
+    from nima_build.repository import INT8_NAME, default_repository, is_repository
 
     if bundled == (checkpoint is not None):
         raise typer.BadParameter("give a checkpoint folder, or --bundled, and not both")
     source = checkpoint if checkpoint is not None else BUNDLED_CHECKPOINT
     try:
-        if output is None:
-            done = export_to_repository(source, default_repository(), fp16=fp16, calibration=int8)
-        else:
-            done = export_checkpoint(source, output, fp16=fp16, calibration=int8)
+        target = default_repository() if output is None else output
+        into = export_to_repository if is_repository(target) else export_checkpoint
+        done = into(source, target, fp16=fp16, calibration=int8)
     except (ExportError, ArtefactError, OSError) as error:
         typer.echo(f"nima export: {error}", err=True)
         raise typer.Exit(1) from None
