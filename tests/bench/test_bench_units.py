@@ -7,9 +7,11 @@ import csv
 import io
 import itertools
 import json
+import shlex
 import struct
 import subprocess
 import sys
+import tracemalloc
 
 import pytest
 from typer.testing import CliRunner
@@ -43,6 +45,19 @@ def test_photos_are_found_at_any_depth_and_split_by_size(folder):
     assert (small.name, [p.name for p in small.photos]) == ("small", ["a.jpg"])
     assert (large.name, [p.name for p in large.photos]) == ("large", ["b.png"])
     assert "1 photos of 2.2" in large.describe()
+
+
+def test_a_video_among_the_photos_is_not_read_whole(folder):
+    with (folder / "holiday.mp4").open("wb") as file:
+        file.truncate(1 << 30)
+    tracemalloc.start()
+    try:
+        assert [photo.name for photo in load_photos([folder])] == ["a.jpg", "b.png"]
+        with pytest.raises(BenchError, match="has 1073741824 bytes, the limit is"):
+            load_photos([folder / "holiday.mp4"])
+        assert tracemalloc.get_traced_memory()[1] < 256 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_damaged_photos_are_left_out_of_a_load(folder):
@@ -79,6 +94,9 @@ def test_perf_inputs_command(folder, tmp_path):
     assert done.exit_code == 0, done.output
     assert len(json.loads(output.read_text())["data"]) == 1
     assert "--shape IMAGE:1" in done.output
+    spaced = tmp_path / "my photos.json"
+    done = CliRunner().invoke(perf_inputs_app, [str(folder), "-o", str(spaced)])
+    assert str(spaced) in shlex.split(done.output), "the command it prints can be run"
     assert CliRunner().invoke(perf_inputs_app, [str(tmp_path / "no")]).exit_code == 1
 
 

@@ -88,6 +88,11 @@ def load_photos(paths: Iterable[Path], limits: Limits = DEFAULT_LIMITS) -> list[
             raise BenchError(f"no such file or folder: {root}")
         files = sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
         for path in files:
+            # Looked at before it is read: a folder of photos has videos, too.
+            if (size := path.stat().st_size) > limits.max_bytes:
+                if root.is_dir():
+                    continue
+                raise BenchError(f"{path} has {size} bytes, the limit is {limits.max_bytes}")
             data = path.read_bytes()
             try:
                 header = inspect_header(data, limits)

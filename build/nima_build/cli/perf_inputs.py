@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
@@ -39,5 +40,6 @@ def perf_inputs(
     print(f"{len(chosen)} photos in {output}; use it with:")
     print(
         f"  perf_analyzer -m {MODEL_NAME} -i grpc -u 127.0.0.1:8001 --async "
-        f"--input-data {output} --shape {INPUT_IMAGE}:1 --concurrency-range 1:32:4"
+        f"--input-data {shlex.quote(str(output))} --shape {INPUT_IMAGE}:1 "
+        "--concurrency-range 1:32:4"
     )
