@@ -26,6 +26,7 @@ from nima_build.engine_manifest import (
 from nima_build.gpu import Gpu, find_gpus
 from nima_build.half import to_fp16
 from nima_build.metadata import ArtefactError, ExportError
+from nima_build.output import check_output
 from nima_build.tensorrt_api import (
     EngineError,
     Progress,
@@ -87,6 +88,7 @@ def build_engine(
     )
     if not force and (found := built_before(lambda: check_engine(plan), wanted)):
         return found, False
+    check_output(plan)
     try:
         model = onnx.load(onnx_path)
     except DecodeError as error:

@@ -18,6 +18,7 @@ from typing import Any
 from nima_build.engine_manifest import EngineMismatch, Precision, built_before
 from nima_build.gpu import find_gpus
 from nima_build.metadata import METADATA_NAME, ModelMetadata
+from nima_build.output import check_output
 from nima_build.repository import default_repository, load_module
 from nima_build.tensorrt_api import EngineError, Progress
 from nima_client._files import sha256_file, write_together
@@ -104,6 +105,7 @@ def build_package(
     )
     if not force and (found := built_before(lambda: check_package(target), wanted)):
         return found, False
+    check_output(target)
     dtype = torch.float16 if options.precision == "fp16" else torch.float32
     graph = HalfScoringGraph(loaded.model, metadata.spec, dtype=dtype)
     with tempfile.TemporaryDirectory() as folder:

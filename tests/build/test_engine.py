@@ -343,6 +343,17 @@ def test_what_is_not_our_graph_is_one_line(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx"]
 
 
+def test_a_folder_is_no_engine_and_is_told_before_the_work(
+    rtx: Any, exported: Path, tmp_path: Path
+) -> None:
+    arguments = ["--target", "tensorrt-rtx", "--compute-capability", "8.9"]
+    arguments += ["--onnx", str(exported / "model.onnx"), "-o", str(tmp_path)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert result.output.startswith("nima build: [Errno 21] Is a directory")
+    assert result.output.count("\n") == 1
+
+
 def test_build_command_compiles_for_rtx(rtx: Any, exported: Path, tmp_path: Path) -> None:
     plan = tmp_path / "model.plan"
     arguments = ["--target", "tensorrt-rtx", "--compute-capability", "8.9"]

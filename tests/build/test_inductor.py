@@ -155,6 +155,11 @@ def test_package_is_kept_until_something_changes(
     assert manifest.checkpoint_sha256 == load_checkpoint(BUNDLED_CHECKPOINT).meta["weights_sha256"]
     monkeypatch.setattr(torch, "__version__", "2.9.0")
     assert build(network, PackageOptions("fp32", max_batch=16))
+    package.unlink()
+    package.mkdir()
+    monkeypatch.setattr(inductor, "compile_graph", None)
+    with pytest.raises(IsADirectoryError):
+        build(network)
 
 
 @pytest.mark.parametrize(

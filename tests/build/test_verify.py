@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -13,6 +14,7 @@ from onnx import numpy_helper
 from typer.testing import CliRunner
 
 from nima_build import golden as golden_module
+from nima_build import verify as verify_module
 from nima_build.cli.verify import app
 from nima_build.golden import golden_photos, load_golden
 from nima_build.metadata import ArtefactError, ModelMetadata
@@ -57,8 +59,6 @@ def test_running_triton_is_compared(
     repository: Path, checkpoint: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("pytriton", reason="needs the extra serve")
-    from unittest.mock import Mock
-
     from tritonclient.grpc import InferenceServerClient
     from tritonclient.utils import InferenceServerException
 
@@ -180,6 +180,18 @@ def test_unreadable_photo_is_one_line(network: Path, tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert result.output.startswith("nima verify: cannot score")
     assert result.output.count("\n") == 1
+
+
+@pytest.mark.parametrize("wrong", [["--url", "nowhere"], ["--json", "{folder}"]])
+def test_a_wrong_address_or_output_is_told_before_the_work(
+    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: list[str]
+) -> None:
+    monkeypatch.setattr(verify_module, "read_pixels", Mock(side_effect=AssertionError))
+    given = [part.format(folder=tmp_path) for part in wrong]
+    result = CliRunner().invoke(app, ["--network", str(network), *given])
+    assert result.exit_code == 1
+    assert result.output.startswith("nima verify: ")
+    assert ("no port" if wrong[0] == "--url" else "Is a directory") in result.output
 
 
 def test_brackets_of_a_name_are_shown(network: Path, photos: list[Path], tmp_path: Path) -> None:

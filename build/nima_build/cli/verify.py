@@ -50,14 +50,20 @@ def verify(
 
     from nima_build.golden import GOLDEN_PATH, golden_photos
     from nima_build.metadata import ArtefactError
+    from nima_build.output import check_output
     from nima_build.paths import BUNDLED_CHECKPOINT
     from nima_build.repository import default_repository
     from nima_build.verify import make_golden, verify
+    from nima_client._address import normalise_url
     from nima_client._files import write_atomic
     from nima_client.contract import NETWORK_MODEL
 
     tls, headers = credentials(tls_ca, tls_cert, tls_key, header)
     try:
+        if url is not None:
+            normalise_url(url)
+        if json_path is not None:
+            check_output(json_path)
         folder = network or default_repository() / NETWORK_MODEL / "1"
         source = checkpoint
         if source is None and network is None and (update_golden or _is_bundled(folder)):
