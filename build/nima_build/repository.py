@@ -112,11 +112,20 @@ def load_metadata(repository: Path) -> ModelMetadata:
 
 
 def _parameter_block(parameters: Mapping[str, str]) -> str:
-    # JSON's string escapes are also those of protobuf's text format.
     return "".join(
-        f"parameters {{ key: {json.dumps(key)} value {{ string_value: {json.dumps(value)} }} }}\n"
+        f"parameters {{ key: {_quoted(key)} value {{ string_value: {_quoted(value)} }} }}\n"
         for key, value in parameters.items()
     )
+
+
+def _quoted(text: str) -> str:
+    # JSON's string escapes are also those of protobuf's text format, but for its surrogate pairs.
+    parts = re.split(r"([\U00010000-\U0010ffff])", text)
+    escaped = (
+        f"\\U{ord(part):08x}" if place % 2 else json.dumps(part)[1:-1]
+        for place, part in enumerate(parts)
+    )
+    return f'"{"".join(escaped)}"'
 
 
 def facts(model: str, metadata: ModelMetadata) -> dict[str, str]:

@@ -17,6 +17,7 @@ from nima_build.export import export_to_repository
 from nima_build.gpu import find_gpus
 from nima_build.metadata import ArtefactError
 from nima_build.repository import MODELS, config_path, load_metadata, read_config
+from nima_client import NimaClient
 from nima_client.contract import (
     INPUT_IMAGE,
     MAX_BATCH_SIZE,
@@ -95,6 +96,25 @@ def test_another_image_size_reaches_every_config(
     specification = json.loads((copy / "nima_preprocess/1/preprocessing.json").read_text())
     assert (specification["resize_size"], specification["crop_size"]) == (192, 160)
     check_checksums(copy)
+
+
+def test_names_in_any_script_reach_python_and_triton(
+    checkpoint: Path, repository: Path, tmp_path: Path, tritonserver: Any
+) -> None:
+    name = 'Ü "модель" \\ 笑\U0001f600\x7f'
+    copy = Path(shutil.copytree(repository, tmp_path / "models"))
+    other = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+    meta = json.loads((other / "checkpoint.json").read_text())
+    meta["name"] = name
+    (other / "checkpoint.json").write_text(json.dumps(meta))
+    export_to_repository(other, copy)
+    config = read_config(config_path(copy, "nima", "embedded"))
+    assert config.parameters["checkpoint_name"].string_value == name
+    with (
+        tritonserver(copy, tmp_path / "run", "embedded") as server,
+        NimaClient(server.grpc_url) as client,
+    ):
+        assert client.model_info().served.checkpoint_name == name, server.log
 
 
 def test_instances_of_the_cpu_profile_follow_the_machine(repository: Path, tmp_path: Path) -> None:
