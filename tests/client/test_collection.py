@@ -131,6 +131,32 @@ def test_a_journal_gives_its_rows_in_the_order_of_the_photos(tmp_path: Path) -> 
         assert journal.failed == 1
 
 
+def test_what_has_been_repaired_is_no_failure_any_more(tmp_path: Path) -> None:
+    def go(photos: list[Photo]) -> tuple[list[str], list[str], int]:
+        with Journal(tmp_path / "journal") as journal:
+            journal.open("sha", resume=True)
+            for photo in journal.left(photos):
+                if photo.unreadable or photo.name == "a/bad.jpg":
+                    journal.add(FailedRow(photo.name, "UNREADABLE", "damaged"))
+                else:
+                    journal.add(Row(photo.name, 5.0, 1.0, None, (0.1,) * 10))
+            rows, failures = list(journal.rows()), list(journal.failures())
+            return [r.file for r in rows], [f.file for f in failures], journal.failed
+
+    closed, shard = Photo("a/closed", unreadable="closed"), Photo("a/s.tar", unreadable="damaged")
+    bad, first, second = (Photo(f"a/{name}") for name in ("bad.jpg", "s.tar/1.jpg", "s.tar/2.jpg"))
+    failures = ["a/bad.jpg", "a/closed", "a/s.tar"]
+    damaged = [bad, closed, first, shard]
+    assert go(damaged) == (["a/s.tar/1.jpg"], failures, 3)
+    assert go(damaged) == (["a/s.tar/1.jpg"], failures, 3)  # as damaged as before
+    inner = Photo("a/closed/in/1.jpg")
+    repaired = [bad, inner, first, second]
+    scored = [photo.name for photo in (inner, first, second)]
+    assert go(repaired) == (scored, ["a/bad.jpg"], 1)
+    assert go(repaired) == (scored, ["a/bad.jpg"], 1)
+    assert go([inner])[1:] == (["a/bad.jpg", "a/s.tar"], 2)  # not asked for it, nothing is known
+
+
 def test_a_journal_does_not_mix_photos_made_smaller_with_others(tmp_path: Path) -> None:
     for first, second, reason in (
         (448, None, "with --max-side 448"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,30 @@ def test_an_empty_journal_holds_nothing_to_go_on_with(tmp_path: Path) -> None:
         journal.open("sha", resume=False)
         journal.add(row("a"))
         assert [r.file for r in journal.rows()] == ["a"]
+
+
+def test_a_shard_that_was_repaired_is_no_failure_of_the_resumed_run(
+    folder: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("typer", reason="the commands need the extra cli")
+    from score_command import run
+
+    def killed(_journal: Journal) -> None:
+        raise KeyboardInterrupt
+
+    shard, output, failures = (tmp_path / name for name in ("s.tar", "out.csv", "failures"))
+    with tarfile.open(shard, "w") as tar:
+        tar.add(folder / "1.jpg", "1.jpg")
+        tar.add(folder / "2.jpg", "2.jpg")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:1600])
+    arguments = (shard, "-o", output, "--failures", failures, "--resume")
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "remove", killed)
+        assert run(*arguments, url=url).returncode == 130
+    assert "s.tar" in failures.read_text()
+    shard.write_bytes(whole)
+    done = run(*arguments, url=url)
+    assert done.returncode == 0, done.stderr
+    assert failures.read_text() == ""
+    assert output.read_text() == run(shard, "-f", "csv", url=url).stdout

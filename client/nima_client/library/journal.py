@@ -38,16 +38,20 @@ class Journal:
 
     Attributes:
         done: names of the photos that it holds.
-        failed: how many of them have no score.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.done: set[str] = set()
-        self.failed = 0
+        self._failed: set[str] = set()
         self._names: list[str] = []  # as the lines come
         self._places: dict[str, int] = {}
         self._file: IO[bytes] | None = None
+
+    @property
+    def failed(self) -> int:
+        """How many of them have no score."""
+        return len(self._failed)
 
     @classmethod
     def beside(cls, output: Path) -> Journal:
@@ -95,11 +99,15 @@ class Journal:
             self._append(header | ({"max_side": max_side} if max_side else {}))
 
     def left(self, photos: Iterable[Photo]) -> Iterator[Photo]:
-        """The photos without a result here. From then on results come in the order of them all."""
+        """The photos without a result here. From then on results come in the order of them all.
+
+        An archive or a folder that failed and has been repaired is its photos now.
+        """
         for place, photo in enumerate(photos):
             self._places.setdefault(photo.name, place)
             if photo.name not in self.done:
                 yield photo
+        self._failed -= self._repaired()
 
     def add(self, outcome: Outcome) -> None:
         """Append one result. It outlives this process as soon as this returns."""
@@ -167,7 +175,17 @@ class Journal:
     def _count(self, outcome: Outcome) -> None:
         self._names.append(outcome.file)
         self.done.add(outcome.file)
-        self.failed += isinstance(outcome, FailedRow)
+        if isinstance(outcome, FailedRow):
+            self._failed.add(outcome.file)
+
+    def _repaired(self) -> set[str]:
+        """Failures that this run did not meet again, but photos inside."""
+        gone = self._failed - self._places.keys()
+        inside: set[str] = set()
+        for name in self._places if gone else ():
+            while name := name.rpartition("/")[0]:
+                inside.add(name)
+        return gone & inside
 
     def _recover(
         self, file: IO[bytes], checkpoint_sha256: str, precision: str, max_side: int | None
@@ -231,4 +249,6 @@ class Journal:
             starts = array("Q", itertools.accumulate(map(len, file)))
             for number in sorted(range(len(places)), key=places.__getitem__):
                 file.seek(starts[number])
-                yield self._parse(file.readline(), number + 2)
+                outcome = self._parse(file.readline(), number + 2)
+                if isinstance(outcome, Row) or outcome.file in self._failed:
+                    yield outcome
