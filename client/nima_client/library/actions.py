@@ -173,10 +173,12 @@ def _moved_to(link: Path, moving: Mapping[Path, Path]) -> Path | None:
 
 def _place_one(source: Path, target: Path, action: Action, moving: Mapping[Path, Path]) -> None:
     if os.path.lexists(target):
-        if not _is_placed(source, target, action):
+        if action is Action.MOVE and _is_half_moved(source, target, moving):
+            source.unlink()
+        elif not _is_placed(source, target, action):
             raise FileExistsError(f"{target} exists already: nothing is overwritten")
-    elif action is Action.MOVE and (along := _moved_to(source, moving)) is not None:
-        target.symlink_to(along.name)  # beside it, wherever both are taken
+    elif action is Action.MOVE and _moved_to(source, moving) is not None:
+        target.symlink_to(_link_of(source, moving))
         source.unlink()
     elif not source.exists():
         raise FileNotFoundError(f"{source}: no such file")
@@ -185,8 +187,7 @@ def _place_one(source: Path, target: Path, action: Action, moving: Mapping[Path,
     elif action is Action.COPY:
         _copy(source, target)
     elif source.is_symlink():
-        # Where it lies now, a relative link leads elsewhere.
-        target.symlink_to(Path(os.path.realpath(source.parent), os.readlink(source)))
+        target.symlink_to(_link_of(source, moving))
         source.unlink()
     else:
         try:
@@ -196,6 +197,28 @@ def _place_one(source: Path, target: Path, action: Action, moving: Mapping[Path,
                 raise
             _copy(source, target)  # onto another disk
             source.unlink()
+
+
+def _link_of(source: Path, moving: Mapping[Path, Path]) -> Path:
+    """What a link says once it is moved."""
+    along = _moved_to(source, moving)
+    if along is not None:
+        return Path(along.name)  # beside it, wherever both are taken
+    # Where it will lie, a relative link leads elsewhere.
+    return Path(os.path.realpath(source.parent), os.readlink(source))
+
+
+def _is_half_moved(source: Path, target: Path, moving: Mapping[Path, Path]) -> bool:
+    """Whether only the source is still to be deleted: a kill came before that."""
+    if source.is_symlink():
+        return target.is_symlink() and Path(os.readlink(target)) == _link_of(source, moving)
+    # Never the only name of the bytes.
+    return (
+        source.is_file()
+        and not target.is_symlink()
+        and not (target.exists() and os.path.samefile(source, target))
+        and _is_placed(source, target, Action.COPY)
+    )
 
 
 def _copy(source: Path, target: Path) -> None:
