@@ -527,8 +527,11 @@ def test_what_was_scored_is_shown_although_the_server_went_away(
             server._sleep(60.0, context)  # until it is cancelled
 
     server.behaviour = stop
-    done = run(folder, "--in-flight", 1, url=server.url)
+    (folder / "0.jpg").write_bytes(b"no photo")
+    failures = folder / "failures.jsonl"
+    done = run(folder, "--in-flight", 1, "--failures", failures, url=server.url)
     assert done.returncode == 3
+    assert [Path(json.loads(line)["file"]).name for line in failures.open()] == ["0.jpg"]
     assert "2.jpg" in done.stdout
     assert "A.JPEG" not in done.stdout
     assert "check that it runs" in done.stderr

@@ -110,6 +110,8 @@ class Job:
         if self.output is None:
             chosen: Iterable[Row] = self._show(client)
             self._write_failures(self.failures)
+            if self._gone is not None:
+                raise self._gone
             return len(self.failures) + self._act(list(chosen))
         with self._journal(self.output) as journal:
             self._score_into(journal, client)
@@ -164,7 +166,7 @@ class Job:
                 if isinstance(outcome, Row):
                     yield outcome
         except NimaError as error:
-            # What was scored is shown first.
+            # What was scored is shown first, and what failed is written.
             self._gone = error
 
     def _report(self, outcome: Outcome) -> None:
@@ -187,8 +189,6 @@ class Job:
         if self.form is Format.table:
             print_scores(kept, Console())
         self._finish(track)
-        if self._gone is not None:
-            raise self._gone
         return kept
 
     def _act(self, chosen: Sequence[Row]) -> int:
