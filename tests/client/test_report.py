@@ -6,6 +6,7 @@ import json
 import re
 import tarfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,15 @@ def test_the_page_holds_everything_and_runs_nothing_of_others(page: Path, rows: 
     shown = {card["data-name"] for card in cards}
     assert '"><script>document.title="owned"<∕script>.jpg' in shown
     assert "right\ufffdgpj.exe" in shown
+
+
+def test_nearly_all_reference_photos_are_not_all(tmp_path: Path) -> None:
+    rows = [replace(make_row("a.jpg", 1), percentile=99.7)]
+    rows.append(replace(make_row("b.jpg", 2), percentile=0.4))
+    write_rows(rows, tmp_path / "scores.jsonl", "jsonl")
+    report(tmp_path / "scores.jsonl", "-o", tmp_path / "report.html")
+    found = re.findall(r"beats ([\d.]+) %", (tmp_path / "report.html").read_text("utf-8"))
+    assert sorted(found) == ["0.4", "99.7"]
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from nima_client.library.files import write_rows
 from nima_client.library.rows import FailedRow, Row
 from nima_client.library.select import Selection
 from nima_client.library.sources import Sources
-from nima_client.library.text import printable
+from nima_client.library.text import percentile_text, printable
 
 LONG = "2024-06-01_family_at_the_beach_of_San_Sebastian_evening_light_edited_final_2.jpg"
 
@@ -103,3 +103,12 @@ def test_printable_keeps_letters_spaces_and_joined_emoji() -> None:
     assert printable(kept) == kept
     commands = "\x1b\x07\n\r\t\u202e\u2066\u200f\u2028\u2029\ufeff\ue000"
     assert printable(commands) == "\N{REPLACEMENT CHARACTER}" * len(commands)
+
+
+def test_percentiles_near_the_ends_are_not_rounded_to_none_or_all() -> None:
+    given = (0.0, 0.04, 0.4, 0.96, 1.0, 62.3, 98.6, 99.0, 99.5, 99.97, 100.0)
+    texts = ("0", "0.1", "0.4", "1.0", "1", "62", "99", "99", "99.5", "99.9", "100")
+    assert tuple(map(percentile_text, given)) == texts
+    console = terminal(80)
+    print_scores([Row("a.jpg", 6.1, 1.0, 99.7, (0.1,) * 10)], console)
+    assert " 99.7 " in shown(console)

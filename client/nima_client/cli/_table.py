@@ -13,7 +13,7 @@ from rich.text import Text
 from nima_client.cli._console import add_file_column, file_cell, unclipped
 from nima_client.contract import NUM_RATINGS
 from nima_client.library.rows import Row
-from nima_client.library.text import common_folder, printable
+from nima_client.library.text import common_folder, percentile_text, printable
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _ASCII_BLOCKS = " .:-=+*#@"
@@ -73,7 +73,7 @@ def score_table(rows: Sequence[Row], *, title: str | None = None, unicode: bool 
             Text(f"{row.std:.2f}", style="dim"),
         ]
         if percentiles:
-            rank = "–" if row.percentile is None else f"{row.percentile:.0f}"
+            rank = "–" if row.percentile is None else percentile_text(row.percentile)
             cells.append(Text(rank if unicode else rank.replace("–", "-"), style=style))
         bars = histogram(row.distribution, blocks=blocks)
         cells.append(Text(bars, style="cyan"))

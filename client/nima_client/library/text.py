@@ -28,6 +28,16 @@ def counted(count: int, thing: str) -> str:
     return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
+def percentile_text(percentile: float) -> str:
+    """A percentile of 0..100 for people: whole, near the ends with a decimal.
+
+    Only what beats no reference photo is ``0``, and only what beats all of them ``100``.
+    """
+    if 0.0 < percentile < 1.0 or 99.0 < percentile < 100.0:
+        return f"{min(max(percentile, 0.1), 99.9):.1f}"
+    return f"{percentile:.0f}"
+
+
 def common_folder(names: Sequence[str]) -> str:
     """The folder that all names share, with its slash; empty where there is none."""
     if len(names) < 2:

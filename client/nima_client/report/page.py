@@ -17,7 +17,7 @@ from typing import Any
 
 from nima_client.contract import RATINGS
 from nima_client.library.rows import Row
-from nima_client.library.text import common_folder, printable
+from nima_client.library.text import common_folder, percentile_text, printable
 from nima_client.report.thumbnails import Thumbnails
 
 # Means crowd within two ratings: coarser bins would show one hill.
@@ -129,7 +129,7 @@ def _card(rank: int, row: Row, picture: str | None, folder: str, names: Mapping[
         row=row,
         thumbnail=picture,
         bars=_bars(row.distribution),
-        percentile="" if row.percentile is None else f"{row.percentile:.0f}",
+        percentile="" if row.percentile is None else percentile_text(row.percentile),
         ratings=",".join(f"{p:.4f}" for p in row.distribution),
     )
 
