@@ -24,6 +24,8 @@ print(frame[["source", "mean", "std", "percentile", "code"]].to_string())
 
 # %% What people would agree on, and what divides them: wide is disputed.
 good = frame.dropna(subset=["mean"])
+if good.empty:
+    sys.exit("none of these photos could be scored: `code` and `message` say why")
 print("best:         ", good.loc[good["mean"].idxmax(), "source"])
 print("most disputed:", good.loc[good["std"].idxmax(), "source"])
 

@@ -90,6 +90,17 @@ def test_notebook_without_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         load("notebook")
 
 
+def test_notebook_of_photos_that_cannot_be_scored(
+    server: KServeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pandas")
+    (tmp_path / "broken.jpg").write_bytes(b"no photo")
+    monkeypatch.setenv("NIMA_URL", server.url)
+    monkeypatch.setattr("sys.argv", ["notebook.py", str(tmp_path)])
+    with pytest.raises(SystemExit, match="none of these photos could be scored"):
+        load("notebook")
+
+
 def test_fastapi_service(
     server: KServeServer, photo: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
