@@ -102,6 +102,14 @@ def test_nearly_all_reference_photos_are_not_all(tmp_path: Path) -> None:
     assert sorted(found) == ["0.4", "99.7"]
 
 
+def test_a_checkpoint_may_be_called_anything(tmp_path: Path) -> None:
+    row = replace(make_row("a.jpg", 1), checkpoint="a\ud800\u202eb", checkpoint_sha256="\udfff")
+    write_rows([row], tmp_path / "scores.jsonl", "jsonl")
+    report(tmp_path / "scores.jsonl", "-o", tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text("utf-8")
+    assert 'sha256 \ufffd">a\ufffd\ufffdb<' in text
+
+
 @pytest.fixture(scope="module")
 def need_browser() -> None:
     if chromium() is None:

@@ -92,7 +92,9 @@ def build_page(
         total=len(rows),
         summary=_summary(ranked),
         histogram=_histogram([row.mean for row in ranked]),
-        checkpoints=sorted({(row.checkpoint, row.checkpoint_sha256) for row in ranked}),
+        checkpoints=sorted(
+            {(printable(row.checkpoint), printable(row.checkpoint_sha256)) for row in ranked}
+        ),
         style=_Verbatim(style),
         script=_Verbatim(script),
         style_hash=_hash(style),
