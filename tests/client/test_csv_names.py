@@ -56,3 +56,11 @@ def test_a_score_that_is_no_number_is_told(tmp_path: Path, form: str, text: str)
     write_rows([*rows()[:1], Row("b.jpg", float(text), 1.0, None, (0.1,) * 10)], path, form)
     with pytest.raises(ValueError, match=r"scores\..*: (line 3|line 2|record 2): .*mean"):
         read_rows(path)
+
+
+@pytest.mark.parametrize(("form", "place"), [("json", "record 1"), ("jsonl", "line 1")])
+def test_json_that_is_nested_too_deep_is_told(tmp_path: Path, form: str, place: str) -> None:
+    path = tmp_path / f"scores.{form}"
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=f"{place}: .*recursion"):
+        read_rows(path)

@@ -135,7 +135,7 @@ def read_rows(path: Path, form: str | None = None) -> list[Row]:
     try:
         for fields in _records(path, form, lines):
             rows.append(Row.from_dict(fields))
-    except (ValueError, TypeError, AttributeError, csv.Error) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError, csv.Error) as error:
         place = f"line {lines.read}" if lines.read else f"record {len(rows) + 1}"
         raise ValueError(f"{path}: {place}: {error}") from error
     return rows
