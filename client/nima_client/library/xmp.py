@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ _X = "adobe:ns:meta/"
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _XMP = "http://ns.adobe.com/xap/1.0/"
 _RATING = f"{{{_XMP}}}Rating"
+
+_DECLARATION = '<?xml version="1.0" encoding="utf-8"?>\n'
 
 _PERCENTILES = (10.0, 35.0, 65.0, 90.0)
 # Means crowd between 4 and 7; without a reference set these are the steps between the stars.
@@ -58,7 +61,8 @@ def write_rating(photo: Path, rating: int) -> Path:
     if not 0 <= rating <= 5:
         raise ValueError(f"a rating has 0 to 5 stars, not {rating}")
     path = sidecar(photo)
-    tree = _read(path) if path.exists() else _new()
+    found = _read(path) if path.exists() else _new()
+    tree = found.root
     description = tree.find(f".//{{{_RDF}}}Description")
     if description is None:
         raise XmpError(f"{path}: no rdf:Description in it: not changed")
@@ -69,7 +73,9 @@ def write_rating(photo: Path, rating: int) -> Path:
             holder.remove(element)
     description.set(_RATING, str(rating))
     with atomic_file(path, "wb") as file:
-        ET.ElementTree(tree).write(file, encoding="utf-8", xml_declaration=True)
+        file.write(found.before.encode())
+        ET.ElementTree(tree).write(file, encoding="utf-8", xml_declaration=False)
+        file.write(found.after.encode())
     return path
 
 
@@ -78,33 +84,71 @@ def read_rating(photo: Path) -> int | None:
     path = sidecar(photo)
     if not path.exists():
         return None
-    for holder in _read(path).iter(f"{{{_RDF}}}Description"):
+    for holder in _read(path).root.iter(f"{{{_RDF}}}Description"):
         value = holder.get(_RATING) or holder.findtext(_RATING)
         if value is not None:
             return int(value)
     return None
 
 
-def _new() -> ET.Element:
+@dataclass
+class _Packet:
+    """An XML document; ``before`` and ``after`` its root are the packet wrapper and comments."""
+
+    before: str
+    root: ET.Element
+    after: str = ""
+
+
+class _Outside(ET.TreeBuilder):
+    """Builds the root with its comments, and collects what lies before and after it."""
+
+    def __init__(self) -> None:
+        super().__init__(insert_comments=True, insert_pis=True)
+        self.texts = ["", ""]
+        self._depth = self._roots = 0
+
+    def start(self, tag: Any, attrs: Any, /) -> ET.Element:
+        self._depth += 1
+        self._roots = 1
+        return super().start(tag, attrs)
+
+    def end(self, tag: Any, /) -> ET.Element:
+        self._depth -= 1
+        return super().end(tag)
+
+    def comment(self, text: Any, /) -> Any:
+        if self._depth:
+            return super().comment(text)
+        self.texts[self._roots] += f"<!--{text}-->\n"
+
+    def pi(self, target: Any, text: Any = None, /) -> Any:
+        if self._depth:
+            return super().pi(target, text)
+        self.texts[self._roots] += f"<?{target} {text}?>\n" if text else f"<?{target}?>\n"
+
+
+def _new() -> _Packet:
     _register(())
     meta = ET.Element(f"{{{_X}}}xmpmeta")
     rdf = ET.SubElement(meta, f"{{{_RDF}}}RDF")
     ET.SubElement(rdf, f"{{{_RDF}}}Description", {f"{{{_RDF}}}about": ""})
-    return meta
+    return _Packet(_DECLARATION, meta)
 
 
-def _read(path: Path) -> ET.Element:
+def _read(path: Path) -> _Packet:
     text = path.read_bytes()
     if b"<!DOCTYPE" in text or b"<!ENTITY" in text:
         # No XMP has one; entities in a stranger's file may expand without end.
         raise XmpError(f"{path}: has a DOCTYPE: not changed")
     try:
         prefixes = [pair for _, pair in ET.iterparse(io.BytesIO(text), events=("start-ns",))]
-        root = ET.fromstring(text)
+        root = ET.fromstring(text, ET.XMLParser(target=(outside := _Outside())))
     except ET.ParseError as error:
         raise XmpError(f"{path}: not XML ({error}): not changed") from error
     _register(prefixes)
-    return root
+    before, after = outside.texts
+    return _Packet(_DECLARATION + before, root, f"\n{after}" if after else "")
 
 
 def _register(prefixes: Iterable[Any]) -> None:
