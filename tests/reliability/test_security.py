@@ -230,6 +230,16 @@ def test_tls(start_server: Callable[..., object], certificates: dict[str, Path])
         client.is_server_live()
 
 
+def test_tls_files_are_found_from_the_current_folder(
+    start_server: Callable[..., object],
+    certificates: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(certificates["ca.pem"].parent)
+    server = start_server(tls=ServerTLS(Path("server.pem"), Path("server.key"), Path("ca.pem")))
+    assert 1 <= _score(server.grpc_url, TLS(ca_file="ca.pem")) <= 10
+
+
 def test_tls_where_the_certificate_does_not_name_the_address(
     start_server: Callable[..., object], certificates: dict[str, Path]
 ) -> None:

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from tritonclient.utils import InferenceServerException
 
+import nima_client
 from nima_build.metadata import ArtefactError
 from nima_build.repository import default_repository, load_metadata
 from nima_build.server import EmbeddedServer, Probe, ServerError, ServerOptions
@@ -189,3 +190,21 @@ def test_a_second_ctrl_c_while_a_server_ends_kills_it_and_leaves_nothing() -> No
         process.stdout.close()
     assert process.returncode == -signal.SIGKILL
     assert not folder.exists()
+
+
+def test_no_code_of_the_current_folder_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which may be one of uploads, or ``/tmp``: Triton's stubs import from it before all else."""
+    ran = tmp_path / "ran"
+    here = tmp_path / "here"
+    here.mkdir()
+    for module in ("simplejpeg", "triton_python_backend_utils", "onnxruntime", "PIL"):
+        (here / f"{module}.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    monkeypatch.chdir(here)
+    # What is named is imported from, from here too.
+    monkeypatch.setenv("PYTHONPATH", os.path.relpath(Path(nima_client.__file__).parents[1]))
+    with EmbeddedServer(ServerOptions(instances=1)) as server:
+        for pid in (server.pid, *server.stub_pids()):
+            assert os.readlink(f"/proc/{pid}/cwd") == "/"
+    assert not ran.exists()

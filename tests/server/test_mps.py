@@ -92,6 +92,18 @@ def test_a_server_has_a_daemon_of_its_own_which_ends_with_it(
     mps.end()
 
 
+def test_the_program_that_joins_runs_no_code_of_the_current_folder(
+    stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cuda.py").write_text("raise SystemExit('from here')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_mps, "_JOIN", f"try: import cuda\nexcept ImportError: pass\n{JOINS}")
+    mps = Mps(None)
+    mps.launch(tmp_path)
+    mps.end()
+    assert mps.note == "with NVIDIA MPS"
+
+
 def test_a_daemon_that_ended_is_a_defect(stand_in: Path, tmp_path: Path) -> None:
     mps = Mps(None)
     mps.launch(tmp_path)

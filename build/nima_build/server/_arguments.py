@@ -20,6 +20,9 @@ _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": st
 
 _POOL_BYTES = 512 << 20
 
+NOBODYS_FOLDER = "/"
+"""The current folder of what is started: Python imports from there before anything else."""
+
 
 def command(
     options: ServerOptions, folder: Path, ports: Sequence[int], admin_token: str, shm_prefix: str
@@ -79,9 +82,13 @@ def environment() -> dict[str, str]:
     """
     values = {**_MALLOC, **os.environ}
     # The stub finds its interpreter, and so this environment's packages, on PATH.
-    path = os.environ.get("PATH", os.defpath)
-    values["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{path}"
+    programs = os.environ.get("PATH", os.defpath)
+    values["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{programs}"
     values.pop("PYTHONHOME", None)
+    if path := values.get("PYTHONPATH"):
+        # It is read in another folder than this process's.
+        folders = (os.path.abspath(folder) for folder in path.split(os.pathsep) if folder)
+        values["PYTHONPATH"] = os.pathsep.join(folders)
     if library := libpython_directory():
         paths = [str(library), values.get("LD_LIBRARY_PATH", "")]
         values["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, paths))

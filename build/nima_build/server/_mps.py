@@ -19,6 +19,7 @@ from pathlib import Path
 
 from nima_build.gpu import visible_uuids
 from nima_build.processes import end_with_parent
+from nima_build.server._arguments import NOBODYS_FOLDER, environment
 from nima_build.server._install import ServerError
 from nima_client._signals import held_back
 
@@ -167,7 +168,8 @@ class Mps:
         try:
             joined = subprocess.run(
                 [sys.executable, "-c", _JOIN],
-                env={**os.environ, **self._environment},
+                env={**environment(), **self._environment},
+                cwd=NOBODYS_FOLDER,
                 capture_output=True,
                 text=True,
                 timeout=_JOIN_SECONDS,

@@ -47,7 +47,7 @@ class ServerOptions:
         tls: encrypts the gRPC endpoint; None speaks plain text, for loopback or a private network.
         admin_token: opens the repository, shared-memory, trace and logging APIs to whoever sends it
             in the header ``nima-admin``; None makes one that only this process knows.
-        extra_arguments: passed on to tritonserver as they are.
+        extra_arguments: passed on to tritonserver as they are; paths in them must be absolute.
     """
 
     model_repository: Path | None = None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import BinaryIO
 
 from nima_build.processes import end_with_parent
-from nima_build.server._arguments import environment
+from nima_build.server._arguments import NOBODYS_FOLDER, environment
 from nima_build.server._install import ServerCrashed, ServerError
 from nima_build.server._ports import listens
 from nima_build.server._probe import Probe
@@ -38,6 +38,8 @@ def begin_group(
         stdout=log,
         stderr=log,
         env={**environment(), **added},
+        # The stubs import from the current folder first, whoever may write there.
+        cwd=NOBODYS_FOLDER,
         start_new_session=True,
         # No orphaned server when this process is killed.
         preexec_fn=end_with_parent,

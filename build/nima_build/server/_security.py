@@ -49,12 +49,13 @@ class ServerTLS:
 
     def arguments(self) -> list[str]:
         """Arguments for tritonserver."""
+        # tritonserver has another current folder.
         return [
             "--grpc-use-ssl=true",
             *(["--grpc-use-ssl-mutual=true"] if self.mutual else []),
-            f"--grpc-server-cert={self.cert_file}",
-            f"--grpc-server-key={self.key_file}",
-            f"--grpc-root-cert={self.ca_file}",
+            f"--grpc-server-cert={self.cert_file.absolute()}",
+            f"--grpc-server-key={self.key_file.absolute()}",
+            f"--grpc-root-cert={self.ca_file.absolute()}",
         ]
 
 
