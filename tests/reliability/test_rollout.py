@@ -103,6 +103,8 @@ def test_new_version_and_back_without_a_failed_request(repository: Path, tmp_pat
             out = server.roll_out(new)
             load.wait_for(30)
             second = scores_of(server.grpc_url)
+            shared = list(Path("/dev/shm").glob(f"{server.shm_prefix}*"))
+            assert {file.stat().st_mode & 0o777 for file in shared} == {0o600}
             back = server.roll_back()
             load.wait_for(30)
         assert (out.version, out.previous, back.version) == (2, 1, 1)

@@ -6,6 +6,7 @@ import concurrent.futures
 import glob
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -208,3 +209,10 @@ def test_no_code_of_the_current_folder_runs(
         for pid in (server.pid, *server.stub_pids()):
             assert os.readlink(f"/proc/{pid}/cwd") == "/"
     assert not ran.exists()
+
+
+def test_other_users_of_the_machine_cannot_read_the_photos_in_shared_memory(triton) -> None:
+    """Once it is up; the Python backend makes the files readable by all, whatever the umask."""
+    files = glob.glob(f"/dev/shm/{triton.shm_prefix}*")
+    assert files
+    assert {stat.S_IMODE(os.stat(file).st_mode) for file in files} == {0o600}

@@ -23,6 +23,7 @@ from nima_build.server._ports import free_ports, require_free
 from nima_build.server._private import (
     PrivateFolder,
     clear_leftovers,
+    close_shared_memory,
     remove_shared_memory,
     require_intact,
 )
@@ -198,7 +199,7 @@ class EmbeddedServer:
         return self._change(lambda repository: repository.roll_back())
 
     def _change(self, action: Callable[[Repository], Rollout]) -> Rollout:
-        folder = self._folder
+        folder, prefix = self._folder, self.shm_prefix
         client = self.probe(self.options.patience).connect()
         with self._changing, client:
             # Stubs of the version that goes end, some time after its last request: none is missed
@@ -208,6 +209,7 @@ class EmbeddedServer:
             try:
                 done = action(Repository(folder / "models", client, self._admin_token))
             finally:
+                close_shared_memory(prefix)
                 self._stubs.changed(
                     folder / "models", self.options.patience, lambda: self.pid == pid is not None
                 )
@@ -265,6 +267,7 @@ class EmbeddedServer:
                 self._log_start = log.tell()
                 self._process = begin_group(self._command(), log, added)
             self._wait_ready()
+            close_shared_memory(self.shm_prefix)
         except BaseException:
             # Were it to come up later, nobody would know its stubs.
             self.end_processes(grace=0)

@@ -92,6 +92,16 @@ def require_intact(folder: Path) -> None:
             )
 
 
+def close_shared_memory(prefix: str) -> None:
+    """Leave the shared-memory files of one server, photos among them, to its own user.
+
+    The Python backend makes them readable by everybody, whatever the umask.
+    """
+    for file in _SHARED_MEMORY.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError):  # it is gone, or somebody else's
+            file.chmod(0o600)
+
+
 def remove_shared_memory(prefix: str) -> None:
     """Remove the shared-memory files of one server."""
     for left in _SHARED_MEMORY.glob(f"{prefix}*"):
