@@ -97,6 +97,20 @@ def test_it_restarts_though_nobody_reads_what_it_says() -> None:
             process.wait()
 
 
+def test_what_somebody_put_among_its_shared_memory_stops_no_restart(
+    running: EmbeddedServer,
+) -> None:
+    """Everybody may write in /dev/shm, and sees the names there; what is not ours stays."""
+    strange = Path(f"/dev/shm/{running.shm_prefix}x")
+    strange.mkdir()
+    try:
+        running.end_processes(grace=0)
+        assert list(Path("/dev/shm").glob(f"{running.shm_prefix}*")) == [strange]
+        running.launch()
+    finally:
+        strange.rmdir()
+
+
 def test_a_report_that_cannot_be_written_stops_no_restart(running: EmbeddedServer) -> None:
     def report(_: str) -> None:
         raise BrokenPipeError
