@@ -16,15 +16,17 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import promql_parser
 import pytest
+import tritonclient.grpc as triton
 import yaml
 from _corpus import seeds
 from _load import stubs_of
 from _metrics import dashboard, failures, metrics, pending, successes
 
 from nima_client import NO_RETRIES, ImageScore, NimaClient
-from nima_client.contract import NETWORK_MODEL, PREPROCESS_MODEL
+from nima_client.contract import INPUT_IMAGE, MODEL_NAME, NETWORK_MODEL, PREPROCESS_MODEL
 
 TREE = Path(__file__).resolve().parents[2]
 FOLDER = TREE / "docker" / "observability"
@@ -171,6 +173,20 @@ def test_a_dead_stub_moves_the_counters_that_its_alert_looks_at(
         assert answer.status == 200
 
 
+def logged(path: Path) -> list[dict[str, object]]:
+    """The objects that the preprocessing has logged, once there are any.
+
+    The stub's lines go through a queue of their own: an answer may overtake them.
+    """
+    lines, end = [], time.monotonic() + 10
+    while not lines and time.monotonic() < end:
+        # Triton writes each message as a JSON string; ours is JSON itself.
+        messages = re.findall(r'\] ("\{.*\}")$', path.read_text(), re.MULTILINE)
+        lines = [json.loads(json.loads(message)) for message in messages]
+        time.sleep(0.05)
+    return lines
+
+
 def test_request_ids_run_from_the_client_to_the_servers_log(
     start_server: Callable[..., object], tmp_path: Path
 ) -> None:
@@ -179,15 +195,7 @@ def test_request_ids_run_from_the_client_to_the_servers_log(
         scored, refused = client.score([seeds("JPEG")[0], BAD_PHOTO], on_error="return")
     assert isinstance(scored, ImageScore)
     assert refused.request_id
-    # The stub's lines go through a queue of their own: an answer may overtake them.
-    lines, end = [], time.monotonic() + 10
-    while not lines and time.monotonic() < end:
-        text = (tmp_path / "triton.log").read_text()
-        # Triton writes each message as a JSON string; ours is JSON itself.
-        messages = re.findall(r'\] ("\{.*\}")$', text, re.MULTILINE)
-        lines = [json.loads(json.loads(message)) for message in messages]
-        time.sleep(0.05)
-    assert lines == [
+    assert logged(tmp_path / "triton.log") == [
         {
             "event": "nima_rejected",
             "request_id": refused.request_id,
@@ -195,6 +203,18 @@ def test_request_ids_run_from_the_client_to_the_servers_log(
             "codes": ["UNDECODABLE"],
         }
     ]
+
+
+def test_a_request_id_of_a_megabyte_does_not_fill_the_log(
+    start_server: Callable[..., object], tmp_path: Path
+) -> None:
+    server = start_server(log_file=tmp_path / "triton.log")
+    image = triton.InferInput(INPUT_IMAGE, [1, 1], "BYTES")
+    image.set_data_from_numpy(np.array([[BAD_PHOTO]], dtype=np.object_))
+    with pytest.raises(triton.InferenceServerException, match="UNDECODABLE"):
+        server.probe(10).connect().infer(MODEL_NAME, [image], request_id="\x01" * 1_000_000)
+    (line,) = logged(tmp_path / "triton.log")
+    assert line["request_id"] == "\x01" * 128
 
 
 @pytest.fixture

@@ -22,6 +22,9 @@ from nima_client.contract import (
 )
 from nima_client.preprocess import Limits, PreprocessSpec, silence_libtiff
 
+# As in model.py: a caller may send megabytes.
+_LONGEST_ID = 128
+
 
 class TritonPythonModel:
     """Decodes and resizes on the GPU Triton put this instance on."""
@@ -78,7 +81,7 @@ class TritonPythonModel:
         codes = sorted({rejection.code.value for rejection in rejections})
         line = {
             "event": "nima_rejected",
-            "request_id": request.request_id(),
+            "request_id": request.request_id()[:_LONGEST_ID],
             "images": len(rejections),
             "codes": codes,
         }

@@ -29,6 +29,10 @@ from nima_client.preprocess import (
     silence_libtiff,
 )
 
+# A client of ours has ids of two dozen characters; a caller may send megabytes, and seven bytes of
+# log for each of them.
+_LONGEST_ID = 128
+
 
 class TritonPythonModel:
     """Decodes and resizes on the CPU."""
@@ -91,5 +95,6 @@ class TritonPythonModel:
 
 def _log(event, request, **facts):
     """One line of JSON in Triton's log, with the id under which the client knows the request."""
-    line = json.dumps({"event": event, "request_id": request.request_id(), **facts})
+    request_id = request.request_id()[:_LONGEST_ID]
+    line = json.dumps({"event": event, "request_id": request_id, **facts})
     pb_utils.Logger.log_info(line)
