@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import types
@@ -195,3 +197,67 @@ def test_each_failed_restart_is_waited_for_twice_as_long_up_to_a_limit():
     assert waits[:5] == ["0.01 s", "0.02 s", "0.04 s", "0.05 s", "0.05 s"]
     assert said[1] == "restart failed: no"
     assert supervisor.restarts == 0
+
+
+def test_a_signal_in_the_middle_of_a_wait_stops_it() -> None:
+    """The lock of what is waited for is held there; of a ``threading.Event`` it is not re-entrant,
+    and the process hung for good.
+    """
+    program = """
+import signal, sys, threading
+from nima_build.server import Supervisor
+
+class Healthy:
+    defect = probe = lambda *_: None
+
+class Watching(Supervisor):
+    def _probe_forever(self):
+        pass
+
+supervisor = Watching(Healthy())
+signal.signal(signal.SIGTERM, lambda *_: supervisor.stop())
+
+def send(frame, event, _):
+    if event == "call" and frame.f_code is threading.Condition.wait.__code__:
+        callers = []
+        while frame := frame.f_back:
+            callers.append(frame.f_code)
+        if Supervisor.run.__code__ in callers and threading.Thread.start.__code__ not in callers:
+            sys.setprofile(None)
+            signal.raise_signal(signal.SIGTERM)
+
+sys.setprofile(send)
+supervisor.run()
+print("ended")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30
+    )
+    assert done.stdout == "ended\n", done.stderr
+
+
+def test_a_stop_just_before_a_restart_does_not_wait_for_it() -> None:
+    launched: list[bool] = []
+
+    class Dead(EmbeddedServer):
+        def launch(self) -> None:
+            launched.append(True)
+
+    supervisor = Supervisor(Dead(), RestartPolicy(check_seconds=0.01), report=lambda _: None)
+
+    class Late(type(supervisor._stop)):
+        """Set when it has been waited for the second time: after the backoff."""
+
+        waits = 0
+
+        def wait(self, timeout: float) -> bool:
+            self.waits += 1
+            if self.waits == 2:
+                self.set()
+                return False
+            return super().wait(timeout)
+
+    supervisor._stop = Late()
+    supervisor._probe_forever = lambda: None
+    supervisor.run()
+    assert not launched

@@ -35,6 +35,29 @@ class RestartPolicy:
     settled_seconds: float = 60.0
 
 
+class _Stop:
+    """An event that a signal handler may set, also of the thread that waits for it just now.
+
+    :class:`threading.Event` hangs there: its lock cannot be taken twice by one thread.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.RLock())
+        self._is_set = False
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self) -> None:
+        with self._changed:
+            self._is_set = True
+            self._changed.notify_all()
+
+    def wait(self, timeout: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(self.is_set, timeout)
+
+
 class Supervisor:
     """Runs until told to stop; call :meth:`run` from the thread that started the server.
 
@@ -57,7 +80,7 @@ class Supervisor:
         self._server = server
         self._policy = policy or RestartPolicy()
         self._report = report
-        self._stop = threading.Event()
+        self._stop = _Stop()
         self._defect: str | None = None
         self.restarts = 0
         self.launching = False
@@ -108,6 +131,9 @@ class Supervisor:
             began = time.monotonic()
             self.launching = True
             try:
+                # A stop from now on is raised in the launch; an earlier one would wait for its end.
+                if self._stop.is_set():
+                    return
                 self._server.launch()
             except ServerLost:
                 self._stop.set()  # the prober's end too
