@@ -111,8 +111,8 @@ def run_tritonserver(
     repository: Path, folder: Path, profile: str = "default", **environment: str
 ) -> Iterator[Tritonserver]:
     """Let the embedded tritonserver load a copy of a repository, as the images start theirs."""
-    from nima_build.server._embedded import free_ports
     from nima_build.server._install import lay_out_backends, tritonserver_binary
+    from nima_build.server._ports import free_ports
 
     shutil.copytree(repository, folder / "models")
     lay_out_backends(folder / "backends")

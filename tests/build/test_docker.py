@@ -184,8 +184,8 @@ class Container:
     """What the entrypoint sees of the image: a PATH with nima, python3 and tritonserver."""
 
     def __init__(self, folder: Path, repository: Path) -> None:
-        from nima_build.server._embedded import free_ports
         from nima_build.server._install import lay_out_backends, tritonserver_binary
+        from nima_build.server._ports import free_ports
 
         self.models = Path(shutil.copytree(repository, folder / "models"))
         commands = folder / "bin"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from nima_build.gpu import find_gpus
 from nima_build.repository import MODELS
 from nima_build.server._install import libpython_directory, tritonserver_binary
 from nima_build.server._options import ServerOptions
+from nima_build.server._ports import Ports
 from nima_build.server._security import restriction_arguments
 
 # glibc returns large blocks to the kernel as soon as they are free, and a camera photo of a few
@@ -25,32 +25,32 @@ NOBODYS_FOLDER = "/"
 
 
 def command(
-    options: ServerOptions, folder: Path, ports: Sequence[int], admin_token: str, shm_prefix: str
+    options: ServerOptions, folder: Path, ports: Ports, admin_token: str, shm_prefix: str
 ) -> list[str]:
     """The whole command line.
 
     Args:
         options: how to run it.
         folder: holds ``models`` and ``backends``.
-        ports: gRPC, HTTP, metrics.
+        ports: of its three endpoints.
         admin_token: opens the restricted APIs.
         shm_prefix: begins the name of every shared-memory file of this server.
     """
-    host, (grpc, http, metrics) = options.host, ports
+    host = options.host
     return [
         str(tritonserver_binary()),
         f"--model-repository={folder / 'models'}",
         f"--backend-directory={folder / 'backends'}",
         "--disable-auto-complete-config",
         f"--grpc-address={host}",
-        f"--grpc-port={grpc}",
+        f"--grpc-port={ports.grpc}",
         *(
-            [f"--http-address={host}", f"--http-port={http}"]
+            [f"--http-address={host}", f"--http-port={ports.http}"]
             if options.serves_http
             else ["--allow-http=false"]
         ),
         f"--metrics-address={host}",
-        f"--metrics-port={metrics}",
+        f"--metrics-port={ports.metrics}",
         # Without a GPU tritonserver looks for one, and logs an error.
         *(["--allow-gpu-metrics=false"] if options.device == "cpu" else pools(len(find_gpus()))),
         "--log-format=ISO8601",

@@ -19,7 +19,7 @@ from nima_build.server._install import ServerCrashed, ServerError, check_numpy, 
 from nima_build.server._log import last_errors
 from nima_build.server._mps import Mps
 from nima_build.server._options import ServerOptions
-from nima_build.server._ports import free_ports, require_free
+from nima_build.server._ports import Ports, require_free
 from nima_build.server._private import (
     PrivateFolder,
     clear_leftovers,
@@ -62,7 +62,7 @@ class EmbeddedServer:
         self._private: PrivateFolder | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._admin_token = self.options.admin_token or secrets.token_urlsafe(24)
-        self._ports: list[int] = []
+        self._ports: Ports | None = None
         self._log_start = 0
         self._stubs = StubWatch(self.stub_pids)
         self._changing = threading.Lock()
@@ -83,22 +83,27 @@ class EmbeddedServer:
     @property
     def grpc_url(self) -> str:
         """``host:port`` for :class:`nima_client.NimaClient`."""
-        return self._address(0)
+        return f"{self.options.host}:{self._chosen_ports.grpc}"
 
     @property
     def http_url(self) -> str:
         """``host:port`` of the HTTP endpoint."""
-        return self._address(1)
+        return f"{self.options.host}:{self._chosen_ports.http}"
 
     @property
     def metrics_url(self) -> str:
         """``host:port`` of the Prometheus endpoint."""
-        return self._address(2)
+        return f"{self.options.host}:{self._chosen_ports.metrics}"
 
-    def _address(self, index: int) -> str:
-        if not self._ports:
+    @property
+    def _chosen_ports(self) -> Ports:
+        if self._ports is None:
             raise ServerError("the server has not been started")
-        return f"{self.options.host}:{self._ports[index]}"
+        return self._ports
+
+    @property
+    def _listened_ports(self) -> list[int]:
+        return self._chosen_ports.listened(self.options.serves_http)
 
     @property
     def pid(self) -> int | None:
@@ -176,7 +181,10 @@ class EmbeddedServer:
                 ),
             )
             lay_out_backends(self._folder / "backends")
-            self._choose_ports()
+            chosen = self.options
+            self._ports = Ports.choose(
+                chosen.host, chosen.grpc_port, chosen.http_port, chosen.metrics_port
+            )
             self._launch_patiently()
         except BaseException:
             self.stop()
@@ -227,16 +235,6 @@ class EmbeddedServer:
                 continue
         self.launch()
 
-    def _choose_ports(self) -> None:
-        options = self.options
-        wanted = [options.grpc_port, options.http_port, options.metrics_port]
-        free = iter(free_ports(options.host, wanted.count(0)))
-        self._ports = [port or next(free) for port in wanted]
-
-    def _listened_ports(self) -> list[int]:
-        grpc, http, metrics = self._ports
-        return [grpc, *([http] if self.options.serves_http else []), metrics]
-
     def launch(self) -> None:
         """Start the process over the rendered repository, on the ports chosen once.
 
@@ -252,7 +250,7 @@ class EmbeddedServer:
             raise ServerError(f"cannot start tritonserver: {error}") from error
 
     def _launch(self) -> None:
-        require_free(self.options.host, self._listened_ports())
+        require_free(self.options.host, self._listened_ports)
         try:
             if self.options.log_file is not None:
                 self.log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -277,7 +275,7 @@ class EmbeddedServer:
     def _command(self) -> list[str]:
         assert self._private is not None
         return command(
-            self.options, self._private.path, self._ports, self._admin_token,
+            self.options, self._private.path, self._chosen_ports, self._admin_token,
             self._private.shm_prefix,
         )  # fmt: skip
 
@@ -285,7 +283,7 @@ class EmbeddedServer:
         assert self._process is not None
         patience = self.options.patience
         probe = self.probe(patience)
-        wait_ready(self._process, self._listened_ports(), probe, patience, self.log_errors)
+        wait_ready(self._process, self._listened_ports, probe, patience, self.log_errors)
 
     def log_errors(self, lines: int = 12) -> str:
         """The last errors in tritonserver's log; its last lines where it holds none."""

@@ -5,8 +5,32 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Collection
+from dataclasses import dataclass
 
 from nima_build.server._install import ServerError
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Those of one server: gRPC, HTTP, metrics."""
+
+    grpc: int
+    http: int
+    metrics: int
+
+    @classmethod
+    def choose(cls, host: str, *wanted: int) -> Ports:
+        """The wanted ones, a free one in the place of each 0.
+
+        Raises:
+            ServerError: the address is not this machine's.
+        """
+        free = iter(free_ports(host, wanted.count(0)))
+        return cls(*(port or next(free) for port in wanted))
+
+    def listened(self, http: bool) -> list[int]:
+        """Those that are opened, the one of HTTP only where it is."""
+        return [self.grpc, *([self.http] if http else []), self.metrics]
 
 
 def free_ports(host: str, count: int) -> list[int]:
