@@ -319,10 +319,15 @@ def test_streams_left_open_at_the_end_of_an_event_loop_end_quietly(
             await client.close()
 
     server.delay = 0.05
-    for _ in range(3):  # asyncio closes them in no certain order
-        asyncio.run(main([]))
-        kept: list[Any] = []
-        asyncio.run(main(kept))
+    # gRPC has one queue for all loops of a process: what an earlier test left in it is told once.
+    for _ in range(2):
+        caplog.clear()
+        for _ in range(3):  # asyncio closes them in no certain order
+            asyncio.run(main([]))
+            kept: list[Any] = []
+            asyncio.run(main(kept))
+        if not caplog.records:
+            break
     assert caplog.records == []
 
 
