@@ -26,7 +26,6 @@ from nima_build.engine_manifest import (
 from nima_build.gpu import Gpu, find_gpus
 from nima_build.half import to_fp16
 from nima_build.metadata import ArtefactError, ExportError
-from nima_build.output import check_output
 from nima_build.tensorrt_api import (
     EngineError,
     Progress,
@@ -35,7 +34,7 @@ from nima_build.tensorrt_api import (
     make_logger,
     make_monitor,
 )
-from nima_client._files import sha256_file, write_atomic, write_together
+from nima_client._files import check_output, sha256_file, write_atomic, write_together
 from nima_client.contract import MAX_BATCH_SIZE, PIXELS
 
 

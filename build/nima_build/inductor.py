@@ -18,10 +18,9 @@ from typing import Any
 from nima_build.engine_manifest import EngineMismatch, Precision, built_before
 from nima_build.gpu import find_gpus
 from nima_build.metadata import METADATA_NAME, ModelMetadata
-from nima_build.output import check_output
 from nima_build.repository import default_repository, load_module
 from nima_build.tensorrt_api import EngineError, Progress
-from nima_client._files import sha256_file, write_together
+from nima_client._files import check_output, sha256_file, write_together
 from nima_client._package import (
     PackageError,
     PackageManifest,

@@ -49,6 +49,41 @@ def make_parent(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
 
 
+def check_output(path: Path) -> None:
+    """Refuse a file that could not be written; makes the folder that it goes into.
+
+    For before the minutes of work whose outcome is to go there.
+
+    Raises:
+        OSError: it is a folder, or no file can be made where it goes.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if is_stream(path):
+        return
+    final = _final(path)
+    with _naming(path), tempfile.TemporaryFile(dir=final.parent):
+        pass
+
+
+def _final(path: Path) -> Path:
+    """Where a file goes, through links, and its folder is there."""
+    make_parent(path)
+    final = Path(os.path.realpath(path))
+    final.parent.mkdir(parents=True, exist_ok=True)  # of a link to a folder that is not there yet
+    return final
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """An error on a temporary file names what was asked for, not a name nobody has heard of."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
 @contextmanager
 def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """A file that takes its place only when it has been written whole and is on the disk.
@@ -69,18 +104,13 @@ def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         with path.open(mode, **text) as file:  # type: ignore[call-overload]
             yield file
         return
-    make_parent(path)
-    final = Path(os.path.realpath(path))
-    final.parent.mkdir(parents=True, exist_ok=True)  # of a link to a folder that is not there yet
+    final = _final(path)
     # Cut: a file may have the longest name that the disk takes.
     name = ""
     try:
         with held_back():
-            try:
+            with _naming(path):
                 descriptor, name = tempfile.mkstemp(prefix=f".{final.name[:32]}.", dir=final.parent)
-            except OSError as error:
-                error.filename = str(path)  # not a name nobody has heard of
-                raise
             file = os.fdopen(descriptor, mode, **text)  # type: ignore[call-overload]
         with file:
             yield file

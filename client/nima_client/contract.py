@@ -47,6 +47,10 @@ DEFAULT_MAX_BYTES = 64 * 1024 * 1024
 DEFAULT_MAX_PIXELS = 100_000_000
 """Largest image the server decodes, in pixels (model parameter ``max_pixels``)."""
 
+LOGGED_ID_CHARACTERS = 128
+"""So much of a request's id is in the server's log: ours have two dozen characters, but a caller
+may send megabytes, each of whose bytes may take seven there."""
+
 PROFILES: tuple[str, ...] = ("default", "dali", "cpu", "embedded", "embedded-gpu")
 """Serving profiles; every one loads the same three models under another config."""
 

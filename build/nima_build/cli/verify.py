@@ -50,12 +50,11 @@ def verify(
 
     from nima_build.golden import GOLDEN_PATH, golden_photos
     from nima_build.metadata import ArtefactError
-    from nima_build.output import check_output
     from nima_build.paths import BUNDLED_CHECKPOINT
     from nima_build.repository import default_repository
     from nima_build.verify import make_golden, verify
     from nima_client._address import normalise_url
-    from nima_client._files import write_atomic
+    from nima_client._files import check_output, write_atomic
     from nima_client.contract import NETWORK_MODEL
 
     tls, headers = credentials(tls_ca, tls_cert, tls_key, header)

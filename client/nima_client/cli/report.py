@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Optional
@@ -12,7 +11,7 @@ import jinja2  # noqa: F401  (missing, it names the extra at once, not after the
 import typer
 from rich.console import Console
 
-from nima_client._files import atomic_file, is_stream, make_parent
+from nima_client._files import atomic_file, check_output
 from nima_client.cli._job import say
 from nima_client.cli._progress import tracking
 from nima_client.library.files import read_rows
@@ -79,9 +78,4 @@ def _check_output(output: Path, results: Sequence[Path]) -> None:
     final = Path(os.path.realpath(output))
     if final in map(Path, map(os.path.realpath, results)):
         raise ValueError(f"the page would overwrite the scores in {output}")
-    if is_stream(output):
-        return
-    make_parent(output)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=final.parent):
-        pass
+    check_output(output)

@@ -16,14 +16,12 @@ from PIL import Image
 from nima_client._stall import StallWatch
 from nima_client.contract import (
     INPUT_IMAGE,
+    LOGGED_ID_CHARACTERS,
     PIXELS,
     Rejection,
     format_rejections,
 )
 from nima_client.preprocess import Limits, PreprocessSpec, silence_libtiff
-
-# As in model.py: a caller may send megabytes.
-_LONGEST_ID = 128
 
 
 class TritonPythonModel:
@@ -81,7 +79,7 @@ class TritonPythonModel:
         codes = sorted({rejection.code.value for rejection in rejections})
         line = {
             "event": "nima_rejected",
-            "request_id": request.request_id()[:_LONGEST_ID],
+            "request_id": request.request_id()[:LOGGED_ID_CHARACTERS],
             "images": len(rejections),
             "codes": codes,
         }

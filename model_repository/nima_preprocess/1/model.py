@@ -20,7 +20,13 @@ from PIL import Image
 
 from nima_client._gate import open_gate
 from nima_client._stall import StallWatch
-from nima_client.contract import INPUT_IMAGE, PIXELS, Rejection, format_rejections
+from nima_client.contract import (
+    INPUT_IMAGE,
+    LOGGED_ID_CHARACTERS,
+    PIXELS,
+    Rejection,
+    format_rejections,
+)
 from nima_client.preprocess import (
     ImageRejected,
     Limits,
@@ -28,10 +34,6 @@ from nima_client.preprocess import (
     preprocess,
     silence_libtiff,
 )
-
-# A client of ours has ids of two dozen characters; a caller may send megabytes, and seven bytes of
-# log for each of them.
-_LONGEST_ID = 128
 
 
 class TritonPythonModel:
@@ -95,6 +97,6 @@ class TritonPythonModel:
 
 def _log(event, request, **facts):
     """One line of JSON in Triton's log, with the id under which the client knows the request."""
-    request_id = request.request_id()[:_LONGEST_ID]
+    request_id = request.request_id()[:LOGGED_ID_CHARACTERS]
     line = json.dumps({"event": event, "request_id": request_id, **facts})
     pb_utils.Logger.log_info(line)
