@@ -289,11 +289,17 @@ def _photo(name: str, image: Any) -> Photo:
 
 
 def _cells(column: pa.ChunkedArray) -> Iterator[Any]:
-    """Images out of a column: bytes, or arrays of a tensor type, Ray's or Arrow's."""
+    """Images out of a column: bytes, or arrays of a tensor type, Ray's or Arrow's; b"" for null."""
     for chunk in column.chunks:
-        if hasattr(chunk, "to_numpy_ndarray"):  # Arrow's, of which to_numpy makes flat rows
-            yield from chunk.to_numpy_ndarray()
-        elif isinstance(chunk, pa.ExtensionArray):
-            yield from chunk.to_numpy(zero_copy_only=False)
-        else:
-            yield from (cell if cell is not None else b"" for cell in chunk.to_pylist())
+        if isinstance(chunk, pa.ExtensionArray):
+            # Arrow's makes pixels of a null, Ray's fails at it.
+            pixels = iter(_tensors(chunk.drop_null() if chunk.null_count else chunk))
+            yield from (next(pixels) if there else b"" for there in chunk.is_valid().to_pylist())
+        else:  # one by one: a list of all would be the batch once more
+            yield from (b"" if (image := cell.as_py()) is None else image for cell in chunk)
+
+
+def _tensors(chunk: pa.ExtensionArray) -> Any:
+    if hasattr(chunk, "to_numpy_ndarray"):  # Arrow's, of which to_numpy makes flat rows
+        return chunk.to_numpy_ndarray()
+    return chunk.to_numpy(zero_copy_only=False)

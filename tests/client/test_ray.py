@@ -82,3 +82,28 @@ def test_pixels_may_come_in_tensors_of_arrow() -> None:
             assert all(map(np.array_equal, cells, pixels))
             table = nima_client.ray.score_table(client, ["0", "1", "2"], cells)
             assert table.column("code").to_pylist() == [None] * 3
+
+
+@pytest.mark.parametrize("kind", ["Arrow's", "Ray's", "Ray's, of several shapes"])
+def test_a_row_whose_pixels_are_null_has_no_score(kind: str) -> None:
+    """As a union of datasets leaves them, of which one lacks the column."""
+    import numpy as np
+    import pyarrow as pa
+    from ray.data._internal.tensor_extensions.arrow import ArrowTensorArray
+
+    import nima_client.ray
+    from nima_client.testing import FakeTransport
+
+    pixels = np.arange(2 * 8 * 9 * 3, dtype=np.uint8).reshape(2, 8, 9, 3)
+    tensors = {
+        "Arrow's": lambda: pa.FixedShapeTensorArray.from_numpy_ndarray(pixels),
+        "Ray's": lambda: ArrowTensorArray.from_numpy(pixels),
+        "Ray's, of several shapes": lambda: ArrowTensorArray.from_numpy([pixels[0], pixels[1, 1:]]),
+    }[kind]()
+    null = pa.nulls(1, tensors.type)
+    column = pa.chunked_array([null, pa.concat_arrays([null, tensors, null])])
+    scorer = nima_client.ray.Scorer("h:1", client_options={"transport": FakeTransport()})
+    table = scorer(pa.table({"bytes": column}))
+    assert table.column("code").to_pylist() == ["EMPTY", "EMPTY", None, None, "EMPTY"]
+    means = [mean is None for mean in table.column("mean").to_pylist()]
+    assert means == [True, True, False, False, True]
