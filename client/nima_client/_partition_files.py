@@ -22,6 +22,11 @@ def filesystem(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
     return pyarrow.fs.LocalFileSystem(), os.path.abspath(path)
 
 
+def absolute(path: str) -> str:
+    """The path or URI as processes with another working folder understand it: Ray's may have."""
+    return path if "://" in path else os.path.abspath(path)
+
+
 def base_name(path: str) -> str:
     """The file's own name, without what a URI says of the place."""
     if "://" in path:
@@ -84,13 +89,14 @@ def parquet_files(inputs: str | Sequence[str], output: str) -> list[str]:
         output: folder of the results, whose files are none.
 
     Returns:
-        Their paths or URIs, sorted; with user and options where that of the folder has them.
+        Their absolute paths or URIs, those of a folder sorted; with user and options where that of
+        the folder has them.
 
     Raises:
         ValueError: there are none, two have the same name, or a result would be in the place of
             its partition.
     """
-    files = _below(inputs, output) if isinstance(inputs, str) else list(inputs)
+    files = _below(inputs, output) if isinstance(inputs, str) else _given(inputs, output)
     if not files:
         raise ValueError(f"{inputs}: no Parquet files there")
     names = [base_name(file) for file in files]
@@ -102,7 +108,7 @@ def parquet_files(inputs: str | Sequence[str], output: str) -> list[str]:
 def _below(inputs: str, output: str) -> list[str]:
     found, folder = filesystem(inputs)
     if found.get_file_info(folder).type == pyarrow.fs.FileType.File:
-        return [inputs]
+        return _given([inputs], output)
     results = _results_below(inputs, output)
     selector = pyarrow.fs.FileSelector(folder, allow_not_found=True, recursive=True)
     return sorted(
@@ -113,8 +119,27 @@ def _below(inputs: str, output: str) -> list[str]:
     )
 
 
+def _given(inputs: Sequence[str], output: str) -> list[str]:
+    files = [absolute(file) for file in inputs]
+    for folder in {_folder(file) for file in files}:
+        _results_below(folder, output)
+    return files
+
+
+def _folder(file: str) -> str:
+    """Path or URI of the folder that holds a file."""
+    if "://" not in file:
+        return posixpath.dirname(file)
+    parts = urllib.parse.urlsplit(file)
+    return parts._replace(path=posixpath.dirname(parts.path)).geturl()
+
+
 def _results_below(inputs: str, output: str) -> str | None:
-    """Where paths of results begin, if these lie below the folder of the partitions."""
+    """Where paths of results begin, if these lie below the folder of the partitions.
+
+    Raises:
+        ValueError: they lie in it.
+    """
     found, folder = filesystem(inputs)
     target, below = filesystem(output)
     if not found.equals(target):

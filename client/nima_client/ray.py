@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 
 from nima_client._client import NimaClient
 from nima_client._partition_files import (
+    absolute,
     base_name,
     filesystem,
     parquet_files,
@@ -257,6 +258,7 @@ def score_partitions(
     import ray.data
     from ray.data import ActorPoolStrategy
 
+    output = absolute(output)
     partitions = parquet_files(inputs, output)
     target, folder = filesystem(output)
     target.create_dir(folder, recursive=True)

@@ -193,6 +193,21 @@ def test_results_inside_the_folder_of_the_partitions_are_no_partitions(
         parquet_files(folder, str(photos) + "/")
 
 
+@pytest.mark.parametrize("one", [False, True])
+@pytest.mark.parametrize("uri", [False, True])
+def test_results_in_the_place_of_partitions_that_are_named_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one: bool, uri: bool
+) -> None:
+    (tmp_path / "a b.parquet").touch()
+    monkeypatch.chdir(tmp_path)
+    name = (tmp_path / "a b.parquet").as_uri() if uri else "a b.parquet"
+    with pytest.raises(ValueError, match="holds the partitions"):
+        parquet_files(name if one else [name], ".")
+    # Processes that score have another working folder.
+    (found,) = parquet_files(name if one else [name], "scores")
+    assert found == (name if uri else str(tmp_path / name))
+
+
 def test_where_a_bucket_is_stays_in_the_names_of_its_files(
     bucket: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,7 +104,9 @@ with EmbeddedServer() as server:
         report["failed"] = True
     first = {p.name: p.stat().st_mtime_ns for p in out.glob("*.parquet")}
     (work / "shard-3.parquet").rename(shards / "shard-3.parquet")
-    done = nima_client.ray.score_partitions(str(shards), str(out), url)
+    os.chdir(work)  # where Ray's own processes are not
+    relative = sorted(path.relative_to(work).as_posix() for path in shards.iterdir())
+    done = nima_client.ray.score_partitions(relative, "scores", url)
     again = {p.name: p.stat().st_mtime_ns for p in out.glob("*.parquet")}
     report["kept"] = all(again[name] == time for name, time in first.items())
     report["exactly the rest"] = len(done) == 6 - len(first)
