@@ -27,7 +27,7 @@ URL = os.environ.get("NIMA_URL", "127.0.0.1:8001")
 
 def score_partition(frames: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
     """For ``mapInPandas``: photos with ``path`` and ``content`` in, one row of scores each out."""
-    with NimaClient(URL, retry=PATIENT) as client:
+    with NimaClient(URL, retry=PATIENT, connect_timeout=PATIENT.budget_s) as client:
         for frame in frames:
             pairs = zip(frame["path"], frame["content"], strict=True)
             photos = (Photo(path, data=bytes(content)) for path, content in pairs)

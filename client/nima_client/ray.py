@@ -72,7 +72,8 @@ def score_table(client: NimaClient, names: Sequence[str], images: Iterable[Any])
         images: encoded bytes, or uint8 arrays [H, W, 3].
 
     Raises:
-        RequestError: the server is gone: the task fails, and Ray runs it again elsewhere.
+        RequestError: the server is gone. In a dataset that ends the run: Ray repeats what died, not
+            what failed.
     """
     photos = (_photo(name, image) for name, image in zip(names, images, strict=True))
     rows = []
@@ -104,7 +105,8 @@ class Scorer:
     ) -> None:
         self._image_column = image_column
         self._name_column = name_column
-        self._client = NimaClient(url, **{"retry": PATIENT, **(client_options or {})})
+        patient = {"retry": PATIENT, "connect_timeout": PATIENT.budget_s}
+        self._client = NimaClient(url, **{**patient, **(client_options or {})})
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """The batch without its images, with :data:`SCORE_COLUMNS`.

@@ -173,6 +173,21 @@ def test_a_column_called_as_a_score_is_told_before_anything_is_scored(photo: Pho
     assert len(columns) == len(set(columns))
 
 
+def test_a_new_actor_is_as_patient_as_one_that_has_met_its_server(photo: Photo) -> None:
+    class Asked(FakeTransport):
+        def describe(self, model_name: str, model_version: str, timeout_s: float) -> Any:
+            asked.append(timeout_s)
+            return super().describe(model_name, model_version, timeout_s)
+
+    asked: list[float] = []
+    batch = pa.table({"bytes": [photo(0)]})
+    nima_client.ray.Scorer("h:1", client_options={"transport": Asked()})(batch)
+    assert 50 < asked[0] <= 60
+    options = {"transport": Asked(), "connect_timeout": 2.0}
+    nima_client.ray.Scorer("h:1", client_options=options)(batch)
+    assert asked[1] <= 2
+
+
 @pytest.mark.parametrize("uri", [False, True])
 def test_results_inside_the_folder_of_the_partitions_are_no_partitions(
     tmp_path: Path, uri: bool
