@@ -93,19 +93,18 @@ def to_pandas(results: Iterable[ImageScore | ImageFailure]) -> pd.DataFrame:
     import pandas as pd
 
     rows = [_columns(result) for result in results]
-    names = (
-        "index",
-        "mean",
-        "std",
-        "percentile",
-        "distribution",
-        *_TEXT_COLUMNS,
-        "code",
-        "message",
-    )
-    frame = pd.DataFrame(rows, columns=list(names))
-    numbers = dict.fromkeys(("mean", "std", "percentile"), "float64")
-    return frame.astype(numbers).set_index("index")
+    # Said, not guessed: without a row or a score pandas would take texts for numbers.
+    dtypes = {
+        "index": "int64",
+        **dict.fromkeys(_NUMBER_COLUMNS, "float64"),
+        "distribution": "object",
+        **dict.fromkeys((*_TEXT_COLUMNS, *_WHY_COLUMNS), "str"),
+    }
+    columns = {
+        name: pd.Series([row.get(name) for row in rows], dtype=dtype)
+        for name, dtype in dtypes.items()
+    }
+    return pd.DataFrame(columns).set_index("index")
 
 
 def _record(result: ImageScore | ImageFailure) -> tuple[Any, ...]:
