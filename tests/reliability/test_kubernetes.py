@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import kubernetes_validate
@@ -154,6 +156,45 @@ def test_the_image_has_what_the_manifests_call() -> None:
     images = {container["image"] for _, container in containers()}
     assert len(images) == 1
     assert images.pop() in compose
+
+
+def test_engines_are_kept_once_whichever_pod_comes_first(tmp_path: Path) -> None:
+    (script,) = dict(containers())["nima-gpu/engine"]["args"]
+    network, engines, commands = (tmp_path / name for name in ("models", "engines", "bin"))
+    stubs = {
+        "nvidia-smi": "echo 9.0",
+        "python3": "echo 10.11",
+        "nima-entrypoint": f"cd {network}; for f in model.plan model.plan.json; do "
+        "[ -f $f ] || echo built here >$f; done",
+    }
+    for folder in (network, engines, commands):
+        folder.mkdir()
+    (network / "model.onnx").touch()
+    script = script.replace("/models/nima_network/1", str(network)).replace(
+        "/engines", str(engines)
+    )
+
+    def start(**more: str) -> str:
+        for name, text in {**stubs, **more}.items():
+            (commands / name).write_text(f"#!/bin/sh\n{text}\n")
+            (commands / name).chmod(0o755)
+        path = f"{commands}{os.pathsep}{os.environ['PATH']}"
+        command = ["bash", "-euo", "pipefail", "-c", script]
+        subprocess.run(command, env={"PATH": path}, check=True, timeout=30, capture_output=True)
+        (cache,) = engines.iterdir()
+        assert {file.name for file in cache.iterdir()} == {"model.plan", "model.plan.json"}
+        return (cache / "model.plan").read_text()
+
+    # The other pod has put its own there just before.
+    other = (
+        'for to; do :; done; mkdir "$to"; echo theirs | tee "$to/model.plan" >"$to/model.plan.json"'
+    )
+    assert start(mv=f'{other}; exec /bin/mv "$@"') == "theirs\n"
+    for file in network.glob("model.plan*"):
+        file.unlink()
+    (commands / "mv").unlink()
+    assert start() == "theirs\n"
+    assert (network / "model.plan").read_text() == "theirs\n"
 
 
 def test_kserve() -> None:
