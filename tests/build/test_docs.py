@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import configparser
 import importlib
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -67,3 +69,12 @@ def test_ten_lines_lead_from_a_checkpoint_to_perf_analyzer() -> None:
     used = re.findall(r"(?:run --rm(?: -v \S+)?|up -d --wait) ([a-z][\w-]*)", text)
     assert set(used) == {"engine", "triton", "client"}
     assert set(used) <= set(services)
+
+
+def test_the_systemd_unit_can_be_enabled() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    (text,) = re.findall(r"(?:^    .*\n|^\n)+", page[page.index("    [Unit]") :], re.MULTILINE)[:1]
+    unit = configparser.ConfigParser(interpolation=None)
+    unit.read_string(textwrap.dedent(text))
+    assert "nima serve" in unit["Service"]["ExecStart"]
+    assert unit["Install"]["WantedBy"]
