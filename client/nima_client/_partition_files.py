@@ -6,12 +6,14 @@ import contextlib
 import os
 import posixpath
 import urllib.parse
-import uuid
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
+
+from nima_client._files import atomic_file
 
 
 def filesystem(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -47,21 +49,23 @@ def whole_parquet_file(folder: str, name: str, schema: pa.Schema) -> Iterator[pq
         OSError: it could not be written.
     """
     target, inside = filesystem(folder)
+    if isinstance(target, pyarrow.fs.LocalFileSystem):
+        # Until then it has a hidden name, which those who read the whole folder pass over.
+        with (
+            atomic_file(Path(inside, name), "wb") as file,
+            pq.ParquetWriter(file, schema) as writer,
+        ):
+            yield writer
+        return
     final = posixpath.join(inside, name)
-    # A local file is written under another name first, which those who read the whole folder pass
-    # over; object stores show a file when it is closed.
-    local = isinstance(target, pyarrow.fs.LocalFileSystem)
-    hidden = posixpath.join(inside, f".{name}.{uuid.uuid4().hex}.tmp")
-    written = hidden if local else final
-    out = target.open_output_stream(written)
+    out = target.open_output_stream(final)
     try:
         with out, pq.ParquetWriter(out, schema) as writer:
             yield writer
-        if local:
-            target.move(written, final)
     except BaseException as error:
-        # Closing made a valid file of what there was: the next run would take it as done.
-        _delete_incomplete(target, written, error)
+        # Object stores show a file when it is closed, and closing made a valid file of what there
+        # was: the next run would take it as done.
+        _delete_incomplete(target, final, error)
         raise
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,23 @@ def test_while_a_partition_is_written_readers_of_the_folder_do_not_see_it(
     writing._score_file(str(second))
     assert seen == [(1, 300), (2, 300)]
     assert pq.read_table(output).num_rows == 600
+
+
+def test_a_result_is_on_the_disk_before_it_has_its_name_however_long(
+    shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = shard.rename(shard.with_name("p" * 247 + ".parquet"))
+    output = tmp_path / "scores"
+    output.mkdir()
+    synced = []
+
+    def fsync(descriptor: int, whole: Any = os.fsync) -> None:
+        synced.append((os.fstat(descriptor).st_size, (output / long.name).exists()))
+        whole(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert scorer(output)._score_file(str(long)) == (300, 0)
+    assert synced == [((output / long.name).stat().st_size, False)]
 
 
 def test_a_partition_without_rows_has_a_result_without_rows(
