@@ -24,4 +24,6 @@ def main(photos: str, scores: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    if len(sys.argv) != 3:  # photos/* would be many, and the second of them the output
+        sys.exit(__doc__)
+    main(*sys.argv[1:])

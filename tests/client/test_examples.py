@@ -101,6 +101,25 @@ def test_notebook_of_photos_that_cannot_be_scored(
         load("notebook")
 
 
+@pytest.mark.parametrize("name", ["ray", "spark"])
+def test_cluster_examples_take_one_folder_and_one_output(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("ray", reason="nima_client.ray needs the extra ray")
+    # Spark is large: a stand-in, which is not used.
+    (tmp_path / "pyspark").mkdir()
+    (tmp_path / "pyspark" / "__init__.py").touch()
+    (tmp_path / "pyspark" / "sql.py").write_text("SparkSession = None")
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    for arguments in ([], ["a.jpg", "b.jpg", "scores"]):
+        done = subprocess.run(
+            [sys.executable, str(EXAMPLES / f"{name}_folder.py"), *arguments],
+            capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": path},
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+        assert f"examples/{name}_folder.py s3" in done.stderr
+
+
 def test_fastapi_service(
     server: KServeServer, photo: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
