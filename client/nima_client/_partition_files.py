@@ -88,6 +88,9 @@ def _delete_incomplete(found: pyarrow.fs.FileSystem, path: str, error: BaseExcep
 def parquet_files(inputs: str | Sequence[str], output: str) -> list[str]:
     """The partitions: the Parquet files of a folder and those below it, or the files given.
 
+    Names in a folder that begin with ``.`` or ``_`` are passed over, as readers of Parquet do: what
+    is still being written, or the log of a table.
+
     Args:
         inputs: a folder, a file or files, as paths or URIs.
         output: folder of the results, whose files are none.
@@ -119,6 +122,7 @@ def _below(inputs: str, output: str) -> list[str]:
         _joined(inputs, folder, info.path)
         for info in found.get_file_info(selector)
         if info.path.endswith(".parquet")
+        and not any(name[:1] in (".", "_") for name in _below_it(folder, info.path).split("/"))
         and not (results is not None and info.path.startswith(results))
     )
 
@@ -154,10 +158,14 @@ def _results_below(inputs: str, output: str) -> str | None:
     return below if below.startswith(folder) else None
 
 
+def _below_it(folder: str, path: str) -> str:
+    return path[len(folder.rstrip("/")) :].lstrip("/")
+
+
 def _joined(inputs: str, folder: str, path: str) -> str:
     """Path or URI of a file below a folder that was given as ``inputs``."""
     if "://" not in inputs:
         return path
-    relative = urllib.parse.quote(path[len(folder.rstrip("/")) :].lstrip("/"))
+    relative = urllib.parse.quote(_below_it(folder, path))
     parts = urllib.parse.urlsplit(inputs)
     return parts._replace(path=f"{parts.path.rstrip('/')}/{relative}").geturl()

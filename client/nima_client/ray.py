@@ -241,7 +241,8 @@ def score_partitions(
     are passed over, so that calling this again after a failure does exactly the rest.
 
     Args:
-        inputs: a folder of Parquet files, or the files; local paths or ``s3://…``, ``gs://…``, with
+        inputs: a folder of Parquet files (names that begin with ``.`` or ``_`` are passed over, as
+            readers of Parquet do), or the files; local paths or ``s3://…``, ``gs://…``, with
             user and options (``?endpoint_override=…``) where they are needed.
         output: folder of the results; it may lie in that of the partitions, but not be the same.
         url: server; see :class:`Scorer`.

@@ -241,6 +241,17 @@ def test_results_in_the_place_of_partitions_that_are_named_are_refused(
     assert found == (name if uri else str(tmp_path / name))
 
 
+def test_what_readers_of_parquet_pass_over_is_no_partition(tmp_path: Path) -> None:
+    folder = tmp_path / "_mine" / ".photos"
+    hidden = ("._a.parquet", "_delta_log/1.checkpoint.parquet", "_temporary/0/b.parquet")
+    for name in (*hidden, "a.parquet", "day=1/b_c.parquet"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    for inputs in (str(folder), f"{folder}/", folder.as_uri()):
+        assert list(map(base_name, parquet_files(inputs, "out"))) == ["a.parquet", "b_c.parquet"]
+    assert parquet_files(str(folder / hidden[0]), "out") == [str(folder / hidden[0])]
+
+
 def test_where_a_bucket_is_stays_in_the_names_of_its_files(
     bucket: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
