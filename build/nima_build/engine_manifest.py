@@ -19,6 +19,8 @@ from nima_client._package import PackageError
 from nima_client.contract import MAX_BATCH_SIZE
 
 PLAN_NAME = "model.plan"
+RTX_PLAN_NAME = "model.rtx.plan"
+"""Of TensorRT for RTX, which Triton does not serve: not in the place of what it does."""
 REBUILD = "nima build --target tensorrt"
 
 Precision = Literal["fp16", "fp32"]

@@ -354,6 +354,19 @@ def test_a_folder_is_no_engine_and_is_told_before_the_work(
     assert result.output.count("\n") == 1
 
 
+def test_an_engine_for_rtx_leaves_the_served_one_alone(
+    rtx: Any, exported: Path, tmp_path: Path
+) -> None:
+    graph, served = tmp_path / "model.onnx", tmp_path / "model.plan"
+    shutil.copy(exported / "model.onnx", graph)
+    served.write_bytes(b"served")
+    arguments = ["--target", "tensorrt-rtx", "--compute-capability", "8.9", "--onnx", str(graph)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert served.read_bytes() == b"served"
+    assert EngineManifest.load(tmp_path / "model.rtx.plan").runtime == "tensorrt_rtx"
+
+
 def test_build_command_compiles_for_rtx(rtx: Any, exported: Path, tmp_path: Path) -> None:
     plan = tmp_path / "model.plan"
     arguments = ["--target", "tensorrt-rtx", "--compute-capability", "8.9"]

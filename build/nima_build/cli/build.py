@@ -44,7 +44,9 @@ def build(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="Engine file; model.plan or model.pt2 beside the ONNX."
+            "--output",
+            "-o",
+            help="Engine file; model.plan, model.rtx.plan or model.pt2 beside the ONNX.",
         ),
     ] = None,
     checkpoint: Annotated[
@@ -88,7 +90,7 @@ def build(
 
     from nima_build.cli._inductor import build_inductor
     from nima_build.engine import build_engine, check_engine_here
-    from nima_build.engine_manifest import PLAN_NAME, EngineOptions
+    from nima_build.engine_manifest import PLAN_NAME, RTX_PLAN_NAME, EngineOptions
     from nima_build.metadata import ArtefactError
     from nima_build.repository import ONNX_NAME, default_repository
     from nima_build.tensorrt_api import EngineError
@@ -98,7 +100,8 @@ def build(
         source = onnx or default_repository() / NETWORK_MODEL / "1" / ONNX_NAME
         if not source.is_file():
             raise ArtefactError(f"no {source}: run `nima export` first")
-        plan = output or source.with_name(PLAN_NAME)
+        plan_name = RTX_PLAN_NAME if target is _Target.tensorrt_rtx else PLAN_NAME
+        plan = output or source.with_name(plan_name)
         if target is _Target.inductor:
             done = build_inductor(
                 source,
