@@ -5,7 +5,9 @@ The one home of it for all three packages.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import glob
 import hashlib
 import os
 import stat
@@ -17,7 +19,13 @@ from typing import IO, Any
 
 from nima_client._signals import held_back
 
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 _BLOCK = 1 << 20
+_UNFINISHED = ".partial"
 
 
 def sha256_file(path: Path) -> str:
@@ -105,23 +113,57 @@ def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             yield file
         return
     final = _final(path)
-    # Cut: a file may have the longest name that the disk takes.
     name = ""
     try:
         with held_back():
             with _naming(path):
-                descriptor, name = tempfile.mkstemp(prefix=f".{final.name[:32]}.", dir=final.parent)
+                descriptor, name = tempfile.mkstemp(
+                    suffix=_UNFINISHED, prefix=_hidden(final), dir=final.parent
+                )
             file = os.fdopen(descriptor, mode, **text)  # type: ignore[call-overload]
-        with file:
-            yield file
-            _to_disk(file)
-        with held_back():
-            os.chmod(name, _mode(final))
-            os.replace(name, final)
-            name = ""
+        with _in_use(descriptor):
+            with file:
+                yield file
+                _to_disk(file)
+            with held_back():
+                os.chmod(name, _mode(final))
+                os.replace(name, final)
+                name = ""
     finally:
         if name:
             os.unlink(name)
+
+
+def _hidden(final: Path) -> str:
+    """What the names of its temporary files begin with."""
+    # Cut: a file may have the longest name that the disk takes.
+    return f".{final.name[:32]}."
+
+
+@contextmanager
+def _in_use(descriptor: int) -> Iterator[None]:
+    """A temporary file is locked until it has its name, or its writer dies, however it dies."""
+    if fcntl is None:
+        yield
+        return
+    held = os.dup(descriptor)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what a killed process had half written to ``path``, and nobody writes any more."""
+    final = Path(os.path.realpath(path))
+    pattern = f"{glob.escape(_hidden(final))}????????{_UNFINISHED}"
+    for left in final.parent.glob(pattern) if fcntl else ():
+        # In use, gone meanwhile, or not ours to delete: let it be.
+        with contextlib.suppress(OSError), left.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
 
 
 def _to_disk(file: IO[Any]) -> None:
@@ -151,12 +193,14 @@ def write_together(files: Mapping[Path, bytes]) -> None:
 
     All of them are on the disk under temporary names before the first is renamed, and Ctrl-C waits
     for the last. The renames follow the order given, so that what names the others by their hash
-    goes last. Links, modes and
-    what is no regular file: as with :func:`atomic_file`.
+    goes last. What a killed call left goes first, to make room. Links, modes and what is no regular
+    file: as with :func:`atomic_file`.
 
     Raises:
         OSError: a file could not be written; every previous one is still in place.
     """
+    for path in files:
+        remove_unfinished(path)
     with ExitStack() as renames, ExitStack() as stack:
         # Left in reverse order, which is when each takes its place.
         for path, data in reversed(list(files.items())):

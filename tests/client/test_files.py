@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -170,3 +172,36 @@ def test_parquet_and_failures_go_through_a_pipe(tmp_path: Path) -> None:
         reader.join(20)
     assert pq.read_table(io.BytesIO(got[0])).column("file").to_pylist() == ["a.jpg"]
     assert got[1].startswith(b'{"file": "b.jpg"')
+
+
+_HALF_WAY = """
+import os, signal, sys
+from pathlib import Path
+from nima_client._files import atomic_file
+with atomic_file(Path(sys.argv[1]), "wb") as file:
+    file.write(b"half")
+    file.flush()
+    print(os.getpid(), flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_process_had_half_written_is_removed_by_the_next(tmp_path: Path) -> None:
+    graph = tmp_path / "model.onnx"
+    command = [sys.executable, "-c", _HALF_WAY, str(graph)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as killed, subprocess.Popen(command, **pipes) as alive:
+        for writer in (killed, alive):
+            assert writer.stdout.readline()
+        killed.kill()
+        killed.wait(10)
+        others = [tmp_path / ".model.onnx.kept", tmp_path / ".model.onnx.data.abcdefgh.partial"]
+        for other in others:
+            other.write_bytes(b"")
+        assert len(list(tmp_path.iterdir())) == 4
+        write_together({graph: b"whole"})
+        assert len(list(tmp_path.iterdir())) == 4, "the graph, that of the living, and the others"
+        alive.communicate(timeout=10)
+        assert alive.returncode == 0
+    assert sorted(tmp_path.iterdir()) == sorted([graph, *others])
+    assert graph.read_bytes() == b"half"

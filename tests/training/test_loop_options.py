@@ -273,10 +273,11 @@ def test_what_a_kill_left_half_written_is_removed(
                 file.write(b"half")
                 file.flush()
                 (half,) = path.parent.glob(".*")
-                half.with_suffix(".killed00").write_bytes(b"half")  # what no handler removes
+                left = half.with_suffix("").with_suffix(".killed00.partial")
+                left.write_bytes(b"half")  # what no handler removes
                 raise InterruptedError
         except InterruptedError:
-            halves.append(half.with_suffix(".killed00"))
+            halves.append(left)
     mine = out / ".state.pt.of-mine"
     mine.touch()
     assert all(half.exists() for half in halves)

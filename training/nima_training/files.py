@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,15 +25,6 @@ def check_folder(path: Path) -> None:
     """
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is not a folder: choose another --out")
-
-
-def remove_unfinished(path: Path) -> None:
-    """Remove what a kill in the middle of a write to ``path`` left beside it.
-
-    Only for files that this process alone writes: the write of another would fail.
-    """
-    for left in path.parent.glob(f".{glob.escape(path.name)}.????????"):  # of atomic_file
-        left.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: object) -> None:

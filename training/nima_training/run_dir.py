@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from nima_client._files import write_atomic
+from nima_client._files import remove_unfinished, write_atomic
 from nima_training.checkpoint import (
     META_FILE,
     WEIGHTS_FILE,
@@ -23,7 +23,7 @@ from nima_training.checkpoint import (
     save_checkpoint,
 )
 from nima_training.config import TrainConfig
-from nima_training.files import check_folder, remove_unfinished, write_json
+from nima_training.files import check_folder, write_json
 from nima_training.models import create_model
 from nima_training.state import load_state, save_state
 

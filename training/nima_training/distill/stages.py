@@ -13,9 +13,9 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from nima_client._files import remove_unfinished
 from nima_training.distill.config import StageConfig
 from nima_training.ema import EMA
-from nima_training.files import remove_unfinished
 from nima_training.state import load_state, save_state
 
 SAVE_EVERY_SECONDS = 120.0
