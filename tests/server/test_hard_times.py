@@ -264,6 +264,19 @@ def test_old_folders_without_a_lock_go_and_no_others(temporary: Path) -> None:
     assert not robbed.path.exists()
 
 
+def test_a_folder_that_becomes_a_link_while_it_is_looked_at_leads_nowhere(
+    temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = tmp_path / "ours"
+    (ours / "models").mkdir(parents=True)
+    (ours / "owner.lock").touch()
+    (temporary / "nima-serve-abcdefgh").symlink_to(ours)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_symlink", lambda _: False)  # as it was a moment before
+        assert clear_leftovers() == []
+    assert (ours / "models").is_dir()
+
+
 def test_a_process_that_ends_while_it_is_being_killed_stops_no_start(
     temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 import uuid
@@ -122,7 +123,9 @@ def clear_leftovers() -> list[Path]:
     for folder in sorted(temporary_folder().glob(f"{_PREFIX}*")):
         # In use, of another kind, or gone meanwhile: let it be.
         with contextlib.suppress(OSError):
-            if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
+            # One look: between two, somebody else could put a link to a folder of ours there.
+            entry = folder.lstat()
+            if not stat.S_ISDIR(entry.st_mode) or entry.st_uid != os.geteuid():
                 continue
             try:
                 lock = (folder / _LOCK).open()
