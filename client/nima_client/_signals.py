@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 _ENDING = ("SIGINT", "SIGTERM", "SIGHUP")
-_TWICE_S = 1.0
+TWICE_S = 1.0
 """A second one so soon is the same wish (a key pressed twice), and would cut the closing short."""
 
 
@@ -59,7 +59,7 @@ def stoppable(program: str, kept: str = "", *, last: bool = True) -> Iterator[No
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        if by is not None and time.monotonic() - first < _TWICE_S:
+        if by is not None and time.monotonic() - first < TWICE_S:
             return
         first, by = time.monotonic(), by or Stopped(number)
         raise by

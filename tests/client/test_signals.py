@@ -44,7 +44,7 @@ def test_what_is_open_is_closed_and_one_line_says_so(
 
 
 def test_a_swallowed_signal_can_be_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_signals, "_TWICE_S", 0.0)
+    monkeypatch.setattr(_signals, "TWICE_S", 0.0)
     swallowed = []
 
     @stoppable("prog", last=False)

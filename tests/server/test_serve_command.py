@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import shutil
@@ -76,6 +77,28 @@ def test_it_prints_its_endpoints_and_stops_cleanly(serve, number, encode, infer)
     assert "stopping" in said
     assert alive(children) == []
     assert not Probe(printed["grpc"], timeout=1)().alive
+
+
+def test_a_second_ctrl_c_waits_for_no_requests(serve):
+    process = serve(*FREE)
+    endpoints(process)
+    children = family(process)
+    # What does not end by itself would be waited for for 15 s.
+    os.kill(next(c.pid for c in children if c.name() == "tritonserver"), signal.SIGSTOP)
+    process.send_signal(signal.SIGINT)
+    line = ""
+    while "requests in flight finish first" not in line:
+        line = process.stderr.readline()
+        assert line, "it ended"
+    began = time.monotonic()
+    while process.poll() is None and time.monotonic() - began < 10:
+        process.send_signal(signal.SIGINT)  # those of the first second are the same wish
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.2)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGINT
+    assert said == "nima serve: stopped at once: requests in flight were cut off\n"
+    assert alive(children) == []
 
 
 def test_it_stops_while_it_restarts_the_server(serve):

@@ -7,6 +7,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 from enum import Enum
 from pathlib import Path
 from types import FrameType
@@ -15,6 +16,7 @@ from typing import Annotated, Optional
 import typer
 
 from nima_build.cli._precision import Precision
+from nima_client._signals import TWICE_S
 from nima_client.contract import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS
 
 
@@ -175,11 +177,17 @@ def serve(
         )
     server = EmbeddedServer(options)
     supervisor = Supervisor(server, report=report)
-    ended_by = 0
+    ended_by, ended_at, stopping = 0, time.monotonic(), False
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
-        nonlocal ended_by
-        ended_by = number
+        nonlocal ended_by, ended_at
+        if stopping:
+            # Somebody's second thoughts, and no other: a closed terminal may send SIGHUP twice.
+            if number != signal.SIGINT or time.monotonic() - ended_at < TWICE_S:
+                return
+            ended_by = number
+            raise KeyboardInterrupt
+        ended_by, ended_at = number, time.monotonic()
         supervisor.stop()
         # A start may last a minute: unwind it rather than wait for its end.
         if starting or supervisor.launching:
@@ -243,13 +251,21 @@ def serve(
         supervisor.run()
         why = " (SIGHUP, from the terminal; with </dev/null it reloads)"
         report(
-            f"stopping{why if ended_by == signal.SIGHUP else ''}: requests in flight finish first"
+            f"stopping{why if ended_by == signal.SIGHUP else ''}: requests in flight finish first; "
+            "Ctrl-C does not wait for them"
         )
+        stopping = True
+        server.stop()
+        stopping = False
     except (ServerError, ArtefactError, OSError) as error:
         report(str(error))
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        report("stopped while starting")
+        cut = stopping
+        stopping = False
+        report(
+            "stopped at once: requests in flight were cut off" if cut else "stopped while starting"
+        )
         raise typer.Exit(128 + ended_by) from None
     finally:
         server.stop()
