@@ -79,7 +79,8 @@ case $command in
         token=${NIMA_ADMIN_TOKEN:-$(head -c 24 /dev/urandom | base64 | tr '+/' '-_')}
         closed="model-repository,shared-memory,trace,logging:nima-admin=$token"
         flags+=(--grpc-restricted-protocol="$closed" --http-restricted-api="$closed")
-        # Splitting is meant.
+        # Splitting is meant, names of files in place of a * are not.
+        set -f
         # shellcheck disable=SC2206
         flags+=(${NIMA_TRITON_ARGS:-})
         exec tritonserver "${flags[@]}" "$@"

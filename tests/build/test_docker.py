@@ -295,6 +295,18 @@ def test_entrypoint_tells_triton_of_a_version_compatible_engine(
         assert "--log-verbose=0" in done.stdout.splitlines()
 
 
+def test_entrypoint_passes_flags_on_as_they_are(container: Container, tmp_path: Path) -> None:
+    path = stand_ins(container, tmp_path, nima="exit 0", tritonserver='printf "%s\\n" "$@"')
+    (tmp_path / "--log-file=a").touch()
+    flags = "--log-file=* --log-verbose=1\n --exit-on-error=[01]"
+    done = subprocess.run(
+        ["bash", ENTRYPOINT, "serve"], cwd=tmp_path, capture_output=True, text=True, timeout=90,
+        env={**container.environment, "PATH": path, "NIMA_TRITON_ARGS": flags}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-3:] == flags.split()
+
+
 def test_entrypoint_starts_mps_where_it_is_asked_for(container: Container, tmp_path: Path) -> None:
     pipes = tmp_path / "pipes"
     path = stand_ins(
