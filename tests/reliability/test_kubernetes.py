@@ -55,7 +55,9 @@ def containers() -> list[tuple[str, dict[str, object]]]:
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize(
-    "path", [*PLAIN, FOLDER / "kserve" / "scaling.yaml"], ids=lambda p: f"{p.parent.name}/{p.name}"
+    "path",
+    [*PLAIN, FOLDER / "kserve" / "scaling.yaml", FOLDER / "kserve" / "network-policy.yaml"],
+    ids=lambda p: f"{p.parent.name}/{p.name}",
 )
 def test_schema(path: Path, version: str) -> None:
     for document in documents(path):
@@ -223,6 +225,15 @@ def test_kserve() -> None:
     assert scaler["spec"]["scaleTargetRef"]["name"] == f"{name}-predictor"
     assert budget["spec"]["selector"]["matchLabels"] == {"serving.kserve.io/inferenceservice": name}
     assert scaler["spec"]["metrics"] == of_kind("HorizontalPodAutoscaler")[0]["spec"]["metrics"]
+    (policy,) = documents(FOLDER / "kserve" / "network-policy.yaml")
+    (plain,) = of_kind("NetworkPolicy")
+    assert policy["spec"]["podSelector"] == budget["spec"]["selector"]
+    assert policy["spec"]["egress"] == []
+    assert [r["from"] for r in policy["spec"]["ingress"]] == [
+        r["from"] for r in plain["spec"]["ingress"]
+    ]
+    (port,) = spec["containers"][0]["ports"]
+    assert policy["spec"]["ingress"][0]["ports"][0]["port"] == port["containerPort"]
     # What both hand to the pod is a pod's.
     pod_fields = {k: v for k, v in predictor.items() if k not in ("model", "minReplicas")}
     pod = {
