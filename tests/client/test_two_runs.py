@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tarfile
 from pathlib import Path
 
@@ -70,6 +71,29 @@ def test_an_empty_journal_holds_nothing_to_go_on_with(tmp_path: Path) -> None:
         journal.open("sha", resume=False)
         journal.add(row("a"))
         assert [r.file for r in journal.rows()] == ["a"]
+
+
+HEADER = '{"journal": 1, "checkpoint_sha256": "sha"}\n'
+DEEP = "[" * 100_000 + "\n"
+HUGE = json.dumps(row("a").to_dict() | {"mean": 10**400})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (DEEP, "is not a journal of this program"),
+        ('{"journal": 1, "checkpoint_sha256": 5}\n', "holds scores of the weights 5"),
+        (HEADER + DEEP, "line 2 is damaged: maximum recursion"),
+        (HEADER + '{"score": "a"}\n', "line 2 is damaged"),
+        (HEADER + f'{{"score": {HUGE}}}\n', "line 2 is damaged: int too large"),
+    ],
+    ids=["deep header", "numeric weights", "deep", "text", "huge"],
+)
+def test_a_damaged_journal_is_told(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "journal"
+    path.write_text(text)
+    with Journal(path) as journal, pytest.raises(JournalError, match=said):
+        journal.open("sha", resume=True)
 
 
 def test_a_shard_that_was_repaired_is_no_failure_of_the_resumed_run(

@@ -208,8 +208,8 @@ class Journal:
         try:
             header = json.loads(line)
             known = header["journal"] == _FORMAT
-            theirs = header["checkpoint_sha256"]
-        except (ValueError, KeyError, TypeError):
+            theirs = str(header["checkpoint_sha256"])
+        except (ValueError, KeyError, TypeError, RecursionError):
             known, theirs = False, ""
         if not known:
             raise JournalError(f"{self.path} is not a journal of this program: delete or rename it")
@@ -237,7 +237,7 @@ class Journal:
             if "score" in entry:
                 return Row.from_dict(entry["score"])
             return FailedRow(**entry["failure"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise JournalError(f"{self.path}: line {number} is damaged: {error}") from error
 
     def _outcomes(self) -> Iterator[Outcome]:

@@ -103,7 +103,7 @@ class Row:
             )
         except KeyError as error:
             raise ValueError(f"no column {error.args[0]!r}") from None
-        except TypeError as error:
+        except (TypeError, OverflowError) as error:  # an integer of 400 digits
             raise ValueError(str(error)) from None
         if len(row.distribution) != NUM_RATINGS:
             raise ValueError(f"a distribution has {NUM_RATINGS} values, not {len(distribution)}")
