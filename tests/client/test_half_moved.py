@@ -55,6 +55,46 @@ def test_a_move_killed_before_the_source_was_deleted_goes_on(
     assert len(list(best.iterdir())) == 6
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_move_deletes_nothing_whose_copy_a_power_cut_would_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resumed: bool
+) -> None:
+    photo, best = tmp_path / "a.jpg", tmp_path / "best"
+    photo.write_bytes(b"a")
+    if resumed:
+        place([row(photo)], best, Action.COPY)
+    flushed = []
+    ordinary = Path.unlink
+
+    def rename(_source: Path, _target: Path) -> None:
+        raise OSError(errno.EXDEV, "another disk")
+
+    def flush(descriptor: int) -> None:
+        flushed.append(os.fstat(descriptor).st_ino)
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if path == photo:
+            (copy,) = best.iterdir()
+            assert flushed == [copy.stat().st_ino, best.stat().st_ino]
+        ordinary(path, missing_ok)
+
+    monkeypatch.setattr(os, "rename", rename)
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(Path, "unlink", unlink)
+    (copy,) = place([row(photo)], best, Action.MOVE)
+    assert not photo.exists()
+    assert copy.read_bytes() == b"a"
+
+    def refuse(_descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    photo.write_bytes(b"a")
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        place([row(photo)], best, Action.MOVE)
+    assert photo.read_bytes() == b"a"
+
+
 def test_a_move_deletes_nothing_that_has_no_copy(tmp_path: Path) -> None:
     photo, best = tmp_path / "a.jpg", tmp_path / "best"
     best.mkdir()
