@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -261,6 +262,9 @@ def test_calibration_photos_are_spread_over_the_folder(
 ) -> None:
     for shade in range(7):
         Image.new("RGB", (32, 32), (shade, 0, 0)).save(tmp_path / f"{shade}.png")
+    (tmp_path / "3b.png").symlink_to("nowhere.png")
+    (tmp_path / "folder.jpg").mkdir()
+    os.mkfifo(tmp_path / "pipe.jpg")
     spec = PreprocessSpec(resize_size=32, crop_size=32)
     for count, chosen in ((4, [0, 1, 3, 5]), (7, list(range(7))), (200, list(range(7)))):
         monkeypatch.setattr(int8, "CALIBRATION_PHOTOS", count)

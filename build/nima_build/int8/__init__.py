@@ -123,13 +123,14 @@ def _in_fp32(model: onnx.ModelProto) -> list[str]:
 def calibration_pixels(photos: Path, spec: PreprocessSpec) -> npt.NDArray[Any]:
     """Up to :data:`CALIBRATION_PHOTOS` photos of a folder, preprocessed: uint8 ``[N, S, S, 3]``.
 
-    They are evenly spaced in the sorted listing of the folder and its subfolders.
+    They are evenly spaced in the sorted listing of the folder and its subfolders, but for what only
+    has the name of a photo: links to nothing, folders, pipes.
 
     Raises:
         ExportError: no photo there can be decoded.
         OSError: a photo cannot be read.
     """
-    files = sorted(path for path in photos.rglob("*") if is_photo(path.name))
+    files = sorted(p for p in photos.rglob("*") if is_photo(p.name) and p.is_file())
     # Spread over the folder: neighbours in a listing are often of one series.
     count = min(CALIBRATION_PHOTOS, len(files))
     images = []
