@@ -11,6 +11,8 @@ import os
 import shlex
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 from nima_build.engine_manifest import EngineMismatch, Precision, built_before
 from nima_build.gpu import find_gpus
 from nima_build.metadata import METADATA_NAME, ModelMetadata
+from nima_build.paths import is_plain, temporary_folder
 from nima_build.repository import default_repository, load_module
 from nima_build.tensorrt_api import EngineError, Progress
 from nima_client._files import check_output, sha256_file, write_together
@@ -33,6 +36,7 @@ MAX_BATCH = 128
 EXAMPLE_BATCH = 32
 """The batch TorchInductor tunes for."""
 _GRAPH_CODE = "compiled.py"
+_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def build_package(
     check_output(target)
     dtype = torch.float16 if options.precision == "fp16" else torch.float32
     graph = HalfScoringGraph(loaded.model, metadata.spec, dtype=dtype)
-    with tempfile.TemporaryDirectory() as folder:
+    with _plain_paths(), tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.pt2"
         compile_graph(graph, wanted, path, progress)
         manifest = replace(wanted, package_sha256=sha256_file(path))
@@ -115,6 +119,19 @@ def build_package(
     files = {target: content, package_manifest_path(target): manifest.to_json()}
     write_together(files)
     return manifest, True
+
+
+@contextmanager
+def _plain_paths() -> Iterator[None]:
+    """Temporary files lie where PyTorch finds them, whose commands do not quote their paths."""
+    before = tempfile.tempdir
+    tempfile.tempdir = str(temporary_folder())
+    if not is_plain(os.environ.get(_CACHE, "")):
+        os.environ.pop(_CACHE, None)  # PyTorch names another when it looks for it
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def compile_graph(

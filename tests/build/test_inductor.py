@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -220,6 +221,18 @@ def test_without_a_gpu_or_a_compiler_one_line_says_so(
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(EngineError, match=r"no C\+\+ compiler \(no-such-compiler\)"):
         build(network, force=True)
+
+
+def test_a_temporary_folder_with_a_space_is_no_obstacle(
+    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spaced = tmp_path / "a b"
+    spaced.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(spaced))
+    # As PyTorch itself sets it when it is imported.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(spaced / "torchinductor"))
+    assert build(network, force=True)
+    assert tempfile.gettempdir() == str(spaced)
 
 
 def test_command_keeps_checks_and_names_its_package(models: Path) -> None:

@@ -19,6 +19,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from nima_build.paths import temporary_folder
 from nima_build.repository import MODELS
 from nima_build.server._install import ServerLost
 from nima_build.server._mps import MPS_FOLDER, end_servers
@@ -28,8 +29,6 @@ _LOCK = "owner.lock"
 _SHARED_MEMORY = Path("/dev/shm")
 _GRACE_SECONDS = 5.0
 _POLL_SECONDS = 0.05
-# Triton starts its stubs by a shell command in which the paths are not quoted.
-_PLAIN_PATH = re.compile(r"[\w./-]+", re.ASCII)
 # All that a private folder may hold: what has the name of one and holds more is somebody's.
 _CONTENTS = re.compile(
     r"\.owner\.lock|models|\.models\.staged|backends|gate(\.\d+)?|\.gate\.new|tritonserver\.log"
@@ -38,12 +37,6 @@ _CONTENTS = re.compile(
 _RANDOM_NAME = re.compile(rf"{_PREFIX}[a-z0-9_]{{8}}")
 # A folder gets its lock at once; one that has lain without for so long will get none.
 _FORGOTTEN_SECONDS = 3600.0
-
-
-def temporary_folder() -> Path:
-    """Where private folders lie: ``TMPDIR``, or ``/tmp`` where a shell would split that."""
-    folder = tempfile.gettempdir()
-    return Path(folder if _PLAIN_PATH.fullmatch(folder) else "/tmp")
 
 
 class PrivateFolder:
