@@ -51,7 +51,7 @@ class ImageScore:
         """What one looks for in a list of scores; ``to_dict`` has everything."""
         text = f"index={self.index}, mean={self.mean:.2f}, std={self.std:.2f}"
         if self.percentile is not None:
-            text += f", percentile={self.percentile:.0f}"
+            text += f", percentile={percentile_text(self.percentile)}"
         if self.source is not None:
             text += f", source={self.source!r}"
         return f"ImageScore({text})"
@@ -142,6 +142,16 @@ class ModelInfo:
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain Python values, ready for JSON."""
         return dataclasses.asdict(self)
+
+
+def percentile_text(percentile: float) -> str:
+    """A percentile of 0..100 for people: whole, near the ends with a decimal.
+
+    Only what beats no reference photo is ``0``, and only what beats all of them ``100``.
+    """
+    if 0.0 < percentile < 1.0 or 99.0 < percentile < 100.0:
+        return f"{min(max(percentile, 0.1), 99.9):.1f}"
+    return f"{percentile:.0f}"
 
 
 def _to_json(fields: dict[str, Any]) -> str:

@@ -199,6 +199,7 @@ def test_what_a_list_of_scores_looks_like(results: list[Any]) -> None:
     assert repr(score) == (
         "ImageScore(index=0, mean=5.25, std=1.50, percentile=71, source='beach.jpg')"
     )
+    assert "percentile=99.7," in repr(dataclasses.replace(score, percentile=99.7))
     assert "percentile" not in repr(dataclasses.replace(score, percentile=None))
     with NimaClient(transport=FakeTransport()) as client:
         assert len(repr(client.model_info())) < 400

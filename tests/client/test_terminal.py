@@ -20,7 +20,8 @@ from nima_client.library.files import write_rows
 from nima_client.library.rows import FailedRow, Row
 from nima_client.library.select import Selection
 from nima_client.library.sources import Sources
-from nima_client.library.text import percentile_text, printable
+from nima_client.library.text import printable
+from nima_client.results import percentile_text
 
 LONG = "2024-06-01_family_at_the_beach_of_San_Sebastian_evening_light_edited_final_2.jpg"
 

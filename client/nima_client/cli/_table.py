@@ -13,7 +13,8 @@ from rich.text import Text
 from nima_client.cli._console import add_file_column, file_cell, unclipped
 from nima_client.contract import NUM_RATINGS
 from nima_client.library.rows import Row
-from nima_client.library.text import common_folder, percentile_text, printable
+from nima_client.library.text import common_folder, printable
+from nima_client.results import percentile_text
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _ASCII_BLOCKS = " .:-=+*#@"

@@ -1,4 +1,4 @@
-"""Names and numbers of files as text for people: on a terminal, on a page."""
+"""Names and counts of files as text for people: on a terminal, on a page."""
 
 from __future__ import annotations
 
@@ -26,16 +26,6 @@ def _is_shown(char: str) -> bool:
 def counted(count: int, thing: str) -> str:
     """``1 photo``, ``2 photos``."""
     return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
-
-
-def percentile_text(percentile: float) -> str:
-    """A percentile of 0..100 for people: whole, near the ends with a decimal.
-
-    Only what beats no reference photo is ``0``, and only what beats all of them ``100``.
-    """
-    if 0.0 < percentile < 1.0 or 99.0 < percentile < 100.0:
-        return f"{min(max(percentile, 0.1), 99.9):.1f}"
-    return f"{percentile:.0f}"
 
 
 def common_folder(names: Sequence[str]) -> str:

@@ -17,8 +17,9 @@ from typing import Any
 
 from nima_client.contract import RATINGS
 from nima_client.library.rows import Row
-from nima_client.library.text import common_folder, percentile_text, printable
+from nima_client.library.text import common_folder, printable
 from nima_client.report.thumbnails import Thumbnails
+from nima_client.results import percentile_text
 
 # Means crowd within two ratings: coarser bins would show one hill.
 _BIN = 0.1
