@@ -308,3 +308,11 @@ def test_specification_round_trip_and_identity():
         PreprocessSpec.from_dict({**spec.to_dict(), "gamma": 2})
     with pytest.raises(ValueError, match="crop_size"):
         PreprocessSpec(crop_size=300)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["mean", "std", "jpeg_oversampling"])
+def test_a_specification_holds_finite_numbers(name, value):
+    given = {name: value if name == "jpeg_oversampling" else [0.5, value, 0.5]}
+    with pytest.raises(ValueError, match=name):
+        PreprocessSpec.from_dict(given)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -54,6 +55,9 @@ class PreprocessSpec:
             raise ValueError("mean and std need three values each, and std must be positive")
         if self.jpeg_oversampling != 0 and self.jpeg_oversampling < 1:
             raise ValueError("jpeg_oversampling must be 0 (off) or at least 1")
+        # json reads NaN and Infinity, which pass every comparison above.
+        if not all(map(math.isfinite, (*self.mean, *self.std, self.jpeg_oversampling))):
+            raise ValueError("mean, std and jpeg_oversampling must be finite numbers")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields."""
