@@ -17,7 +17,7 @@ from nima_build.checksums import write_artefacts
 from nima_build.half import FP16_NAME, to_fp16
 from nima_build.metadata import METADATA_NAME, ExportError, ModelMetadata
 from nima_build.onnx_properties import set_properties
-from nima_build.onnx_session import cpu_session, graph_checkpoint
+from nima_build.onnx_session import cpu_session, is_of_model
 from nima_build.repository import INT8_NAME, ONNX_NAME, config_contents
 from nima_client.contract import (
     NETWORK_MODEL,
@@ -54,7 +54,8 @@ class Exported:
         metadata: content of the ``model.json`` beside it.
         max_mean_difference: largest difference of a mean rating from PyTorch in the check.
         others: the FP16 and int8 graphs, where they were asked for.
-        outdated: FP16 and int8 graphs of another checkpoint that lay there, and are gone.
+        outdated: FP16 and int8 graphs of another checkpoint or preprocessing that lay there, and
+            are gone.
     """
 
     onnx_path: Path
@@ -70,8 +71,8 @@ def export_checkpoint(
     """Export a checkpoint as ``model.onnx`` and ``model.json`` in ``directory``.
 
     All files are replaced together, and only after the new graph passed onnx.checker and agreed
-    with PyTorch. FP16 and int8 graphs of another checkpoint, which would be served under this one's
-    name, are removed.
+    with PyTorch. FP16 and int8 graphs of another checkpoint or preprocessing, which would be served
+    under this one's name, are removed.
 
     Args:
         checkpoint: folder with ``model.safetensors`` and ``checkpoint.json``.
@@ -154,9 +155,7 @@ def _convert(
     outdated = tuple(
         graph
         for graph in (directory / FP16_NAME, directory / INT8_NAME)
-        if graph not in files
-        and graph.is_file()
-        and graph_checkpoint(graph) != metadata.checkpoint_sha256
+        if graph not in files and graph.is_file() and not is_of_model(graph, metadata)
     )
     return files, Exported(path, metadata, difference, tuple(others), outdated)
 

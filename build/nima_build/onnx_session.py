@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnxruntime
 
-from nima_build.metadata import PROPERTY_PREFIX
+from nima_build.metadata import PROPERTY_PREFIX, ModelMetadata
 
 
 def cpu_session(model: bytes | Path) -> onnxruntime.InferenceSession:
@@ -19,13 +19,18 @@ def cpu_session(model: bytes | Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
-def graph_checkpoint(path: Path) -> str:
-    """SHA-256 of the checkpoint a graph was exported from; empty where it does not say, or is none.
+def is_of_model(path: Path, metadata: ModelMetadata) -> bool:
+    """Whether a graph was exported from the checkpoint of ``metadata``, for its preprocessing.
 
-    Where one only serves there is no package ``onnx``, so ONNX Runtime reads it.
+    What does not say so, or is no graph, was not. Where one only serves there is no package
+    ``onnx``, so ONNX Runtime reads it.
     """
     try:
-        properties = cpu_session(path).get_modelmeta().custom_metadata_map
+        found = cpu_session(path).get_modelmeta().custom_metadata_map
     except Exception:  # ONNX Runtime has kinds of its own, without a common one
-        return ""
-    return str(properties.get(f"{PROPERTY_PREFIX}checkpoint_sha256", ""))
+        return False
+    wanted = {
+        "checkpoint_sha256": metadata.checkpoint_sha256,
+        "preprocessing_id": metadata.spec.id,
+    }
+    return all(found.get(f"{PROPERTY_PREFIX}{key}") == value for key, value in wanted.items())

@@ -189,7 +189,7 @@ def check_graph(repository: Path, precision: str) -> Path:
     """The graph that a repository holds for a precision, a key of :data:`GRAPHS`.
 
     Raises:
-        ArtefactError: it is not there, or of another checkpoint.
+        ArtefactError: it is not there, or of another checkpoint or preprocessing.
         ValueError: there is no such precision.
     """
     if precision not in GRAPHS:
@@ -199,12 +199,12 @@ def check_graph(repository: Path, precision: str) -> Path:
         with_int8 = " CHECKPOINT --int8 PHOTOS" if precision == "int8" else ""
         raise ArtefactError(f"no {path}: run `nima export{with_int8}` first")
     if precision == "int8":
-        from nima_build.onnx_session import graph_checkpoint
+        from nima_build.onnx_session import is_of_model
 
-        if graph_checkpoint(path) != load_metadata(repository).checkpoint_sha256:
+        if not is_of_model(path, load_metadata(repository)):
             raise ArtefactError(
-                f"{path} is of another checkpoint than {ONNX_NAME}, or damaged: run "
-                "`nima export CHECKPOINT --int8 PHOTOS`"
+                f"{path} is of another checkpoint or preprocessing than {ONNX_NAME}, or damaged: "
+                "run `nima export CHECKPOINT --int8 PHOTOS`"
             )
     return path
 

@@ -169,13 +169,14 @@ def _int8_stage(
     pixels: npt.NDArray[Any],
     expected: npt.NDArray[Any],
 ) -> StageResult:
-    from nima_build.onnx_session import graph_checkpoint
+    from nima_build.onnx_session import is_of_model
 
     path = network / INT8_NAME
     if not path.is_file():
         return StageResult("onnx-int8", "skip", note="not built (`nima export --int8`)")
-    if graph_checkpoint(path) != metadata.checkpoint_sha256:
-        return StageResult("onnx-int8", "fail", note=f"{INT8_NAME} is of another checkpoint")
+    if not is_of_model(path, metadata):
+        note = f"{INT8_NAME} is of another checkpoint or preprocessing"
+        return StageResult("onnx-int8", "fail", note=note)
     return compare("onnx-int8", names, expected, onnx_scorer(path)(pixels))
 
 

@@ -25,7 +25,7 @@ from nima_build.export import (
 from nima_build.half import STEM_CONVOLUTIONS, stem_length, to_fp16
 from nima_build.metadata import ModelMetadata
 from nima_build.onnx_properties import read_properties, set_properties
-from nima_build.onnx_session import cpu_session, graph_checkpoint
+from nima_build.onnx_session import cpu_session, is_of_model
 from nima_client._files import sha256_file
 from nima_client.preprocess import PreprocessSpec, normalize, preprocess
 from nima_training import distribution as moments
@@ -249,13 +249,15 @@ def test_int8_graph_is_quantised_and_close(
     assert 0 < np.abs(full[1] - small[1]).max() < 1.0
 
 
+@pytest.mark.parametrize("changed", ["checkpoint_sha256", "preprocessing_id"])
 def test_graphs_of_another_checkpoint_do_not_outlive_it(
-    checkpoint: Path, exported: Path, tmp_path: Path
+    checkpoint: Path, exported: Path, tmp_path: Path, changed: str
 ) -> None:
     """Left there, `nima serve --precision int8` would serve the old network by the new name."""
     other = onnx.load(exported / "model.onnx")
+    properties = read_properties(other)
     del other.metadata_props[:]
-    set_properties(other, {"checkpoint_sha256": "0" * 64})
+    set_properties(other, properties | {changed: "0" * 16})
     network = tmp_path / "models" / "nima_network" / "1"
     network.mkdir(parents=True)
     stale = [network / "model.fp16.onnx", network / "model.int8.onnx"]
@@ -268,7 +270,7 @@ def test_graphs_of_another_checkpoint_do_not_outlive_it(
 
     # The same checkpoint once more: what was made from it stays.
     stale[1].write_bytes((exported / "model.onnx").read_bytes())
-    assert graph_checkpoint(stale[1]) == done.metadata.checkpoint_sha256
+    assert is_of_model(stale[1], done.metadata)
     done = export_to_repository(checkpoint, tmp_path / "models")
     assert done.outdated == ()
     assert stale[1].exists()
@@ -277,7 +279,10 @@ def test_graphs_of_another_checkpoint_do_not_outlive_it(
     stale[1].write_bytes(b"not a graph at all")
     result = CliRunner().invoke(app, [str(checkpoint), "-o", str(network)])
     assert result.exit_code == 0, result.output
-    assert "removed, it was of another checkpoint (--int8 PHOTOS makes it anew)" in result.output
+    assert (
+        "removed, it was of another checkpoint or preprocessing (--int8 PHOTOS makes it anew)"
+        in result.output
+    )
     assert not stale[1].exists()
 
 

@@ -75,10 +75,12 @@ def test_a_graph_of_another_checkpoint_is_refused(tmp_path: Path) -> None:
     other = Path(shutil.copytree(default_repository(), tmp_path / "models"))
     network = other / "nima_network" / "1"
     metadata = load_metadata(other)
-    dataclasses.replace(metadata, checkpoint_sha256="0" * 64).save(network / METADATA_NAME)
-    with pytest.raises(ArtefactError, match="of another checkpoint than"):
-        check_graph(other, "int8")
-    check_graph(other, "fp32")
+    preprocessing = metadata.preprocessing | {"mean": [0.4, 0.4, 0.4]}
+    for changed in ({"checkpoint_sha256": "0" * 64}, {"preprocessing": preprocessing}):
+        dataclasses.replace(metadata, **changed).save(network / METADATA_NAME)
+        with pytest.raises(ArtefactError, match="of another checkpoint or preprocessing than"):
+            check_graph(other, "int8")
+        check_graph(other, "fp32")
     metadata.save(network / METADATA_NAME)
     check_graph(other, "int8")
     (network / INT8_NAME).write_bytes(b"no graph")

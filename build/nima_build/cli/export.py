@@ -45,7 +45,7 @@ def export(
 
     Writes model.onnx (PIXELS uint8 [B,S,S,3] to DISTRIBUTION, MEAN, STD) and model.json, and in a
     model repository the facts in its configs and SHA256SUMS. Nothing is replaced unless every check
-    passed. An FP16 or int8 graph of another checkpoint is removed.
+    passed. An FP16 or int8 graph of another checkpoint or preprocessing is removed.
     """
     from nima_build.export import ExportError, export_checkpoint, export_to_repository
     from nima_build.metadata import ArtefactError
@@ -71,4 +71,4 @@ def export(
         typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     for path in done.outdated:
         again = " (--int8 PHOTOS makes it anew)" if path.name == INT8_NAME else ""
-        typer.echo(f"{path}: removed, it was of another checkpoint{again}")
+        typer.echo(f"{path}: removed, it was of another checkpoint or preprocessing{again}")
