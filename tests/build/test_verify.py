@@ -14,6 +14,7 @@ from onnx import numpy_helper
 from typer.testing import CliRunner
 
 from nima_build import golden as golden_module
+from nima_build import paths
 from nima_build import verify as verify_module
 from nima_build.cli.verify import app
 from nima_build.golden import golden_photos, load_golden
@@ -141,6 +142,21 @@ def test_a_network_of_ones_own_needs_no_bundled_checkpoint(
     result = CliRunner().invoke(app, [str(photos[0])])
     assert result.exit_code == 0, result.output
     assert "against onnx-fp32" in result.output
+
+
+@pytest.mark.skipif(not CHECKPOINT.is_dir(), reason="no bundled checkpoint in this tree")
+def test_a_damaged_bundled_checkpoint_is_told_and_not_done_without(
+    photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged = Path(shutil.copytree(CHECKPOINT, tmp_path / "damaged"))
+    with (damaged / "model.safetensors").open("ab") as file:
+        file.write(b"0")
+    monkeypatch.setattr(paths, "BUNDLED_CHECKPOINT", damaged)
+    monkeypatch.delenv("NIMA_MODEL_REPOSITORY", raising=False)
+    result = CliRunner().invoke(app, [str(photos[0])])
+    assert result.exit_code == 1, result.output
+    assert result.output.startswith(f"nima verify: {damaged}")
+    assert result.output.count("\n") == 1
 
 
 def test_golden_scores_notice_a_change(
