@@ -24,6 +24,7 @@ from _metrics import metrics, queries, rows
 from nima_build.checksums import write_checksums
 from nima_build.metadata import METADATA_NAME, ModelMetadata
 from nima_build.server import EmbeddedServer, RolloutError, ServerOptions
+from nima_build.server._rollout import Repository
 from nima_client import NO_RETRIES, ImageScore, NimaClient
 from nima_client.contract import NETWORK_MODEL
 
@@ -217,6 +218,20 @@ def test_by_signals_and_across_a_restart(repository: Path, tmp_path: Path) -> No
         no_longer.cancel()
         process.terminate()
         process.communicate(timeout=60)
+
+
+def test_a_server_that_is_given_up_meanwhile_is_named(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def given_up(_repository: Repository, _source: Path) -> None:
+        server.end_processes(grace=0)  # as the supervisor does where the probe has failed
+        raise RolloutError("version 2 was not put in place: Connection reset by peer")
+
+    monkeypatch.setattr(Repository, "roll_out", given_up)
+    said = r"by peer; tritonserver hung or ended .* try again"
+    options = ServerOptions(model_repository=repository, instances=1)
+    with EmbeddedServer(options) as server, pytest.raises(RolloutError, match=said):
+        server.roll_out(repository)
 
 
 def test_a_bad_version_leaves_the_old_one_in_place(repository: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from nima_build.server._private import (
 )
 from nima_build.server._probe import Probe
 from nima_build.server._process import ask_to_end, begin_group, kill_group, wait_ready
-from nima_build.server._rollout import Repository, Rollout
+from nima_build.server._rollout import Repository, Rollout, RolloutError
 from nima_build.server._stubs import StubWatch, stub_pids
 from nima_client._gate import create_gate
 from nima_client._signals import held_back
@@ -216,6 +216,13 @@ class EmbeddedServer:
             self._stubs.forget()
             try:
                 done = action(Repository(folder / "models", client, self._admin_token))
+            except RolloutError as error:
+                if self.pid == pid:
+                    raise
+                raise RolloutError(
+                    f"{error}; tritonserver hung or ended meanwhile, whether or not for the "
+                    "network's sake: try again once it answers"
+                ) from None
             finally:
                 close_shared_memory(prefix)
                 self._stubs.changed(
