@@ -74,6 +74,21 @@ def check_output(path: Path) -> None:
         pass
 
 
+def check_output_folder(folder: Path) -> None:
+    """Refuse a folder that no file could be put into, before the work; it need not be there yet.
+
+    Raises:
+        OSError: it is no folder or may not be written to; or none can be made there.
+    """
+    there = folder
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise NotADirectoryError(f"{there} is not a folder: choose another place than {folder}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"{there} may not be written to: choose another place than {folder}")
+
+
 def _final(path: Path) -> Path:
     """Where a file goes, through links, and its folder is there."""
     make_parent(path)

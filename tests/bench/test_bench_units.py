@@ -323,7 +323,7 @@ def test_a_mistake_is_told_before_anything_is_measured(folder, tmp_path, monkeyp
     monkeypatch.setenv("NIMA_PERF_ANALYZER", str(binary))
     (tmp_path / "file").touch()
     for arguments, status, message in (
-        (["-o", tmp_path / "file"], 1, "File exists"),
+        (["-o", tmp_path / "file"], 1, "file is not a folder"),
         (["-o", tmp_path / "out", "--url", "nowhere"], 1, "has no port"),
         (["-o", tmp_path / "out", "--url", "grpcs://127.0.0.1:1"], 1, "TLS cannot be measured"),
         (["-o", tmp_path / "out", "--url", "grpc://127.0.0.1:1"], 1, "bench: 127.0.0.1:1 cannot"),

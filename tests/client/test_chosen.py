@@ -245,7 +245,7 @@ def test_a_folder_that_cannot_be_is_told_before_anything_is_scored(
     for target in (tmp_path / "file", tmp_path / "file" / "below"):
         done = run(folder, f"--{action}-to", target, url="127.0.0.1:1")
         assert done.returncode == 2
-        assert "is no folder" in done.stderr
+        assert "is not a folder" in done.stderr
 
 
 def test_failures_do_not_overwrite_the_scores(folder: Path, tmp_path: Path) -> None:

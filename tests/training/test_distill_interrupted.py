@@ -73,11 +73,13 @@ def test_room_for_all_views_is_taken_before_the_first(
         build()  # goes on with the folder, and says so there, too
 
 
-def test_an_output_that_is_a_file_is_told_before_the_work(tmp_path: Path) -> None:
+@pytest.mark.parametrize("below", ["", "deep"])
+def test_an_output_that_is_a_file_is_told_before_the_work(tmp_path: Path, below: str) -> None:
     out = tmp_path / "out"
     out.write_text("mine")
-    config = DistillConfig(tmp_path / "photos", tmp_path / "t.tflite", tmp_path / "work", out)
-    with pytest.raises(ValueError, match="out is not a folder: choose another --out"):
+    work = tmp_path / "work"
+    config = DistillConfig(tmp_path / "photos", tmp_path / "t.tflite", work, out / below)
+    with pytest.raises(OSError, match="out is not a folder: choose another place"):
         distill(config, Console(quiet=True))
     assert out.read_text() == "mine"
     assert not config.work_dir.exists()

@@ -211,7 +211,7 @@ def test_a_kind_named_twice_is_one(
 
 def test_analyse_refuses_an_output_that_is_a_file_before_it_scores(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(ValueError, match="out is not a folder"):
+    with pytest.raises(OSError, match="out is not a folder"):
         analyse(score_by_sharpness, [], tmp_path / "out", "x")
     assert (tmp_path / "out").read_text() == "mine"
 

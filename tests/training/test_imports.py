@@ -259,7 +259,7 @@ def test_a_place_that_cannot_be_written_is_told(shared_dir: Path, tmp_path: Path
     source = shared_dir / "models" / "nima_mobilenet_aesthetic_int8.tflite"
     (tmp_path / "file").write_text("mine")
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
-    for out, reason in (("file", "is not a folder"), ("file/below", "Not a directory")):
+    for out, reason in (("file", "file is not a folder"), ("file/below", "file is not a folder")):
         arguments = [str(source), "--photos", str(tmp_path), "--out", str(tmp_path / out)]
         result = CliRunner().invoke(import_app, arguments)
         assert result.exit_code == 2

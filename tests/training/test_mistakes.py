@@ -73,10 +73,10 @@ def test_an_output_that_is_a_file(
     out = tmp_path / "out"
     out.write_text("mine")
     file = write_toml(tmp_path / "c.toml", out, batch_size=16)
-    assert "out is not a folder: choose another --out" in refused(train_app, "--config", file)
+    assert "out is not a folder: choose another place" in refused(train_app, "--config", file)
     there = ("--manifest", sixty_four[0], "--photos", sixty_four[1], "--out", out)
     refusal = refused(evaluate_app, checkpoint, *there, "--split", "val")
-    assert "out is not a folder: choose another --out" in refusal
+    assert "out is not a folder: choose another place" in refusal
     assert out.read_text() == "mine"
 
 

@@ -17,6 +17,7 @@ import pandas as pd
 from PIL import Image
 
 from nima_client._connection import TLS
+from nima_client._files import check_output_folder
 from nima_client._names import display_name
 from nima_client.preprocess import (
     DEFAULT_LIMITS,
@@ -28,7 +29,7 @@ from nima_client.preprocess import (
 from nima_training import metrics, pages, plots
 from nima_training.checkpoint import Checkpoint
 from nima_training.distort import DISTORTIONS, distort
-from nima_training.files import check_folder, write_json, write_parquet
+from nima_training.files import write_json, write_parquet
 from nima_training.inference import predict
 
 Scorer = Callable[[Sequence[Image.Image]], np.ndarray]
@@ -101,9 +102,10 @@ def analyse(
         progress: called with each photo's name.
 
     Raises:
-        ValueError: ``out`` is a file, unknown kind, or no photo is readable.
+        ValueError: unknown kind, or no photo is readable.
+        OSError: ``out`` cannot be written into.
     """
-    check_folder(out)
+    check_output_folder(out)
     chosen = list(dict.fromkeys(kinds)) if kinds else list(DISTORTIONS)
     if unknown := [kind for kind in chosen if kind not in DISTORTIONS]:
         raise ValueError(f"unknown distortions {unknown}; known: {', '.join(DISTORTIONS)}")

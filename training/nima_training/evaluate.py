@@ -11,11 +11,12 @@ import pandas as pd
 import torch
 from torch import nn
 
+from nima_client._files import check_output_folder
 from nima_training import metrics, pages, plots
 from nima_training.checkpoint import Checkpoint
 from nima_training.data.dataset import read_manifest
 from nima_training.data.sources import PROBABILITIES
-from nima_training.files import check_folder, write_json, write_parquet
+from nima_training.files import write_json, write_parquet
 from nima_training.inference import predict_files
 
 MIN_GROUP = 20
@@ -52,10 +53,11 @@ def evaluate(
         workers: threads that decode photos.
 
     Raises:
-        ValueError: ``out`` is a file, the manifest cannot be read, the split is empty, or none of
-            its photos is readable.
+        ValueError: the manifest cannot be read, the split is empty, or none of its photos is
+            readable.
+        OSError: ``out`` cannot be written into.
     """
-    check_folder(out)
+    check_output_folder(out)
     frame = read_manifest(manifest)
     frame = frame[frame["split"] == split].reset_index(drop=True)
     if frame.empty:

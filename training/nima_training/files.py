@@ -17,16 +17,6 @@ def json_bytes(value: object) -> bytes:
     return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
 
-def check_folder(path: Path) -> None:
-    """Refuse a place for output that is a file, before the work whose outcome is to go there.
-
-    Raises:
-        ValueError: it is one.
-    """
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{path} is not a folder: choose another --out")
-
-
 def write_json(path: Path, value: object) -> None:
     """Write ``value`` by way of :func:`json_bytes`."""
     write_atomic(path, json_bytes(value))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from nima_client._files import remove_unfinished, write_atomic
+from nima_client._files import check_output_folder, remove_unfinished, write_atomic
 from nima_training.checkpoint import (
     META_FILE,
     WEIGHTS_FILE,
@@ -23,7 +23,7 @@ from nima_training.checkpoint import (
     save_checkpoint,
 )
 from nima_training.config import TrainConfig
-from nima_training.files import check_folder, write_json
+from nima_training.files import write_json
 from nima_training.models import create_model
 from nima_training.state import load_state, save_state
 
@@ -40,11 +40,11 @@ class RunDirectory:
     """Reads and writes the files of one run; only the main process may write.
 
     Raises:
-        ValueError: ``config.out`` is a file.
+        OSError: ``config.out`` cannot be written into.
     """
 
     def __init__(self, config: TrainConfig, data_sha256: str | None) -> None:
-        check_folder(config.out)
+        check_output_folder(config.out)
         self.config, self.data_sha256 = config, data_sha256
 
     def begun(self) -> bool:

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import statistics
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,17 +182,6 @@ def _cpu_table(table: Iterable[Row]) -> str:
                 f"| {r.cpu['server_share']:.0%} |"
             )
     return "\n".join(lines)
-
-
-def check_folder(folder: Path) -> None:
-    """Refuse, before minutes of measuring, a folder that no report could be written into.
-
-    Raises:
-        OSError: it cannot be made, or no file in it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
 
 
 def write_report(result: Result, folder: Path) -> list[Path]:

@@ -72,13 +72,14 @@ def bench(
     from nima_build.bench import BenchError
     from nima_build.bench.perf_analyzer import find_perf_analyzer
     from nima_build.bench.photos import load_photos, split_by_size
-    from nima_build.bench.report import check_folder, to_markdown, write_report
+    from nima_build.bench.report import to_markdown, write_report
     from nima_build.bench.served import served_network
     from nima_build.bench.session import Sweep, run_sweep
     from nima_build.metadata import ArtefactError
     from nima_build.repository import check_graph, default_repository, load_metadata
     from nima_build.server import EmbeddedServer, ServerError, ServerOptions
     from nima_client._address import normalise_url
+    from nima_client._files import check_output_folder
 
     def report(line: str) -> None:
         print(f"nima bench: {line}", file=sys.stderr, flush=True)
@@ -97,7 +98,7 @@ def bench(
             url, encrypted = normalise_url(url)  # perf_analyzer knows no scheme
             if encrypted:
                 raise BenchError("a server with TLS cannot be measured: name one without")
-        check_folder(out)
+        check_output_folder(out)
         sets = split_by_size(load_photos(photos))
         binary = find_perf_analyzer()
         repository = model_repository or default_repository()

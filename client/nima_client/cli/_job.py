@@ -14,11 +14,11 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 
 from nima_client._client import NimaClient
-from nima_client._files import is_stream
+from nima_client._files import check_output_folder, is_stream
 from nima_client.cli._progress import Tracker, tracking
 from nima_client.cli._table import print_scores
 from nima_client.errors import NimaError
-from nima_client.library.actions import Action, check_folder, place, rate
+from nima_client.library.actions import Action, place, rate
 from nima_client.library.files import format_of, read_rows, write_failures, write_rows, write_text
 from nima_client.library.formats import passed_over_text
 from nima_client.library.journal import Journal
@@ -78,7 +78,7 @@ class Job:
             raise ValueError(f"--resume: {self.output} is no file to go on with")
         self._check_failures_file()
         if self.placement is not None:
-            check_folder(self.placement[1])
+            check_output_folder(self.placement[1])
         if self.form is Format.parquet:
             import pyarrow  # noqa: F401  (missing, it names the extra now, not after the scores)
 

@@ -39,21 +39,6 @@ def raise_it(row: Row, error: Exception) -> None:
     raise error
 
 
-def check_folder(folder: Path) -> None:
-    """Check that photos can be placed into a folder, which need not be there yet.
-
-    Raises:
-        OSError: it is no folder or may not be written to; or none can be made there.
-    """
-    there = folder
-    while not os.path.lexists(there) and there != there.parent:
-        there = there.parent
-    if not there.is_dir():
-        raise NotADirectoryError(f"{there} is no folder: nothing can be placed into {folder}")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(f"{there} may not be written to: nothing can be placed into {folder}")
-
-
 def place(
     rows: Sequence[Row],
     folder: Path,

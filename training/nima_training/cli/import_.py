@@ -31,11 +31,11 @@ def import_(
     ] = 0,
 ) -> None:
     """Read the weights, measure reference quantiles on PHOTOS, write a checkpoint."""
-    from nima_training.files import check_folder
+    from nima_client._files import check_output_folder
     from nima_training.imports import import_weights
 
     try:
-        check_folder(out)
+        check_output_folder(out)
         imported = import_weights(source)
         metrics = _write(imported, source, out, photos, name, check)
     except (ValueError, OSError) as error:

@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from nima_client._files import sha256_file
+from nima_client._files import check_output_folder, sha256_file
 from nima_client.preprocess import PreprocessSpec
 from nima_training import distribution
 from nima_training.checkpoint import reference_quantiles, save_checkpoint
@@ -34,7 +34,7 @@ from nima_training.distill.pool import build_pool
 from nima_training.distill.prune import Pruned, prune
 from nima_training.distill.stages import Stage, train_stage
 from nima_training.distill.teacher import TFLiteTeacher
-from nima_training.files import check_folder, write_json
+from nima_training.files import write_json
 from nima_training.folded import with_folded_norms
 from nima_training.imports import import_tflite
 from nima_training.inference import network_input, predict_files
@@ -54,10 +54,11 @@ def distill(config: DistillConfig, console: Console) -> dict[str, Any]:
         The held-out metrics that the checkpoint carries.
 
     Raises:
-        ValueError: photos, teacher or budget that cannot be used, a work directory of another
-            run, or ``config.out`` is a file.
+        ValueError: photos, teacher or budget that cannot be used, or a work directory of another
+            run.
+        OSError: ``config.out`` cannot be written into.
     """
-    check_folder(config.out)
+    check_output_folder(config.out)
     torch.set_num_threads(config.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     teacher = import_tflite(config.teacher).model
