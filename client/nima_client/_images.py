@@ -13,11 +13,11 @@ import os
 import stat
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Union
 
 from nima_client import _defaults
 from nima_client._heic import decode_photo, is_heic
+from nima_client._pixels import encode_array, encode_pil
 from nima_client._quick_header import jpeg_size
 from nima_client.contract import RejectionCode
 from nima_client.errors import ImageRejectedError
@@ -90,7 +90,7 @@ def is_single_image(images: object) -> bool:
         isinstance(images, (str, bytes, bytearray, memoryview, os.PathLike))
         or hasattr(images, "read")
         or _is_pil(images)
-        or (_is_array(images) and getattr(images, "ndim", 0) < 4)
+        or (_is_array(images) and getattr(images, "ndim", 0) < 4 and not _is_of_names(images))
     )
 
 
@@ -112,7 +112,8 @@ def expected_count(images: object) -> int | None:
 
 def is_instant(image: object) -> bool:
     """Whether an input is ready without reading, encoding or decoding (so an event loop may)."""
-    return isinstance(image, (bytes, bytearray, memoryview)) and not is_heic(image)
+    # Not a memoryview: of one that was released prepare() says so.
+    return isinstance(image, (bytes, bytearray)) and not is_heic(image)
 
 
 def prepare(image: ImageInput, options: PrepareOptions, index: int = 0) -> Prepared:
@@ -166,18 +167,18 @@ def _encode(image: Any, limits: Limits) -> bytes:
     if isinstance(image, (bytearray, memoryview)):
         return bytes(image)
     if isinstance(image, (str, os.PathLike)):
-        return _read(Path(image), limits)
+        return _read(image, limits)
     if _is_pil(image):
-        return _encode_pil(image)
+        return encode_pil(image)
     if _is_array(image):
-        return _encode_array(image)
+        return encode_array(image)
     if hasattr(image, "read"):
         return _read_on(image, limits)
     raise TypeError(f"an image is {_WHAT}; this is {type(image).__name__}")
 
 
-def _read(path: Path, limits: Limits) -> bytes:
-    with path.open("rb") as file:
+def _read(path: str | os.PathLike[str], limits: Limits) -> bytes:
+    with open(path, "rb") as file:
         known = os.fstat(file.fileno())
         # Not read at all: a folder of photos also holds videos.
         check_bytes(known.st_size, limits)
@@ -190,7 +191,7 @@ def _read_on(file: Any, limits: Limits) -> bytes:
     """All that an open file still has; no further than the limit, as it may have no end."""
     blocks: list[bytes] = []
     count = 0
-    while block := file.read(_BLOCK):
+    while block := _read_block(file):
         if isinstance(block, str):
             raise TypeError("the file object is in text mode: open it with mode 'rb'")
         if inspect.iscoroutine(block):
@@ -206,6 +207,15 @@ def _read_on(file: Any, limits: Limits) -> bytes:
                 RejectionCode.TOO_LARGE, f"more bytes than the limit of {limits.max_bytes}"
             )
     return blocks[0] if len(blocks) == 1 else b"".join(blocks)
+
+
+def _read_block(file: Any) -> Any:
+    try:
+        return file.read(_BLOCK)
+    except (OSError, ValueError, MemoryError, TypeError):
+        raise
+    except Exception as error:  # of an archive's damaged member, a connection that broke off
+        raise OSError(str(error) or type(error).__name__) from error
 
 
 def _why_unreadable(error: OSError | ValueError, source: str | None) -> str:
@@ -239,60 +249,9 @@ def _is_array(image: object) -> bool:
     return hasattr(image, "__array_interface__") and hasattr(image, "dtype")
 
 
-def _encode_pil(image: Image.Image) -> bytes:
-    from PIL import Image, ImageOps
-
-    from nima_client.preprocess._decode import SIXTEEN_BIT_MODES
-
-    try:
-        # As a file would be shown: PNG carries no orientation that the server could apply.
-        upright = ImageOps.exif_transpose(image)
-    except (OSError, ValueError, MemoryError):
-        raise
-    except Exception as error:  # an image that is still to be decoded, from a damaged file
-        raise OSError(str(error) or type(error).__name__) from error
-    if upright.mode in ("F", "I"):
-        raise TypeError(f"a PIL image of mode {upright.mode!r} has no fixed range: use RGB")
-    if upright.mode in SIXTEEN_BIT_MODES and upright.mode != "I;16":
-        import numpy as np
-
-        # PNG's 16 bits; convert() would clip every shade above 255 to white.
-        upright = Image.fromarray(np.asarray(upright).astype(np.uint16))
-    if upright.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
-        alpha = upright.mode in ("PA", "RGBa", "La")
-        upright = upright.convert("RGBA" if alpha else "RGB")
-    if 0 in upright.size:
-        raise ImageRejected(RejectionCode.EMPTY, "a PIL image without pixels")
-    buffer = io.BytesIO()
-    upright.save(buffer, "PNG", compress_level=_defaults.PNG_COMPRESS_LEVEL)
-    return buffer.getvalue()
-
-
-def _encode_array(array: Any) -> bytes:
-    import numpy as np
-    from PIL import Image
-
-    pixels = np.asarray(array)
-    if pixels.dtype != np.uint8:
-        raise TypeError(
-            f"an array must be uint8 with values 0..255; this is {pixels.dtype}. "
-            "For floats in 0..1: (array * 255).round().astype('uint8')"
-        )
-    if pixels.ndim == 3 and pixels.shape[2] == 1:
-        pixels = pixels[:, :, 0]
-    if pixels.ndim != 2 and not (pixels.ndim == 3 and pixels.shape[2] in (3, 4)):
-        raise TypeError(
-            f"an array must have the shape [H, W, 3], [H, W], [H, W, 1] or [H, W, 4]; "
-            f"this is {list(pixels.shape)}"
-            + (" (channels first: use array.transpose(1, 2, 0))" if _channels_first(pixels) else "")
-        )
-    if pixels.size == 0:
-        raise ImageRejected(RejectionCode.EMPTY, "an array without pixels")
-    return _encode_pil(Image.fromarray(np.ascontiguousarray(pixels)))
-
-
-def _channels_first(pixels: Any) -> bool:
-    return pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4)
+def _is_of_names(array: Any) -> bool:
+    """Whether an array is a column of a table, of file names or other objects."""
+    return array.ndim == 1 and array.dtype.kind in "OU"
 
 
 def _to_jpeg(data: bytes, max_side: int, limits: Limits) -> bytes:

@@ -43,7 +43,7 @@ def test_arrays_arrive_pixel_for_pixel() -> None:
 
 
 @pytest.mark.parametrize(
-    "mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "HSV"]
+    "mode", ["1", "L", "LA", "La", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "HSV"]
 )
 def test_pil_images_of_every_mode(mode: str) -> None:
     image = Image.new(mode, (12, 8))
@@ -64,6 +64,22 @@ def test_a_pil_image_is_scored_as_its_file_would_be(tmp_path: Path) -> None:
     with Image.open(path) as image:
         np.testing.assert_array_equal(pixels_sent(image), pixels_sent(path))
     assert pixels_sent(path).shape == (20, 10, 3)
+
+
+@pytest.mark.parametrize(
+    "carried",
+    [{"exif": b"Exif\0\0no EXIF at all"}, {"icc_profile": bytes(2 << 20)}],  # of print: 1.8 MB
+)
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_what_a_picture_carries_along_is_no_reason_to_refuse_it(
+    kind: str, carried: dict[str, bytes]
+) -> None:
+    picture = Image.fromarray(noise(10, 20, 3))
+    buffer = io.BytesIO()
+    picture.save(buffer, kind)
+    opened = Image.open(buffer)
+    opened.info.update(carried)
+    np.testing.assert_array_equal(pixels_sent(opened.copy()), pixels_sent(buffer.getvalue()))
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B", "I;16N"])

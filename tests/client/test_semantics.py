@@ -125,6 +125,17 @@ def test_every_kind_of_input_gives_the_score_of_its_pixels(
     assert scores[2].source is None
 
 
+@pytest.mark.parametrize("dtype", [None, object])  # None: text, of a fixed width
+def test_a_column_of_names_is_no_image(
+    caller: Make, photo: Make, tmp_path: Path, dtype: Any
+) -> None:
+    for number in range(2):
+        (tmp_path / f"{number}.jpg").write_bytes(photo(number))
+    names = np.array([str(tmp_path / f"{number}.jpg") for number in range(2)], dtype)
+    scores = caller(transport=FakeTransport()).score(names)
+    assert [score.source for score in scores] == list(names)
+
+
 def test_a_missing_file_is_one_failure(
     caller: Make, backend: dict[str, Any], photo: Make, tmp_path: Path
 ) -> None:

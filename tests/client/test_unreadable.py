@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import tempfile
 import threading
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,32 @@ def damaged_png() -> Image.Image:
     return Image.open(io.BytesIO(data[: start - 4] + b"\0\0\0\0IDAT" + data[start + 8 :]))
 
 
+def left_image() -> Image.Image:
+    """Opened and closed again by ``with``, before anybody looked at its pixels."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "photo.png"
+        Image.new("RGB", (8, 8)).save(path)
+        with Image.open(path) as image:
+            return image
+
+
+def released() -> memoryview:
+    view = memoryview(b"photo")
+    view.release()
+    return view
+
+
+class DamagedMember:
+    """Of an archive; ``zipfile`` has an exception of its own for it."""
+
+    def read(self, size: int) -> bytes:
+        archive = io.BytesIO()
+        with zipfile.ZipFile(archive, "w") as file:
+            file.writestr("photo.jpg", b"the photo")
+        damaged = archive.getvalue().replace(b"the photo", b"the phota")
+        return zipfile.ZipFile(io.BytesIO(damaged)).open("photo.jpg").read(size)
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -50,6 +78,9 @@ def damaged_png() -> Image.Image:
         closed_file(),
         closed_image(),
         damaged_png(),
+        left_image(),
+        released(),
+        DamagedMember(),
     ],
 )
 def test_what_cannot_be_read_loses_nothing_else(caller: Make, photo: Make, bad: Any) -> None:
@@ -58,6 +89,16 @@ def test_what_cannot_be_read_loses_nothing_else(caller: Make, photo: Make, bad: 
     assert [type(r) for r in results] == [ImageScore, ImageFailure, ImageScore]
     assert (results[1].index, results[1].code) == (1, "UNREADABLE")
     assert "\n" not in results[1].message
+
+
+def test_a_picture_whose_file_is_closed_says_what_to_do() -> None:
+    with pytest.raises(ImageRejectedError, match=r"load\(\)"):
+        prepare(left_image(), PrepareOptions(Limits()))
+
+
+def test_a_name_that_is_empty_is_no_folder() -> None:
+    with pytest.raises(ImageRejectedError, match="No such file"):
+        prepare("", PrepareOptions(Limits()))
 
 
 def test_what_is_no_image_is_still_a_type_error(caller: Make, photo: Make) -> None:

@@ -67,7 +67,7 @@ def _decode(
         decoded = _by_simplejpeg(data, ordinary.width, ordinary.height, spec, opaque)
         if decoded is not None:
             metadata = metadata_of(data, ordinary)
-            return _upright(decoded, orientation_of(metadata) if metadata else 1)
+            return upright(decoded, orientation_of(metadata) if metadata else 1)
     image, header = open_lazily(data, limits)
     orientation = header.orientation
     with image:
@@ -93,10 +93,11 @@ def _decode(
             raise ImageRejected(
                 RejectionCode.UNDECODABLE, f"corrupt {header.format}: {_one_line(error)}"
             ) from None
-    return _upright(decoded, orientation)
+    return upright(decoded, orientation)
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
+def upright(image: Image.Image, orientation: int) -> Image.Image:
+    """An image turned by its EXIF orientation; the same one where that is 1."""
     method = _TRANSPOSE.get(orientation)
     return image.transpose(method) if method is not None else image
 

@@ -159,9 +159,14 @@ def orientation_of(info: Mapping[Any, Any]) -> int:
     """
     holder = Image.Image()
     holder.info = dict(info)
+    return orientation_in_exif(holder)
+
+
+def orientation_in_exif(image: Image.Image) -> int:
+    """EXIF orientation 1..8 of an image whose pixels are loaded; 1 when there is none."""
     try:
         with QUIET:  # of what is broken in it
-            value = holder.getexif().get(_ORIENTATION_TAG, 1)
+            value = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:
         # A broken EXIF block is no reason to refuse a readable photo.
         return 1
