@@ -16,7 +16,7 @@ from nima_client import contract
 from nima_client._address import proxy_of
 from nima_client._status import status_error
 from nima_client._transport import InferReply, InferRequest, ModelDescription, TensorInfo
-from nima_client.errors import ConnectError, ContractError, RequestError
+from nima_client.errors import ConnectError, ContractError, ModelError, RequestError
 
 if TYPE_CHECKING:
     import grpc
@@ -90,18 +90,21 @@ def parse_reply(response: Any, request: InferRequest) -> InferReply:
 
     Raises:
         ContractError: outputs are missing or of another shape.
+        ModelError: there is no message, or none that can be read.
     """
+    response = _whole(response, request.request_id)
     rows = len(request.images)
     raw = dict(zip((o.name for o in response.outputs), response.raw_output_contents, strict=False))
     try:
         if missing := [name for name in _OUTPUTS if name not in raw]:
             raise ValueError(f"it has no output {' and no output '.join(missing)}")
-        flat = _floats(raw[contract.OUTPUT_DISTRIBUTION])
-        means = _floats(raw[contract.OUTPUT_MEAN])
-        stds = _floats(raw[contract.OUTPUT_STD])
+        flat, means, stds = (_floats(raw[name]) for name in _OUTPUTS)
         bins = contract.NUM_RATINGS
         if (len(flat), len(means), len(stds)) != (rows * bins, rows, rows):
-            raise ValueError(f"{len(means)} results for {rows} images")
+            raise ValueError(
+                f"{len(flat)} probabilities, {len(means)} means and {len(stds)} standard "
+                f"deviations for {rows} images"
+            )
     except ValueError as error:
         raise ContractError(
             f"the server's answer is not of this contract: {error}", request_id=request.request_id
@@ -116,6 +119,17 @@ def parse_reply(response: Any, request: InferRequest) -> InferReply:
     )
 
 
+def _whole(message: Any, request_id: str = "") -> Any:
+    """A message of the server, where it is one.
+
+    gRPC gives None for an answer that ends well without a message or in the middle of it; that of
+    asyncio also for what is no protobuf.
+    """
+    if message is None:
+        raise ModelError("the server's answer is cut off or damaged", request_id=request_id)
+    return message
+
+
 def _floats(raw: bytes) -> list[float]:
     values = array.array("f", raw)
     if sys.byteorder == "big":
@@ -124,7 +138,12 @@ def _floats(raw: bytes) -> list[float]:
 
 
 def description(metadata: Any, config: Any) -> ModelDescription:
-    """A model's description out of ModelMetadataResponse and ModelConfigResponse."""
+    """A model's description out of ModelMetadataResponse and ModelConfigResponse.
+
+    Raises:
+        ModelError: one of them is no message.
+    """
+    metadata, config = _whole(metadata), _whole(config)
     return ModelDescription(
         name=metadata.name,
         versions=tuple(metadata.versions),

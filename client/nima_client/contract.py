@@ -122,7 +122,7 @@ def parse_rejections(message: str) -> tuple[Rejection, ...]:
             Rejection(int(row["index"]), RejectionCode(row["code"]), str(row["detail"]))
             for row in rows
         ]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return ()
     return tuple(sorted(found, key=lambda r: r.index))
 
@@ -207,7 +207,7 @@ class ServedModel:
                 f"the model config has no parameter {error.args[0]!r}: "
                 "this is not a NIMA model repository, or an unrendered one"
             ) from error
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
             raise ContractError(f"unreadable parameters in the model config: {error}") from error
 
     def percentile(self, mean: float) -> float | None:

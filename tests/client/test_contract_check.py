@@ -55,6 +55,16 @@ STRANGERS = [
     (dataclasses.replace(GOOD, parameters=with_parameters(checkpoint_sha256=None)), "sha256"),
     (dataclasses.replace(GOOD, parameters=with_parameters(contract_version="x")), "unreadable"),
     (
+        dataclasses.replace(
+            GOOD, parameters=with_parameters(reference_quantiles="[" + "9" * 400 + "]")
+        ),
+        "too large",
+    ),
+    (
+        dataclasses.replace(GOOD, parameters=with_parameters(reference_quantiles="[" * 200_000)),
+        "recursion",
+    ),
+    (
         dataclasses.replace(GOOD, parameters=with_parameters(contract_version="0")),
         "upgrade the server",
     ),

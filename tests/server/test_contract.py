@@ -36,7 +36,16 @@ def test_a_full_batch_of_rejections_fits_a_grpc_header():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "queue is full", "NIMA_REJECTED ", "NIMA_REJECTED {}", 'NIMA_REJECTED [{"index":1}]'],
+    [
+        "",
+        "queue is full",
+        "NIMA_REJECTED ",
+        "NIMA_REJECTED {}",
+        'NIMA_REJECTED [{"index":1}]',
+        'NIMA_REJECTED [{"index":Infinity,"code":"EMPTY","detail":""}]',
+        "NIMA_REJECTED " + "[" * 200_000,
+    ],
+    ids=lambda text: text[:40],
 )
 def test_other_texts_carry_no_rejections(text):
     assert parse_rejections(text) == ()

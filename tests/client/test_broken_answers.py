@@ -1,0 +1,87 @@
+"""Answers that are none: cut off, damaged, too short."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import pytest
+from kserve_server import KServeServer
+from tritonclient.grpc import service_pb2
+
+from nima_client import NO_RETRIES, ContractError, ModelError, NimaClient
+
+Make = Callable[..., Any]
+
+
+@contextlib.contextmanager
+def broken_server(which: str, sent: list[bytes]) -> Iterator[str]:
+    """One of its calls ends well, with none or any bytes in the place of its message."""
+    with KServeServer() as good:
+        methods: dict[str, Any] = {
+            name: grpc.unary_unary_rpc_method_handler(
+                getattr(good, name), getattr(service_pb2, f"{name}Request").FromString, bytes_of
+            )
+            for name in ("ModelMetadata", "ModelConfig", "ModelInfer")
+        }
+        methods[which] = grpc.unary_stream_rpc_method_handler(lambda *_: iter(sent))
+        server = grpc.server(ThreadPoolExecutor(2), options=[("grpc.so_reuseport", 0)])
+        service = grpc.method_handlers_generic_handler("inference.GRPCInferenceService", methods)
+        server.add_generic_rpc_handlers([service])
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        try:
+            yield f"127.0.0.1:{port}"
+        finally:
+            server.stop(0).wait()
+
+
+def bytes_of(message: Any) -> bytes:
+    return bytes(message.SerializeToString())
+
+
+@pytest.mark.parametrize("which", ["ModelMetadata", "ModelConfig", "ModelInfer"])
+@pytest.mark.parametrize("sent", [[], [b"\xff"]], ids=["nothing", "no protobuf"])
+def test_an_answer_that_is_none_is_an_error_of_the_server(
+    caller: Make, photo: Make, which: str, sent: list[bytes]
+) -> None:
+    with broken_server(which, sent) as url:
+        client = caller(url, retry=NO_RETRIES)
+        with pytest.raises(ModelError) as caught:
+            client.score_one(photo(0))
+    assert caught.value.retryable
+
+
+def test_an_answer_of_too_few_numbers_counts_them(server: KServeServer, photo: Make) -> None:
+    answer = server._answer
+
+    def short(request: Any, images: list[bytes]) -> Any:
+        response = answer(request, images)
+        response.raw_output_contents[0] = response.raw_output_contents[0][:-4]
+        return response
+
+    server._answer = short  # type: ignore[method-assign]
+    with (
+        NimaClient(server.url) as client,
+        pytest.raises(ContractError, match=r"9 probabilities, 1 means .* for 1 images"),
+    ):
+        client.score_one(photo(0))
+
+
+def test_an_answer_without_an_output_says_which(server: KServeServer, photo: Make) -> None:
+    answer = server._answer
+
+    def partly(request: Any, images: list[bytes]) -> Any:
+        response = answer(request, images)
+        del response.outputs[2], response.raw_output_contents[2]
+        return response
+
+    server._answer = partly  # type: ignore[method-assign]
+    with (
+        NimaClient(server.url) as client,
+        pytest.raises(ContractError, match=r"not of this contract: it has no output STD \["),
+    ):
+        client.score_one(photo(0))
