@@ -17,6 +17,7 @@ from nima_client.errors import RequestError
 Maker = Callable[..., RequestError]
 
 _NOT_LOADED = r"no available versions|not ready"
+_TOO_LARGE = "the message is too large for the server, or for a proxy before it"
 
 _RULES: tuple[tuple[str, str, Maker, str], ...] = (
     # status, pattern in the text (case-insensitive), exception, what to tell the user
@@ -94,12 +95,9 @@ _RULES: tuple[tuple[str, str, Maker, str], ...] = (
     ("NOT_FOUND", r"unknown model", errors.ContractError, "this server has no such model"),
     ("INVALID_ARGUMENT", r"unknown model", errors.ContractError, "this server has no such model"),
     # Of this request: the others of its call may be smaller.
-    (
-        "RESOURCE_EXHAUSTED",
-        r"larger than max|message",
-        errors.ModelError,
-        "the message is too large for the server, or for a proxy before it",
-    ),
+    ("RESOURCE_EXHAUSTED", r"larger than max|message", errors.ModelError, _TOO_LARGE),
+    # A web server as proxy: nginx takes 1 MiB unless client_max_body_size says otherwise.
+    ("UNKNOWN", r"http2 header with status: 413", errors.ModelError, _TOO_LARGE),
 )
 
 _BY_STATUS: dict[str, tuple[Maker, str]] = {
@@ -143,7 +141,7 @@ def status_error(status: str, details: str, request_id: str = "") -> RequestErro
     text = " ".join(details.split())
     for name, pattern, make, say in _COMPILED:
         if name == status and pattern.search(text):
-            retryable = False if name == "RESOURCE_EXHAUSTED" else None
+            retryable = False if make is errors.ModelError else None
             return make(f"{say} ({status}: {text})", request_id=request_id, retryable=retryable)
     maker, say = _BY_STATUS.get(status, (errors.ModelError, "the server failed"))
     retryable = False if status in _NEVER_RETRY else None

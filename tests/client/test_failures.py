@@ -20,7 +20,6 @@ from nima_client import (
     DeadlineExceeded,
     ImageFailure,
     ModelError,
-    NimaClient,
     QueueFull,
     QueueTimeout,
     RequestCancelled,
@@ -90,6 +89,7 @@ STATUSES = [
     (Code.PERMISSION_DENIED, "not you", AuthenticationError, False),
     (Code.INTERNAL, "Stub process 'nima_preprocess_0' is not healthy.", ModelError, True),
     (Code.UNKNOWN, "something", ModelError, True),
+    (Code.UNKNOWN, "Received http2 header with status: 413", ModelError, False),
     (Code.INVALID_ARGUMENT, "unexpected shape for input 'IMAGE'", ModelError, False),
     (Code.UNIMPLEMENTED, "Method not found!", ContractError, False),
     (Code.DEADLINE_EXCEEDED, "Deadline Exceeded", DeadlineExceeded, False),
@@ -412,17 +412,14 @@ def test_a_photo_too_large_for_a_message_fails_alone(caller: Make, photo: Make) 
     assert "too large" in failure.message
 
 
-def test_an_answer_without_an_output_says_which(server: KServeServer, photo: Make) -> None:
-    answer = server._answer
+def test_photos_that_are_too_large_together_for_a_proxy_go_alone(
+    caller: Make, server: KServeServer, photo: Make
+) -> None:
+    def proxy(number: int, images: list[bytes], context: Any) -> None:
+        if len(images) > 1:
+            context.abort(Code.UNKNOWN, "Received http2 header with status: 413")
 
-    def partly(request: Any, images: list[bytes]) -> Any:
-        response = answer(request, images)
-        del response.outputs[2], response.raw_output_contents[2]
-        return response
-
-    server._answer = partly  # type: ignore[method-assign]
-    with (
-        NimaClient(server.url) as client,
-        pytest.raises(ContractError, match=r"not of this contract: it has no output STD \["),
-    ):
-        client.score_one(photo(0))
+    server.behaviour = proxy
+    scores = caller(server.url, request_size=4).score([photo(i) for i in range(4)])
+    assert [score.index for score in scores] == [0, 1, 2, 3]
+    assert len(server.batches) == 1 + 4
