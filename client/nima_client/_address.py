@@ -40,6 +40,8 @@ def normalise_url(url: str) -> tuple[str, bool]:
         scheme, target = "", url
     if not target:
         raise ValueError(f"{url!r} is not an address: pass host:port, e.g. {_defaults.URL}")
+    if target.startswith("unix://") and not target.startswith("unix:///"):
+        raise ValueError(f"{url!r} is not an address: write unix:///PATH, or unix:PATH")
     for host, port in endpoints(target):
         _check_host(host, port, target, url)
         _check_port(port, url)
@@ -101,12 +103,20 @@ def _split(address: str) -> tuple[str, str]:
 
 
 def _check_host(host: str, port: str, target: str, url: str) -> None:
+    if "@" in host + port:  # not repeated: it may be a password
+        raise ValueError("an address has no user in it: pass headers or bearer_token")
+    if "," in host:
+        raise ValueError(
+            f"{url!r} is not one address: for several write ipv4:10.0.0.1:8001,10.0.0.2:8001, or "
+            "the one name that they have, dns:///NAME:8001"
+        )
     bracketed = (f"[{host}]:{port}" if port else f"[{host}]") in target
-    if ":" in host and not bracketed:
+    bare = ":" in host and not bracketed
+    if bare and ("[" in host or "::" in target or host.count(":") > 1):
         raise ValueError(
             f"{url!r} has an IPv6 address without brackets: write [address]:port, e.g. [::1]:8001"
         )
-    if not host or "/" in host or " " in host or not host.isprintable():
+    if bare or not host or "/" in host or " " in host or not host.isprintable():
         raise ValueError(f"{url!r} is not an address: pass host:port, e.g. {_defaults.URL}")
     if bracketed or target.startswith(("ipv4:", "ipv6:")):
         version = 4 if target.startswith("ipv4:") else 6

@@ -72,11 +72,22 @@ def test_addresses(url: str, target: str) -> None:
         ("host\t:8001", "address"),
         ("grpc://host/path:1", "address"),
         ("  ", "address"),
+        ("10.0.0.1:8001,10.0.0.2:8001", "ipv4:"),
+        ("grpc://a:8001,b:8001", "dns:///"),
+        ("unix://nima.sock", "unix:///"),
+        ("vsock:1:8001", "is not an address"),
     ],
 )
 def test_what_is_no_address_is_refused_with_a_hint(url: str, hint: str) -> None:
     with pytest.raises(ValueError, match=hint):
         NimaClient(url)
+
+
+@pytest.mark.parametrize("url", ["grpc://me:secret@host:8001", "me:secret@host", "me@host:8001"])
+def test_a_password_in_an_address_is_not_repeated(url: str) -> None:
+    with pytest.raises(ValueError, match="bearer_token") as caught:
+        NimaClient(url)
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
