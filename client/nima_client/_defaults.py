@@ -43,6 +43,10 @@ LONGEST_S: Final = 1e9
 RESTART_SECONDS = 1.0
 """A server that came back with other weights was silent for longer: it takes 1.2 s here."""
 
+FACTS_SECONDS = 30.0
+"""How long what a server said of its model holds at most. Of several servers that are replaced one
+by one (a rolling update) no request need fail, and each calls its model version 1."""
+
 RETRY_ATTEMPTS: Final = 10
 """Times one request is sent at most, so that a request that crashes its server ends. Refusals of
 an overloaded server do not count: they cost it nothing, and say nothing of the request."""

@@ -16,7 +16,7 @@ class Facts:
 
     def __init__(self) -> None:
         self._known: dict[str, ModelInfo] = {}
-        self._heard = float("-inf")
+        self._heard = self._read = float("-inf")
 
     def any(self) -> ModelInfo | None:
         """Those of some version, to plan a call by; None where nothing is known."""
@@ -27,18 +27,21 @@ class Facts:
 
         After a silence it has: with nothing under way, nobody was told of a server that went and
         came back with other weights under the same version number. Whoever hears from it before the
-        answer is there asks, too.
+        answer is there asks, too. After a while one asks in any case: there may be several servers.
         """
         now = time.monotonic()
         silence, self._heard = now - self._heard, now
         if silence > _defaults.RESTART_SECONDS:
             self.forget()
+        elif now - self._read > _defaults.FACTS_SECONDS:
+            self._read = now  # the others go by what is known until the answer is there
+            return None
         return self._known.get(version)
 
     def remember(self, info: ModelInfo) -> ModelInfo:
         """Keep what a server said of the model, by the versions it has loaded."""
         self._known = {**self._known, **dict.fromkeys(info.versions, info)}
-        self._heard = time.monotonic()
+        self._heard = self._read = time.monotonic()
         return info
 
     def forget(self) -> None:

@@ -213,6 +213,22 @@ def test_weights_that_changed_while_nothing_was_asked_are_read_again(
     assert client.score_one(photo(0)).checkpoint_name == "newer"
 
 
+def test_weights_that_changed_without_any_pause_are_read_again_in_time(
+    caller: Make, photo: Make, server: KServeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_defaults, "RESTART_SECONDS", 60.0)
+    client = caller(server.url)
+    assert client.score_one(photo(0)).checkpoint_name == "fake"
+    # As by a rolling update: another of several servers has answered all the time.
+    newer = dataclasses.replace(FAKE_MODEL, checkpoint_name="newer")
+    server.description = describe_model(newer)
+    monkeypatch.setattr(_defaults, "FACTS_SECONDS", 0.0)
+    assert client.score_one(photo(0)).checkpoint_name == "newer"
+    monkeypatch.setattr(_defaults, "FACTS_SECONDS", 60.0)
+    assert client.score_one(photo(0)).checkpoint_name == "newer"
+    assert server.describes == 2
+
+
 @pytest.mark.parametrize("kind", ["threads", "tasks"])
 def test_no_call_of_a_burst_goes_by_the_weights_of_before(
     server: KServeServer, photo: Make, monkeypatch: pytest.MonkeyPatch, kind: str
