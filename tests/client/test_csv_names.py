@@ -64,3 +64,11 @@ def test_json_that_is_nested_too_deep_is_told(tmp_path: Path, form: str, place: 
     path.write_text("[" * 100_000)
     with pytest.raises(ValueError, match=f"{place}: .*recursion"):
         read_rows(path)
+
+
+def test_a_number_beyond_all_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "scores.jsonl"
+    write_rows(rows()[:1], path, "jsonl")
+    path.write_text(path.read_text().replace('"mean": 4.0', '"mean": 1' + "0" * 400))
+    with pytest.raises(ValueError, match="line 1: int too large"):
+        read_rows(path)

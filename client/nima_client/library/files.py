@@ -114,6 +114,9 @@ def _write_parquet(rows: Iterable[Row], path: Path) -> None:
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
 
 
+_DAMAGE = (ValueError, TypeError, AttributeError, OverflowError, RecursionError, csv.Error)
+
+
 def read_rows(path: Path, form: str | None = None) -> list[Row]:
     """Read a file of scores in any of the formats.
 
@@ -135,7 +138,7 @@ def read_rows(path: Path, form: str | None = None) -> list[Row]:
     try:
         for fields in _records(path, form, lines):
             rows.append(Row.from_dict(fields))
-    except (ValueError, TypeError, AttributeError, RecursionError, csv.Error) as error:
+    except _DAMAGE as error:
         place = f"line {lines.read}" if lines.read else f"record {len(rows) + 1}"
         raise ValueError(f"{path}: {place}: {error}") from error
     return rows
