@@ -12,7 +12,6 @@ from nima_client._images import (
     exact_count,
     is_instant,
     prepare,
-    source_of,
 )
 from nima_client._plan import Plan
 from nima_client.errors import ImageRejectedError
@@ -78,9 +77,10 @@ class Source:
         if not is_instant(image) or options.max_side is not None:
             return False
         try:
-            plan.add(index, prepare(image, options, index))
-        except ImageRejectedError as error:
-            plan.add_failure(index, error, source_of(image))
+            prepared = prepare(image, options, index)
+        except ImageRejectedError:
+            return False  # nothing is sent of it, and nobody else would have a turn
+        plan.add(index, prepared)
         self.added(plan)
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import itertools
 import pickle
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from nima_client import (
+    AsyncNimaClient,
     ImageFailure,
     ImageRejectedError,
     ImageScore,
@@ -123,6 +125,21 @@ def test_every_kind_of_input_gives_the_score_of_its_pixels(
         assert score.distribution == first.distribution
     assert scores[0].source == scores[1].source == scores[4].source == str(path)
     assert scores[2].source is None
+
+
+def test_a_stream_of_nothing_but_bad_images_can_be_cancelled() -> None:
+    async def every(images: Iterator[bytes]) -> None:
+        async with AsyncNimaClient(transport=FakeTransport()) as client:
+            async for _ in client.score_iter(images, on_error="return"):
+                pass
+
+    async def for_a_while(images: Iterator[bytes]) -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(every(images), 0.05)
+
+    images = itertools.repeat(b"no photo", 300_000)
+    asyncio.run(for_a_while(images))
+    assert next(images)  # there were more
 
 
 @pytest.mark.parametrize("dtype", [None, object])  # None: text, of a fixed width
