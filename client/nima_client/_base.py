@@ -18,7 +18,7 @@ from nima_client._connection import TLS, Compression, Connection, bearer, check_
 from nima_client._contact import Contact
 from nima_client._facts import Facts
 from nima_client._images import PrepareOptions, exact_count, expected_count
-from nima_client._options import NOT_GIVEN, CallOptions, NotGiven
+from nima_client._options import NOT_GIVEN, CallOptions, NotGiven, check_kind
 from nima_client._plan import Plan
 from nima_client._retry import RetryPolicy
 from nima_client._transport import InferRequest
@@ -68,6 +68,7 @@ class BaseClient:
     Raises:
         ValueError: an option out of range, an address that is none, or a header that gRPC could
             not send (which, but not its value: it may be a secret).
+        TypeError: an option of another type.
     """
 
     def __init__(
@@ -96,11 +97,15 @@ class BaseClient:
             max_in_flight=max_in_flight,
             timeout=timeout,
             request_timeout=request_timeout,
-            retry=retry or RetryPolicy(),
-            limits=limits or Limits(),
+            retry=retry if retry is not None else RetryPolicy(),
+            limits=limits if limits is not None else Limits(),
             max_side=max_side,
         )
-        target, scheme_tls = normalise_url(url if url is not None else _defaults.default_url())
+        url = url if url is not None else _defaults.default_url()
+        texts = {"url": url, "model_name": model_name, "model_version": model_version}
+        for name, text in texts.items():
+            check_kind(name, text, str)
+        target, scheme_tls = normalise_url(url)
         all_headers = dict(headers or {})
         if bearer_token is not None:
             all_headers["authorization"] = bearer(bearer_token)

@@ -30,6 +30,7 @@ class CallOptions:
 
     Raises:
         ValueError: an option out of range.
+        TypeError: ``retry`` or ``limits`` of another type.
     """
 
     request_size: int | None = _defaults.REQUEST_SIZE
@@ -41,6 +42,8 @@ class CallOptions:
     max_side: int | None = _defaults.MAX_SIDE
 
     def __post_init__(self) -> None:
+        check_kind("retry", self.retry, RetryPolicy)
+        check_kind("limits", self.limits, Limits)
         for name in ("request_size", "max_in_flight", "max_side"):
             value = getattr(self, name)
             if value is None and name != "max_in_flight":
@@ -51,3 +54,13 @@ class CallOptions:
             check_seconds("request_timeout", self.request_timeout)
         if self.timeout is not None:
             check_seconds("timeout", self.timeout)
+
+
+def check_kind(name: str, value: object, kind: type) -> None:
+    """Refuse an option of another type, which would fail only where it is used.
+
+    Raises:
+        TypeError: says which option, and of which type it is. Not its value: it may be a secret.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}, not {type(value).__name__}")

@@ -39,9 +39,10 @@ class RetryPolicy:
             raise ValueError(f"attempts must be at least 1, not {self.attempts}")
         if not 0.0 <= self.jitter <= 1.0:
             raise ValueError(f"jitter must lie in 0..1, not {self.jitter}")
-        if self.multiplier < 1.0:
+        if not self.multiplier >= 1.0:  # as in the others: NaN would be waited for without end
             raise ValueError(f"multiplier must be at least 1, not {self.multiplier}")
-        if min(self.budget_s, self.initial_backoff_s, self.max_backoff_s) < 0:
+        times = (self.budget_s, self.initial_backoff_s, self.max_backoff_s)
+        if not all(seconds >= 0 for seconds in times):
             raise ValueError("budget_s and the backoffs must not be negative")
 
     def backoff(self, failures: int, rng: random.Random) -> float:

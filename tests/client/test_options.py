@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from kserve_server import KServeServer
 
-from nima_client import TLS, AsyncNimaClient, NimaClient
+from nima_client import TLS, AsyncNimaClient, NimaClient, RetryPolicy
 from nima_client._connection import Connection
 from nima_client.testing import FakeTransport
 
@@ -56,6 +56,32 @@ def test_tls_is_a_tls() -> None:
     with pytest.raises(TypeError, match="TLS"):
         NimaClient("127.0.0.1:8001", tls=True)  # type: ignore[arg-type]
     assert NimaClient("127.0.0.1:8001", tls=TLS()).url == "127.0.0.1:8001"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"retry": 3}, "retry must be a RetryPolicy, not int"),
+        ({"retry": 0}, "retry must be a RetryPolicy"),
+        ({"limits": 1000}, "limits must be a Limits"),
+        ({"bearer_token": b"secret"}, "bearer_token must be a str, not bytes"),
+        ({"url": 8001}, "url must be a str"),
+        ({"model_version": 1}, "model_version must be a str"),
+    ],
+)
+@pytest.mark.parametrize("kind", [NimaClient, AsyncNimaClient])
+def test_options_of_another_type_are_refused_at_once(
+    kind: Make, options: Any, message: str
+) -> None:
+    with pytest.raises(TypeError, match=message) as caught:
+        kind(**options)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["budget_s", "initial_backoff_s", "max_backoff_s", "multiplier"])
+def test_a_policy_of_no_numbers_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"must be|must not"):
+        RetryPolicy(**{name: float("nan")})
 
 
 def test_options_that_may_be_absent_may_be_absent() -> None:
