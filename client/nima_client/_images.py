@@ -79,7 +79,7 @@ class Prepared:
 def source_of(image: object) -> str | None:
     """Name of the file behind an input, where it has one."""
     if isinstance(image, (str, os.PathLike)):
-        return os.fspath(image)
+        return os.fsdecode(image)
     name = getattr(image, "name", None) if hasattr(image, "read") else None
     return name if isinstance(name, str) else None
 

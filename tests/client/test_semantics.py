@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import itertools
+import os
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -151,6 +152,14 @@ def test_a_column_of_names_is_no_image(
     names = np.array([str(tmp_path / f"{number}.jpg") for number in range(2)], dtype)
     scores = caller(transport=FakeTransport()).score(names)
     assert [score.source for score in scores] == list(names)
+
+
+def test_entries_of_a_folder_are_paths_of_bytes_too(
+    caller: Make, photo: Make, tmp_path: Path
+) -> None:
+    (tmp_path / "0.jpg").write_bytes(photo(0))
+    scores = caller(transport=FakeTransport()).score(os.scandir(os.fsencode(tmp_path)))
+    assert [score.source for score in scores] == [str(tmp_path / "0.jpg")]
 
 
 def test_a_missing_file_is_one_failure(
