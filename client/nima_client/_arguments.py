@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterable, Iterable
 from typing import Literal
 
+from nima_client._connection import check_headers
 from nima_client._images import is_single_image
 
 OnError = Literal["raise", "return"]
@@ -38,7 +39,8 @@ def check_on_error(on_error: str) -> None:
 def trace_headers() -> tuple[tuple[str, str], ...]:
     """W3C trace context of the current OpenTelemetry span, where the application uses it.
 
-    OpenTelemetry is no dependency: when the application has not imported it, there is no span.
+    OpenTelemetry is no dependency: when the application has not imported it, there is no span. What
+    gRPC could not send stays here: no photo goes without a score for the sake of its trace.
     """
     if "opentelemetry" not in sys.modules:
         return ()
@@ -48,4 +50,12 @@ def trace_headers() -> tuple[tuple[str, str], ...]:
         return ()
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
-    return tuple((key.lower(), value) for key, value in carrier.items())
+    return tuple((key.lower(), value) for key, value in carrier.items() if _can_travel(key, value))
+
+
+def _can_travel(key: str, value: str) -> bool:
+    try:
+        check_headers({key: value})
+    except ValueError:
+        return False
+    return True

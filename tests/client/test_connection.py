@@ -233,6 +233,16 @@ def test_trace_context_is_passed_on(caller: Make, server: KServeServer, photo: M
     assert identity in server.metadata[-1]["traceparent"]
 
 
+def test_what_a_propagator_writes_and_grpc_cannot_send_stays_here(
+    caller: Make, server: KServeServer, photo: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    propagate = pytest.importorskip("opentelemetry.propagate")
+    written = {"Tenant": "Zoë", "two words": "x", "traceparent": "00-of-a-span"}
+    monkeypatch.setattr(propagate, "inject", lambda carrier: carrier.update(written))
+    caller(server.url).score_one(photo(0), timeout=20)
+    assert server.metadata[-1]["traceparent"] == "00-of-a-span"
+
+
 def test_one_client_serves_many_threads(server: KServeServer, photo: Make) -> None:
     images = [photo(i) for i in range(8)]
     with NimaClient(server.url) as client:
