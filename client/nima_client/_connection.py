@@ -91,8 +91,8 @@ class Connection:
 
     @functools.cached_property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """The headers as gRPC metadata; keys are lower case there."""
-        return tuple((key.lower(), value) for key, value in self.headers.items())
+        """The headers as gRPC metadata; keys are lower case there, each comes once (the last)."""
+        return tuple({key.lower(): value for key, value in self.headers.items()}.items())
 
     def channel_options(self) -> list[tuple[str, int | str]]:
         """GRPC channel arguments. Given any, gRPC's and tritonclient's own no longer apply, so that

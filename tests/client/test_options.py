@@ -90,6 +90,11 @@ def test_options_that_may_be_absent_may_be_absent() -> None:
     assert Connection("h:1", headers={"x-empty": ""}).metadata == (("x-empty", ""),)
 
 
+def test_a_header_in_two_spellings_is_sent_once() -> None:
+    client = NimaClient("h:1", headers={"Authorization": "old", "X": "1"}, bearer_token="new")
+    assert client._connection.metadata == (("authorization", "Bearer new"), ("x", "1"))
+
+
 def test_no_secret_is_printed_with_a_connection() -> None:
     client = NimaClient("h:1", bearer_token="t0ken", headers={"x-key": "s3cret"})
     printed = repr(client) + repr(vars(client))
