@@ -14,6 +14,9 @@ pytest.importorskip("typer", reason="the commands need the extra cli")
 from kserve_server import KServeServer
 from score_command import run
 
+from nima_build.server import EmbeddedServer, ServerError
+from nima_client import _defaults
+
 
 @pytest.fixture
 def secured(certificates: dict[str, Any]) -> Iterator[KServeServer]:
@@ -103,3 +106,17 @@ def test_wrong_options_are_named(
     assert done.returncode == 2
     assert message in " ".join(done.stderr.replace("│", " ").split())
     assert "Traceback" not in done.stderr
+
+
+def test_without_a_server_here_it_says_how_to_name_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(server: EmbeddedServer) -> None:
+        raise ServerError("tritonserver is not installed")
+
+    monkeypatch.setattr(_defaults, "URL", "127.0.0.1:1")
+    monkeypatch.setattr(EmbeddedServer, "start", start)
+    done = run(folder)
+    assert done.returncode == 3
+    assert "--url host:port" in done.stderr
+    assert "tritonserver is not installed" in done.stderr

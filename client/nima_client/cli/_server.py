@@ -49,7 +49,7 @@ def connected_client(
 
     Raises:
         ValueError: certificates or headers, but no server named that could want them.
-        NoServer: none answers, and the extra ``serve`` is not installed.
+        NoServer: none answers, and none can be started here.
         NimaError: the server named does not answer, or is not NIMA.
     """
     # gRPC would write of every connection that ends, into the progress bar.
@@ -92,22 +92,20 @@ def _answers(url: str, console: Console) -> bool:
 @contextmanager
 def _embedded(console: Console) -> Iterator[str]:
     module, name = _EMBEDDED
-    try:
-        server_class = getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        raise NoServer(
-            f"no server at {_defaults.URL}, and none can be started here ({error.name} is "
-            "missing): pass --url host:port, or pip install 'nima-triton[serve]'"
-        ) from error
-    server = server_class()
+    server = None
     try:
         with console.status("Starting the embedded tritonserver …"):
             try:
+                server = getattr(importlib.import_module(module), name)()
                 server.start()
             except Exception as error:
-                raise NoServer(f"the embedded server did not start: {error}") from error
+                raise NoServer(
+                    f"no server at {_defaults.URL} (pass --url host:port), and the embedded one "
+                    f"did not start: {error}"
+                ) from error
         yield server.grpc_url
     finally:
-        # Nobody else asks it: what it still does is not wanted, and its own end takes seconds.
-        server.end_processes(grace=0)
-        server.stop()
+        if server is not None:
+            # Nobody else asks it: what it still does is not wanted, and its own end takes seconds.
+            server.end_processes(grace=0)
+            server.stop()
