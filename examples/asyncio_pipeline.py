@@ -14,7 +14,7 @@ import sys
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
-from nima_client import AsyncNimaClient, ImageFailure
+from nima_client import AsyncNimaClient, ImageFailure, NimaError
 from nima_client.library.sources import SourceError, find_photos
 
 
@@ -48,10 +48,10 @@ def main() -> None:
     parser.add_argument("--keep", type=int, default=5)
     given = parser.parse_args()
     try:
-        paths = find_photos([given.folder]).files
-    except SourceError as error:
+        best = asyncio.run(run(find_photos([given.folder]).files, given.keep))
+    except (SourceError, NimaError) as error:
         sys.exit(str(error))
-    for mean, name in asyncio.run(run(paths, given.keep)):
+    for mean, name in best:
         print(f"{mean:.2f}  {name}")
 
 

@@ -8,13 +8,15 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 from kserve_server import KServeServer
+
+from nima_client import NimaError
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -73,6 +75,17 @@ def test_asyncio_pipeline(folder: Path, triton: Any) -> None:
     means = [float(line.split()[0]) for line in lines[1:]]
     assert len(means) == 5
     assert means == sorted(means, reverse=True)
+
+
+def test_asyncio_pipeline_without_a_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refused(paths: Iterable[Path], keep: int) -> list[tuple[float, str]]:
+        raise NimaError("no server answers")
+
+    module = load("asyncio_pipeline")
+    monkeypatch.setattr(module, "run", refused)
+    monkeypatch.setattr("sys.argv", ["asyncio_pipeline.py", str(folder)])
+    with pytest.raises(SystemExit, match="no server answers"):
+        module.main()
 
 
 def test_notebook(folder: Path, triton: Any) -> None:
