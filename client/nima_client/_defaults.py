@@ -15,7 +15,7 @@ URL: Final = "127.0.0.1:8001"
 
 REQUEST_SIZE: Final[int | None] = None
 """Images in a request. None takes what the server advises, as long as all of it stays busy: 4 on a
-CPU came to 1.18 times the photos of one (docs/client.md), 32 on an H200 to 2.6 times
+CPU came to 1.18 times the photos of one (docs/client.md), 32 on an H200 to 4.5 times
 (docs/deploy-gpu.md). A bad image costs those that came with it a second trip."""
 
 ADVISED_REQUEST_BYTES: Final = 2 * 1024 * 1024
