@@ -68,14 +68,22 @@ def _differs(path: Path, data: bytes) -> bool:
     return not path.is_file() or path.read_bytes() != data
 
 
+def _whole(variable: str, text: str, default: int) -> int:
+    try:
+        return int(text) if text else default
+    except ValueError:
+        raise ValueError(f"{variable} is a whole number, not {text!r}") from None
+
+
 def main(arguments: list[str]) -> int:
     """Exit status 0, or 1 with the reason on standard error."""
     try:
         repository, count, precision, max_bytes, max_pixels = arguments
         limits = Limits(
-            int(max_bytes or DEFAULT_LIMITS.max_bytes), int(max_pixels or DEFAULT_LIMITS.max_pixels)
+            _whole("NIMA_MAX_BYTES", max_bytes, DEFAULT_LIMITS.max_bytes),
+            _whole("NIMA_MAX_PIXELS", max_pixels, DEFAULT_LIMITS.max_pixels),
         )
-        images = int(count) if count else available_cores()
+        images = _whole("NIMA_INSTANCES", count, available_cores())
         set_cpu_profile(Path(repository), images, precision or "fp32", limits)
     except (ArtefactError, ValueError, OSError) as error:
         print(f"nima: cannot set up the profile cpu: {error}", file=sys.stderr)

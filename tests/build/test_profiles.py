@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from nima_build.checksums import check_checksums, write_checksums
-from nima_build.cpu_profile import set_cpu_profile
+from nima_build.cpu_profile import main, set_cpu_profile
 from nima_build.export import export_to_repository
 from nima_build.gpu import find_gpus
 from nima_build.metadata import ArtefactError
@@ -126,6 +126,18 @@ def test_instances_of_the_cpu_profile_follow_the_machine(repository: Path, tmp_p
             assert read_config(config_path(copy, model, "cpu")).instance_group[0].count == count
     with pytest.raises(ValueError, match="at least 1"):
         set_cpu_profile(copy, 0)
+
+
+@pytest.mark.parametrize(
+    ("variable", "place"), [("NIMA_INSTANCES", 0), ("NIMA_MAX_BYTES", 2), ("NIMA_MAX_PIXELS", 3)]
+)
+def test_a_setting_that_is_no_number_is_named(
+    variable: str, place: int, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["", "", "", ""]
+    given[place] = "25e6"
+    assert main([str(repository), *given]) == 1
+    assert f"{variable} is a whole number, not '25e6'" in capsys.readouterr().err
 
 
 def test_an_export_reaches_what_the_cpu_profile_wrote(
