@@ -14,6 +14,7 @@ import sys
 import tracemalloc
 
 import pytest
+import psutil
 from typer.testing import CliRunner
 
 from nima_build.bench import BenchError, session
@@ -332,3 +333,29 @@ def test_a_mistake_is_told_before_anything_is_measured(folder, tmp_path, monkeyp
         done = CliRunner().invoke(bench_app, [str(folder), *map(str, arguments)])
         assert done.exit_code == status, done.output
         assert message in done.output
+def test_a_worker_that_ends_takes_no_cpu_time_away_from_its_server():
+    worker = "import time\nwhile time.process_time() < 0.3: pass\nprint(1, flush=True); input()"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {worker!r}]); "
+    server = subprocess.Popen(
+        [sys.executable, "-c", code + "print(2, flush=True); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert server.stdout.readline() == b"1\n"
+    (child,) = psutil.Process(server.pid).children()
+    meter = CpuMeter(lambda: [server.pid, child.pid])
+    server.stdin.write(b"\n")
+    server.stdin.flush()
+    assert server.stdout.readline() == b"2\n"
+    assert abs(meter.lap()[0]) < 0.2
+    server.communicate(b"\n")
+
+
+def test_a_server_that_was_restarted_has_no_stages(monkeypatch):
+    counts = iter([{"nima": (100, 5_000, 0, 0)}, {"nima": (30, 1_500, 0, 0)}])
+    monkeypatch.setattr(StageMeter, "_read", lambda _self: next(counts))
+    meter = StageMeter("127.0.0.1:1")
+    assert meter.lap() is None
+    meter.close()
+
+

@@ -42,14 +42,16 @@ class CpuTime:
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """User and system CPU time so far of the processes that (still) run."""
+    """User and system CPU time so far of the processes that (still) run, and of their children that
+    have ended: a worker that ends takes nothing away from what its parent used.
+    """
     import psutil
 
     total = 0.0
     for pid in pids:
         with contextlib.suppress(psutil.Error):
             times = psutil.Process(pid).cpu_times()
-            total += times.user + times.system
+            total += sum((times.user, times.system, times.children_user, times.children_system))
     return total
 
 

@@ -76,7 +76,8 @@ class StageMeter:
         return read
 
     def lap(self) -> Stages | None:
-        """Means since the last look; None when no request succeeded in between.
+        """Means since the last look; None when no request succeeded in between, or when the server
+        was restarted and counts anew.
 
         Raises:
             BenchError: the server no longer answers.
@@ -90,7 +91,7 @@ class StageMeter:
             return (now[field] - then[field]) / count / 1e6 if count else 0.0
 
         requests = self._last.get(MODEL_NAME, (0,))[0] - before.get(MODEL_NAME, (0,))[0]
-        if requests == 0:
+        if requests <= 0:
             return None
         return Stages(
             requests=requests,
