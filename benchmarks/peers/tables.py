@@ -167,11 +167,10 @@ def plot(
                 for found in (_of(samples, name, c) for c in concurrencies)
             ]
             axis.plot(positions, values, label=name, **style)
-    line = axes[0].axhline(
-        median_limit(samples), color="grey", linestyle="--", label="limit in process"
-    )
+    limit = median_limit(samples)
+    line = axes[0].axhline(limit, color="grey", linestyle="--", label="limit in process")
     axes[0].set(ylabel="images per second", title="Throughput")
-    axes[0].set_ylim(bottom=0)
+    axes[0].set_ylim(0, 1.05 * max([limit, *(s.images_per_second for s in samples)]))
     axes[1].set(ylabel="p99 latency, ms", title="Tail", yscale="log")
     costs = [[s.cpu_ms for s in samples if s.server == name] for name in names]
     cpu = [statistics.median(found) if found else 0.0 for found in costs]

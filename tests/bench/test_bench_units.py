@@ -12,9 +12,10 @@ import struct
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 
-import pytest
 import psutil
+import pytest
 from typer.testing import CliRunner
 
 from nima_build.bench import BenchError, session
@@ -22,7 +23,7 @@ from nima_build.bench.cpu import CpuMeter, CpuTime
 from nima_build.bench.limit import Limit, Pace
 from nima_build.bench.open_loop import OpenLoopResult, due_times, percentiles
 from nima_build.bench.perf_analyzer import Load, Measured, find_perf_analyzer, parse_report
-from nima_build.bench.photos import load_photos, perf_inputs, split_by_size
+from nima_build.bench.photos import Photo, PhotoSet, load_photos, perf_inputs, split_by_size
 from nima_build.bench.report import rows, to_csv, to_markdown, write_report
 from nima_build.bench.session import Result, Sample
 from nima_build.bench.stages import StageMeter, Stages
@@ -45,7 +46,11 @@ def test_photos_are_found_at_any_depth_and_split_by_size(folder):
     small, large = split_by_size(photos)
     assert (small.name, [p.name for p in small.photos]) == ("small", ["a.jpg"])
     assert (large.name, [p.name for p in large.photos]) == ("large", ["b.png"])
-    assert "1 photos of 2.2" in large.describe()
+    assert "1 photo of 2.2" in large.describe()
+    assert (
+        "of 0.4 to 100 megapixels"
+        in PhotoSet("large", (Photo("a", b"", 800, 500), Photo("b", b"", 10_000, 9_990))).describe()
+    )
 
 
 def test_a_video_among_the_photos_is_not_read_whole(folder):
@@ -278,6 +283,29 @@ def test_a_failure_leaves_what_was_measured_and_is_told(sweep, tmp_path):
             sweep(nothing)
 
 
+def test_no_plot_of_an_earlier_run_stays_beside_the_tables(result, tmp_path):
+    for name in ("small.png", "large.png"):
+        (tmp_path / name).write_text("earlier")
+    written = write_report(result, tmp_path)
+    assert not (tmp_path / "large.png").exists()
+    assert set(tmp_path.iterdir()) == set(written)
+
+
+def test_the_limit_and_every_stage_can_be_seen_in_a_plot(result, tmp_path, monkeypatch):
+    plots = pytest.importorskip("nima_build.bench.plots")
+    figures = []
+    monkeypatch.setattr(plots.plt, "close", figures.append)
+    # The client's mean below the server's: transport is less than nothing.
+    result.samples = [replace(s, stages=replace(s.stages, server=20.0)) for s in result.samples]
+    plots.write_plots(result, tmp_path)
+    (figure,) = figures
+    throughput, _, stages = figure.axes
+    assert throughput.get_ylim()[1] > result.median_limit("small").combined * 1.02
+    assert [bar.get_height() for bar in stages.patches] == [2.0, 4.0, 1.0, 0.0]
+    monkeypatch.undo()
+    plots.plt.close(figure)
+
+
 def test_shares_of_a_slow_machines_limit_are_kept(monkeypatch, folder):
     monkeypatch.setattr(session, "StageMeter", NoMeter)
     monkeypatch.setattr(session, "LimitMeter", NoLimits)
@@ -310,29 +338,6 @@ def test_cpu_time_is_that_of_the_server_and_of_ended_children():
     assert CpuMeter(lambda: [server.pid]).lap()[0] == 0
 
 
-def test_a_server_that_is_not_there_and_an_empty_sweep_are_told(folder):
-    with pytest.raises(BenchError, match=r"no Triton answers at 127\.0\.0\.1:1"):
-        StageMeter("127.0.0.1:1")
-    done = CliRunner().invoke(bench_app, [str(folder), "--concurrency", "", "--rate-shares", ""])
-    assert done.exit_code == 2
-    assert "nothing to measure" in done.output
-
-
-def test_a_mistake_is_told_before_anything_is_measured(folder, tmp_path, monkeypatch):
-    binary = tmp_path / "perf_analyzer"
-    binary.touch(0o755)
-    monkeypatch.setenv("NIMA_PERF_ANALYZER", str(binary))
-    (tmp_path / "file").touch()
-    for arguments, status, message in (
-        (["-o", tmp_path / "file"], 1, "file is not a folder"),
-        (["-o", tmp_path / "out", "--url", "nowhere"], 1, "has no port"),
-        (["-o", tmp_path / "out", "--url", "grpcs://127.0.0.1:1"], 1, "TLS cannot be measured"),
-        (["-o", tmp_path / "out", "--url", "grpc://127.0.0.1:1"], 1, "bench: 127.0.0.1:1 cannot"),
-        (["-o", tmp_path / "out", "--rate-shares", "nan"], 2, "positive and finite"),
-    ):
-        done = CliRunner().invoke(bench_app, [str(folder), *map(str, arguments)])
-        assert done.exit_code == status, done.output
-        assert message in done.output
 def test_a_worker_that_ends_takes_no_cpu_time_away_from_its_server():
     worker = "import time\nwhile time.process_time() < 0.3: pass\nprint(1, flush=True); input()"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {worker!r}]); "
@@ -359,3 +364,26 @@ def test_a_server_that_was_restarted_has_no_stages(monkeypatch):
     meter.close()
 
 
+def test_a_server_that_is_not_there_and_an_empty_sweep_are_told(folder):
+    with pytest.raises(BenchError, match=r"no Triton answers at 127\.0\.0\.1:1"):
+        StageMeter("127.0.0.1:1")
+    done = CliRunner().invoke(bench_app, [str(folder), "--concurrency", "", "--rate-shares", ""])
+    assert done.exit_code == 2
+    assert "nothing to measure" in done.output
+
+
+def test_a_mistake_is_told_before_anything_is_measured(folder, tmp_path, monkeypatch):
+    binary = tmp_path / "perf_analyzer"
+    binary.touch(0o755)
+    monkeypatch.setenv("NIMA_PERF_ANALYZER", str(binary))
+    (tmp_path / "file").touch()
+    for arguments, status, message in (
+        (["-o", tmp_path / "file"], 1, "file is not a folder"),
+        (["-o", tmp_path / "out", "--url", "nowhere"], 1, "has no port"),
+        (["-o", tmp_path / "out", "--url", "grpcs://127.0.0.1:1"], 1, "TLS cannot be measured"),
+        (["-o", tmp_path / "out", "--url", "grpc://127.0.0.1:1"], 1, "bench: 127.0.0.1:1 cannot"),
+        (["-o", tmp_path / "out", "--rate-shares", "nan"], 2, "positive and finite"),
+    ):
+        done = CliRunner().invoke(bench_app, [str(folder), *map(str, arguments)])
+        assert done.exit_code == status, done.output
+        assert message in done.output

@@ -13,6 +13,7 @@ from typing import Any
 from nima_build.bench import BenchError
 from nima_client._files import write_atomic
 from nima_client.contract import INPUT_IMAGE
+from nima_client.library.text import counted
 from nima_client.preprocess import (
     DEFAULT_LIMITS,
     ImageRejected,
@@ -24,6 +25,7 @@ from nima_client.preprocess import (
 
 LARGE_MEGAPIXELS = 2.0
 """Photos from here on form the set ``large``, the others the set ``small``."""
+SETS = ("small", "large")
 _REDUCED = PreprocessSpec()  # large JPEG at a reduced scale, as the server decodes them
 
 
@@ -64,9 +66,10 @@ class PhotoSet:
     def describe(self) -> str:
         """One line: how many, how large."""
         pixels = [photo.megapixels for photo in self.photos]
+        least, most = (f"{p:.2g}" if p < 10 else f"{p:.0f}" for p in (min(pixels), max(pixels)))
         size = sum(len(photo.data) for photo in self.photos) / len(self.photos) / 1e3
         return (
-            f"{len(self.photos)} photos of {min(pixels):.2g} to {max(pixels):.2g} megapixels, "
+            f"{counted(len(self.photos), 'photo')} of {least} to {most} megapixels, "
             f"{size:.0f} kB on average"
         )
 
@@ -111,7 +114,7 @@ def split_by_size(photos: Sequence[Photo]) -> list[PhotoSet]:
     """One set of small and one of large photos; an empty one is left out."""
     small = tuple(p for p in photos if p.megapixels < LARGE_MEGAPIXELS)
     large = tuple(p for p in photos if p.megapixels >= LARGE_MEGAPIXELS)
-    return [PhotoSet(name, part) for name, part in (("small", small), ("large", large)) if part]
+    return [PhotoSet(name, part) for name, part in zip(SETS, (small, large)) if part]
 
 
 def photo_set(paths: Iterable[Path], name: str) -> PhotoSet:

@@ -53,14 +53,15 @@ def _throughput(axis: Any, closed: list[Row], limit: float) -> None:
     axis.axhline(limit, color="grey", linestyle="--", label="limit in process")
     axis.set_xticks(positions, [str(r.load.concurrency) for r in closed])
     axis.set(xlabel="requests in flight", ylabel="images per second", title="Throughput")
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, 1.05 * max([limit, *(r.high for r in closed)]))  # the limit is no frame
     axis.legend(loc="lower right")
 
 
 def _latency(axis: Any, closed: list[Row], opened: list[Row]) -> None:
-    for style, table in (("-", closed), (":", opened)):
+    for style, kind, table in (("-", "in flight", closed), (":", "open loop", opened)):
         for percentile, colour in (("p50", "C0"), ("p95", "C1"), ("p99", "C3")):
-            kind = "in flight" if table is closed else "open loop"
+            if not table:
+                continue
             axis.plot(
                 [r.throughput for r in table],
                 [getattr(r, percentile) for r in table],
@@ -70,16 +71,20 @@ def _latency(axis: Any, closed: list[Row], opened: list[Row]) -> None:
                 label=f"{percentile}, {kind}",
             )
     axis.set(xlabel="images per second", ylabel="ms", title="Latency", yscale="log")
-    axis.legend(fontsize="small")
+    if closed or opened:
+        axis.legend(fontsize="small")
 
 
 def _stages(axis: Any, closed: list[Row]) -> None:
     below = [0.0] * len(closed)
     positions = range(len(closed))
     for stage in _STAGES:
-        values = [getattr(r, stage) for r in closed]
+        # Not below zero (transport, by a little): a bar downwards would cover those under it.
+        values = [max(0.0, getattr(r, stage)) for r in closed]
         axis.bar(positions, values, bottom=below, label=stage)
         below = [b + v for b, v in zip(below, values)]
     axis.set_xticks(positions, [str(r.load.concurrency) for r in closed])
     axis.set(xlabel="requests in flight", ylabel="ms a request", title="Where the time goes")
-    axis.legend(fontsize="small")
+    if closed:
+        axis.margins(y=0.4)  # room for the legend over the bars
+        axis.legend(fontsize="small", loc="upper left", ncols=2)

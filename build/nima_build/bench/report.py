@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nima_build.bench.machine import one_line
 from nima_build.bench.perf_analyzer import Load, Measured
+from nima_build.bench.photos import SETS
 from nima_build.bench.session import Result, Sample
 from nima_build.bench.stages import Stages
 from nima_client._files import write_atomic
@@ -188,7 +189,8 @@ def write_report(result: Result, folder: Path) -> list[Path]:
     """Write ``results.json``, ``results.csv``, ``summary.md`` and the plots, each atomically.
 
     Returns:
-        The files written. Without matplotlib the plots are left out.
+        The files written. Without matplotlib the plots are left out. A plot of an earlier run that
+        this one has no successor for is removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     contents = {
@@ -202,6 +204,12 @@ def write_report(result: Result, folder: Path) -> list[Path]:
         written.append(folder / name)
     try:
         from nima_build.bench.plots import write_plots
-    except ModuleNotFoundError:
-        return written
-    return written + write_plots(result, folder)
+    except ImportError:
+        plots = []
+    else:
+        plots = write_plots(result, folder)
+    # An earlier run's plot beside these tables would be taken for theirs.
+    for name in SETS:
+        if (old := folder / f"{name}.png") not in plots:
+            old.unlink(missing_ok=True)
+    return written + plots

@@ -30,6 +30,7 @@ def perf_inputs(
     from nima_build.bench import BenchError
     from nima_build.bench.photos import load_photos, write_perf_inputs
     from nima_client.contract import INPUT_IMAGE, MODEL_NAME
+    from nima_client.library.text import counted
 
     try:
         chosen = load_photos(photos)[:limit]
@@ -37,7 +38,7 @@ def perf_inputs(
     except (BenchError, OSError) as error:
         print(f"nima perf-inputs: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
-    print(f"{len(chosen)} photos in {output}; use it with:")
+    print(f"{counted(len(chosen), 'photo')} in {output}; use it with:")
     print(
         f"  perf_analyzer -m {MODEL_NAME} -i grpc -u 127.0.0.1:8001 --async "
         f"--input-data {shlex.quote(str(output))} --shape {INPUT_IMAGE}:1 "
