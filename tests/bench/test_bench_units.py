@@ -127,6 +127,10 @@ def test_report_of_perf_analyzer_is_read():
     assert parse_report(text) == Measured(126.5, 63.0, 71.5, 78.0, 64.0)
     with pytest.raises(BenchError, match="cannot be read"):
         parse_report("Concurrency\n")
+    short = text.rpartition(",")[0] + "\n"
+    for wrong in (short, text.replace("126.5", "0"), text.replace("78000", "inf")):
+        with pytest.raises(BenchError, match="cannot be"):
+            parse_report(wrong)
 
 
 def test_a_missing_perf_analyzer_says_how_to_get_it(monkeypatch, tmp_path):
@@ -233,12 +237,12 @@ def sweep(monkeypatch, folder):
     monkeypatch.setattr(session, "StageMeter", NoMeter)
     monkeypatch.setattr(session, "LimitMeter", NoLimits)
 
-    def run(fail_at: int):
+    def run(fail_at: int, error: BaseException | None = None):
         calls = itertools.count()
 
         def load(*_: object) -> Measured:
             if next(calls) == fail_at:
-                raise BenchError("perf_analyzer failed\nas told")
+                raise error or BenchError("perf_analyzer failed\nas told")
             return Measured(90.0, 10.0, 20.0, 30.0, 11.0)
 
         monkeypatch.setattr(session, "run_perf_analyzer", load)
@@ -283,6 +287,13 @@ def test_a_failure_leaves_what_was_measured_and_is_told(sweep, tmp_path):
             sweep(nothing)
 
 
+def test_ctrl_c_keeps_what_was_measured(sweep):
+    result = sweep(3, KeyboardInterrupt())
+    assert (result.failure, len(result.samples), list(result.sets)) == ("stopped", 2, ["small"])
+    with pytest.raises(KeyboardInterrupt):
+        sweep(1, KeyboardInterrupt())
+
+
 def test_no_plot_of_an_earlier_run_stays_beside_the_tables(result, tmp_path):
     for name in ("small.png", "large.png"):
         (tmp_path / name).write_text("earlier")
@@ -311,14 +322,16 @@ def test_shares_of_a_slow_machines_limit_are_kept(monkeypatch, folder):
     monkeypatch.setattr(session, "LimitMeter", NoLimits)
     monkeypatch.setattr(NoLimits, "measure", lambda *_: Limit(3.0, 1.5, 1.234, 10.0))
     monkeypatch.setattr(session, "run_perf_analyzer", lambda *_: Measured(1.0, 1.0, 2.0, 3.0, 1.0))
-    outcome = OpenLoopResult(Measured(1.0, 1.0, 2.0, 3.0, 1.0), 1, 0)
+    outcome = OpenLoopResult(Measured(1.0, 1.0, 2.0, 3.0, 1.0), 3, 1, "TIMEOUT: too late")
     monkeypatch.setattr(session, "run_open_loop", lambda *_, **__: outcome)
+    lines: list[str] = []
     result = session.run_sweep(
         *("127.0.0.1:1", split_by_size(load_photos([folder]))[:1], None, "", ""),
-        session.Sweep(concurrencies=(), rate_shares=(0.01, 0.3), repeats=1),
-        *("a network", lambda _line: None),
+        session.Sweep(concurrencies=(), rate_shares=(0.01, 0.3, 0.3001), repeats=1),
+        *("a network", lines.append),
     )
     assert [sample.load.rate for sample in result.samples] == [0.0123, 0.37] * 2
+    assert lines[-1].endswith("ms; 1 of 3 failed: TIMEOUT: too late")
 
 
 def test_cpu_time_is_that_of_the_server_and_of_ended_children():
@@ -383,6 +396,8 @@ def test_a_mistake_is_told_before_anything_is_measured(folder, tmp_path, monkeyp
         (["-o", tmp_path / "out", "--url", "grpcs://127.0.0.1:1"], 1, "TLS cannot be measured"),
         (["-o", tmp_path / "out", "--url", "grpc://127.0.0.1:1"], 1, "bench: 127.0.0.1:1 cannot"),
         (["-o", tmp_path / "out", "--rate-shares", "nan"], 2, "positive and finite"),
+        (["--url", "127.0.0.1:1", "--instances", "4"], 2, "--instances is for the server"),
+        (["--seconds", "inf"], 2, "--seconds"),
     ):
         done = CliRunner().invoke(bench_app, [str(folder), *map(str, arguments)])
         assert done.exit_code == status, done.output

@@ -7,11 +7,12 @@ placeholder); ``make perf-analyzer`` puts it into ``.venv-perf`` with the CUDA r
 from __future__ import annotations
 
 import csv
+import math
 import os
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from nima_build.bench import BenchError
@@ -185,17 +186,20 @@ def parse_report(text: str) -> Measured:
     """Read the last row of a ``-f``.
 
     Raises:
-        BenchError: it has no such row.
+        BenchError: it has no such row, or one of figures that no load can have.
     """
     rows = list(csv.DictReader(text.splitlines()))
     try:
         row = rows[-1]
-        return Measured(
+        measured = Measured(
             throughput=float(row["Inferences/Second"]),
             p50=float(row["p50 latency"]) / 1000,
             p95=float(row["p95 latency"]) / 1000,
             p99=float(row["p99 latency"]) / 1000,
             mean=float(row["Avg latency"]) / 1000,
         )
-    except (IndexError, KeyError, ValueError) as error:
+    except (IndexError, KeyError, TypeError, ValueError) as error:  # TypeError: a row cut short
         raise BenchError(f"perf_analyzer's report cannot be read ({error})") from None
+    if not all(0 < value < math.inf for value in astuple(measured)):
+        raise BenchError(f"perf_analyzer's report cannot be meant: {measured}")
+    return measured

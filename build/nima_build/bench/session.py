@@ -153,11 +153,12 @@ def run_sweep(
         server_pids: gives the server's processes, to read their CPU time.
 
     Returns:
-        Everything measured. After a failure (of the load generator, of the server) that is what
-        came before it, and ``failure`` says what it was.
+        Everything measured. After a failure (of the load generator, of the server) or Ctrl-C that
+        is what came before it, and ``failure`` says what it was.
 
     Raises:
         BenchError: it failed before anything was measured.
+        KeyboardInterrupt: likewise.
     """
     result = Result(machine=describe_machine(), network=network)
     meter = StageMeter(url)
@@ -184,10 +185,11 @@ def run_sweep(
                         name=photos.name, photos=encoded, inputs=inputs, limits=limits
                     )
                     bench.run(sweep)
-    except (BenchError, OSError) as error:
+    except (BenchError, OSError, KeyboardInterrupt) as error:
         if not result.samples:
             raise
-        result.failure = " ".join(str(error).split())
+        stopped = isinstance(error, KeyboardInterrupt)
+        result.failure = "stopped" if stopped else " ".join(str(error).split())
         measured = {sample.photos for sample in result.samples}
         for name in set(result.sets) - measured:
             del result.sets[name], result.limits[name]
@@ -226,7 +228,7 @@ class _SetBench:
             closed = [Load(concurrency=c, batch=sweep.request_size) for c in sweep.concurrencies]
             paced = [Load(rate=r) for r in rates]
             for tool, loads in (("perf_analyzer", [*closed, *paced]), ("sdk", paced)):
-                for load in loads:
+                for load in dict.fromkeys(loads):  # one named twice is no second round
                     seconds = sweep.seconds_for(load, limit.combined)
                     self._measure(tool, load, repeat, seconds, limit_seconds)
 
@@ -236,10 +238,12 @@ class _SetBench:
         self.meter.lap()
         if self.cpu is not None:
             self.cpu.lap()
-        failed, cpu = 0, None
+        failed, cpu, why = 0, None, ""
         if tool == "sdk":
             outcome = run_open_loop(self.url, self.photos, load.rate, seconds, seed=repeat)
             measured, failed = outcome.measured, outcome.failed
+            if failed:
+                why = f"; {failed} of {outcome.sent} failed: {outcome.first_failure}"
         else:
             measured = run_perf_analyzer(self.perf_analyzer, self.url, self.inputs, load, seconds)
         stages, used = self.meter.lap(), self.cpu.lap() if self.cpu is not None else None
@@ -254,5 +258,5 @@ class _SetBench:
         self.report(
             f"{self.name}, round {repeat + 1}, {tool}, {load.label}: "
             f"{measured.throughput:.1f} images/s ({sample.share:.0%} of the limit), "
-            f"p50 {measured.p50:.1f} p99 {measured.p99:.1f} ms"
+            f"p50 {measured.p50:.1f} p99 {measured.p99:.1f} ms{why}"
         )

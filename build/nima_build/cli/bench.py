@@ -47,7 +47,9 @@ def bench(
     seconds: Annotated[
         float,
         typer.Option(
-            min=0.3, help="Length of one measurement; three times that where photos are few."
+            min=0.3,
+            max=3600,
+            help="Length of one measurement; three times that where photos are few.",
         ),
     ] = 3.0,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are reported.")] = 3,
@@ -67,7 +69,8 @@ def bench(
     The limit is what the same decoder and network do in process on all cores of this machine. A
     server named by --url must run the network and precision that the limit does.
     Writes results.json, results.csv, summary.md and plots, and prints the summary. A run that fails
-    on the way reports what it has, marked as incomplete, and exits with 1.
+    on the way reports what it has, marked as incomplete, and exits with 1; so does one that is
+    stopped (Ctrl-C), which exits with 130.
     """
     from nima_build.bench import BenchError
     from nima_build.bench.perf_analyzer import find_perf_analyzer
@@ -93,6 +96,10 @@ def bench(
     )
     if not (sweep.concurrencies or sweep.rate_shares):
         raise typer.BadParameter("nothing to measure: give --concurrency or --rate-shares")
+    if url and instances:
+        raise typer.BadParameter(
+            "--instances is for the server that is started without --url: give it to `nima serve`"
+        )
     try:
         if url:
             url, encrypted = normalise_url(url)  # perf_analyzer knows no scheme
