@@ -29,6 +29,7 @@ from nima_build.bench.machine import describe_machine, one_line
 from nima_build.bench.open_loop import percentiles
 from nima_build.bench.photos import photo_set
 from nima_build.bench.variant import copy_repository, edit_config
+from nima_build.cores import available_cores
 from nima_build.rendering import cpu_instances
 from nima_build.repository import (
     GRAPHS,
@@ -143,7 +144,7 @@ def _in_initialize(line: str) -> Callable[[Path], None]:
     return change
 
 
-_CORES = len(os.sched_getaffinity(0))
+_CORES = available_cores()
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "134217728", "MALLOC_TRIM_THRESHOLD_": "134217728"}
 
 # name -> (edit of the repository, arguments of tritonserver, environment, decoders and networks)

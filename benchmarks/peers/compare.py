@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -34,6 +33,7 @@ from nima_build.bench import BenchError
 from nima_build.bench.limit import LimitMeter
 from nima_build.bench.machine import describe_machine, one_line
 from nima_build.bench.photos import photo_set
+from nima_build.cores import available_cores
 from nima_build.repository import GRAPHS, default_repository, load_metadata
 from nima_client._files import write_atomic
 from nima_client._signals import stoppable
@@ -239,7 +239,7 @@ def main() -> None:
             photos=[photo.data for photo in chosen.photos],
             repository=repository,
             metadata=metadata,
-            workers=len(os.sched_getaffinity(0)),
+            workers=available_cores(),  # as many as the product takes
             python=options.python.absolute(),
             folder=Path(folder),
             precision=options.precision,

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from nima_build.bench import BenchError, session
+from nima_build.bench import BenchError, limit, machine, session
 from nima_build.bench.cpu import CpuMeter, CpuTime
 from nima_build.bench.limit import Limit, Pace
 from nima_build.bench.open_loop import OpenLoopResult, due_times, percentiles
@@ -375,6 +375,14 @@ def test_a_server_that_was_restarted_has_no_stages(monkeypatch):
     meter = StageMeter("127.0.0.1:1")
     assert meter.lap() is None
     meter.close()
+
+
+def test_a_cpu_quota_counts_as_cores(monkeypatch):
+    """In a container with a quota: as many processes as cores may be used, as the server has."""
+    monkeypatch.setattr(limit, "available_cores", lambda: 1)
+    monkeypatch.setattr(machine, "available_cores", lambda: 1)
+    assert len(limit.LimitMeter([b""], None, "")._cores) == 1
+    assert machine.describe_machine()["cores"] == 1
 
 
 def test_a_server_that_is_not_there_and_an_empty_sweep_are_told(folder):

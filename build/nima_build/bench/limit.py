@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nima_build.bench import BenchError
+from nima_build.cores import available_cores
 from nima_build.processes import end_with_parent
 from nima_client._signals import children_without_ctrl_c
 from nima_client.preprocess import PreprocessSpec
@@ -114,15 +115,16 @@ class LimitMeter:
         photos: encoded files, taken in turn.
         spec: preprocessing of the network.
         onnx: the network's graph.
-        cores: processes, each pinned to one of the cores at hand; None takes all.
+        cores: processes, each pinned to one of the cores at hand; None takes as many as this
+            process may use, by affinity and CPU quota.
     """
 
     def __init__(
         self, photos: Sequence[bytes], spec: PreprocessSpec, onnx: Path, cores: int | None = None
     ) -> None:
         self._arguments = (list(photos), spec, onnx)
-        available = sorted(os.sched_getaffinity(0))
-        self._cores = available[: cores or len(available)]
+        # A quota's cores, not the machine's: more processes would only take turns.
+        self._cores = sorted(os.sched_getaffinity(0))[: cores or available_cores()]
         self._processes: list[Any] = []
         self._orders: list[Any] = []
         self._answers: Any = None

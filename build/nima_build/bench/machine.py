@@ -8,6 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from nima_build.cores import available_cores
+
 _PACKAGES = ("numpy", "pillow", "simplejpeg", "cykooz.resizer", "onnxruntime", "nvidia-pytriton")
 
 
@@ -36,10 +38,10 @@ def _versions() -> dict[str, str]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """CPU, cores, memory, kernel, versions, and the load of others when the run began."""
+    """CPU, cores at hand, memory, kernel, versions, and the load of others when the run began."""
     return {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": available_cores(),
         "memory_gib": round(_memory_gib(), 1),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
