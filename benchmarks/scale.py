@@ -20,7 +20,7 @@ import contextlib
 import itertools
 import json
 import os
-import resource
+import re
 import shutil
 import statistics
 import subprocess
@@ -38,6 +38,7 @@ from nima_build.bench import BenchError
 from nima_build.bench.limit import LimitMeter
 from nima_build.bench.machine import describe_machine
 from nima_build.bench.photos import load_photos, split_by_size
+from nima_build.cores import available_cores
 from nima_build.repository import default_repository, load_metadata
 from nima_build.server import EmbeddedServer, ServerOptions
 from nima_client import NimaClient
@@ -46,6 +47,14 @@ from nima_client._signals import stoppable
 
 IN_FLIGHT = 8
 MIB = 2**20
+# getrusage's peak of a child counts this program's, whose copy it begins as: nima tells its own.
+_NIMA = """import sys
+from nima_client.cli.main import main
+try:
+    main(sys.argv[1:])
+finally:
+    print(*(line for line in open("/proc/self/status") if "VmHWM" in line), file=sys.stderr)
+"""
 
 
 def throughput(url: str, photos: Sequence[bytes], seconds: float) -> float:
@@ -77,7 +86,7 @@ def cores(
     """Throughput and limit for every number of cores; medians over rounds, in turn."""
     spec = load_metadata(repository).spec
     onnx = repository / "nima_network" / "1" / "model.onnx"
-    counts = range(1, len(os.sched_getaffinity(0)) + 1)
+    counts = range(1, available_cores() + 1)
     samples: dict[int, list[tuple[float, float]]] = {count: [] for count in counts}
     with LimitMeter(photos, spec, onnx) as meter:
         for _ in range(rounds):
@@ -193,7 +202,7 @@ def memory(
     photos: Sequence[bytes], repository: Path, seconds: float, images: float = float("inf")
 ) -> dict[str, object]:
     """Score a stream for so long, or so many images, and watch memory; growth is fitted over the
-    second half.
+    second half, of two samples at least: the first and the last.
     """
     samples: list[dict[str, float]] = []
     interval = max(1.0, seconds / 200)
@@ -210,7 +219,8 @@ def memory(
                 following = now + interval
             if now - begin > seconds or scored >= images:
                 break
-    half = samples[len(samples) // 2 :]
+        samples.append({"scored": scored, "seconds": now - begin, **_memory(server)})
+    half = samples[(len(samples) - 1) // 2 :]
     slopes = growth(half)
     images = half[-1]["scored"] - half[0]["scored"]
     grown = ", ".join(f"{key} {slope * images:.3g}" for key, slope in slopes.items())
@@ -221,6 +231,14 @@ def memory(
     )
     per_1000 = {key: 1000 * slope for key, slope in slopes.items()}
     return {"scored": scored, "growth_mib_per_1000": per_1000, "samples": samples}
+
+
+def nima(*arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
+    """Run ``nima``; what became of it, and its peak memory in MiB."""
+    command = [sys.executable, "-c", _NIMA, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
+    peak = re.search(r"VmHWM:\s*(\d+) kB", done.stderr)
+    return done, int(peak[1]) / 1024 if peak else float("nan")
 
 
 def folder(photos: Sequence[bytes], repository: Path, files: int) -> dict[str, float]:
@@ -235,13 +253,9 @@ def folder(photos: Sequence[bytes], repository: Path, files: int) -> dict[str, f
             else:
                 os.link(original, source)
         with EmbeddedServer(ServerOptions(model_repository=repository)) as server:
-            command = [sys.executable, "-m", "nima_client.cli.main", "score", str(root)]
-            command += ["--url", server.grpc_url, "--format", "jsonl"]
             begin = time.perf_counter()
-            done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
+            done, peak = nima("score", str(root), "--url", server.grpc_url, "--format", "jsonl")
             taken = time.perf_counter() - begin
-            # Before the server ends: it would count as a child, too.
-            peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     if done.returncode != 0 or len(done.stdout.splitlines()) != files:
         raise SystemExit(f"nima score failed: {done.stderr[-500:]}")
     print(f"nima score: {files} files in {taken:.1f} s, peak memory {peak:.0f} MiB", flush=True)
@@ -271,23 +285,25 @@ def main() -> None:
     except BenchError as error:
         parser.error(str(error))
     photos = [photo.data for photo in sets[0].photos]
-    # Before any server: the children's peak must be that of `nima score`, not of a stub.
-    result = {
-        "machine": machine,
-        "photos": sets[0].describe(),
-        "folder": folder(photos, repository, options.files),
-        "cores": cores(photos, repository, options.seconds, options.rounds),
-        "memory": memory(photos, repository, options.stream_seconds),
-    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    result: dict[str, object] = {"machine": machine, "photos": sets[0].describe()}
+
+    def keep(name: str, found: object) -> None:
+        """Written after each: one that fails, or Ctrl-C, loses none of those before."""
+        result[name] = found
+        text = json.dumps(result, indent=1) + "\n"
+        write_atomic(options.out / "scale.json", text.encode())
+
+    keep("folder", folder(photos, repository, options.files))
+    keep("cores", cores(photos, repository, options.seconds, options.rounds))
+    keep("memory", memory(photos, repository, options.stream_seconds))
     if options.simulated:
         with tempfile.TemporaryDirectory(prefix="nima-scale-") as name:
             light, small = simulated(repository, Path(name) / "models")
-            result["memory_simulated"] = memory(
-                small, light, options.simulated, options.simulated_images
+            keep(
+                "memory_simulated",
+                memory(small, light, options.simulated, options.simulated_images),
             )
-    options.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(result, indent=1) + "\n"
-    write_atomic(options.out / "scale.json", text.encode())
     print(f"Written: {options.out / 'scale.json'}")
 
 

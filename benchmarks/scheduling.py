@@ -54,10 +54,11 @@ def load(url: str, photos: list[bytes], concurrency: int, requests: int) -> tupl
         inputs.append([tensor])
     window, finished = threading.Semaphore(concurrency), threading.Semaphore(0)
     latencies: list[float] = []
+    errors: list[Exception] = []
 
     def done(begin: float, result: object, error: Exception | None) -> None:
         if error is not None:
-            raise error
+            errors.append(error)
         latencies.append(time.perf_counter() - begin)
         window.release()
         finished.release()
@@ -72,6 +73,8 @@ def load(url: str, photos: list[bytes], concurrency: int, requests: int) -> tupl
             if not finished.acquire(timeout=60):
                 raise TimeoutError("the server stopped answering")
         seconds = time.perf_counter() - start
+    if errors:
+        raise SystemExit(f"{len(errors)} of {requests} requests failed: {errors[0]}")
     return requests / seconds, float(np.percentile(latencies, 99)) * 1e3
 
 

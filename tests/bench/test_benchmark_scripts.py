@@ -139,6 +139,76 @@ def test_ways_to_schedule_take_turns_at_going_first(monkeypatch, encode, tmp_pat
     (tmp_path / "a.jpg").write_bytes(encode("JPEG"))
     order = []
 
+class Watched:
+    """Stands for a server and for its client: so many photos are scored, and memory is read."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.grpc_url = "127.0.0.1:1"
+
+    def __enter__(self) -> Watched:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def score_iter(self, photos):
+        return photos
+
+
+def test_a_short_stream_does_not_pass_for_a_leak(monkeypatch):
+    script = load_script(BENCHMARKS / "scale.py")
+    for name in ("EmbeddedServer", "NimaClient"):
+        monkeypatch.setattr(script, name, Watched)
+    used = dict.fromkeys(("server", "stubs", "client", "shared"), 100.0)
+    monkeypatch.setattr(script, "_memory", lambda _server: used)
+    found = script.memory([b""], default_repository(), seconds=60.0, images=1000)
+    assert [sample["scored"] for sample in found["samples"]] == [1, 1000]
+    assert found["growth_mib_per_1000"] == pytest.approx(dict.fromkeys(used, 0.0), abs=1e-9)
+
+
+def test_the_peak_of_a_program_is_not_that_of_its_parent():
+    script = load_script(BENCHMARKS / "scale.py")
+    ballast = bytearray(200 << 20)
+    done, peak = script.nima("--version")
+    assert (done.returncode, len(ballast)) == (0, 200 << 20)
+    assert 5 < peak < 150
+
+
+def test_what_was_measured_is_kept_when_the_next_fails(monkeypatch, encode, tmp_path):
+    script = load_script(BENCHMARKS / "scale.py")
+    (tmp_path / "a.jpg").write_bytes(encode("JPEG"))
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no server")
+
+    monkeypatch.setattr(script, "folder", lambda *_: {"files": 3})
+    monkeypatch.setattr(script, "cores", fail)
+    arguments = ["--photos", str(tmp_path), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["scale.py", *arguments])
+    with pytest.raises(RuntimeError, match="no server"):
+        script.main()
+    kept = json.loads((tmp_path / "out" / "scale.json").read_text())
+    assert kept["folder"] == {"files": 3}
+
+
+def test_refused_photos_do_not_hang_a_load(monkeypatch):
+    script = load_script(BENCHMARKS / "scheduling.py")
+
+    class Refusing(Watched):
+        def async_infer(self, _model, _inputs, callback):
+            callback(None, ValueError("corrupt"))
+
+    monkeypatch.setattr(script, "triton_client", Refusing)
+
+    def run() -> None:
+        with pytest.raises(SystemExit, match="4 of 4 requests failed: corrupt"):
+            script.load("127.0.0.1:1", [b"no photo"], concurrency=2, requests=4)
+        ended.set()
+
+    ended = threading.Event()
+    threading.Thread(target=run, daemon=True).start()
+    assert ended.wait(10)
+
+
     def load(url, _photos, _concurrency, requests):
         if requests == 300:  # not the warm-up
             order.append(url)
