@@ -77,6 +77,8 @@ def read_run(document: dict) -> Measured:
     Raises:
         SystemExit: it holds no figure to plan with.
     """
+    if ("loads" if "gpu" in document else "photo_sets") not in document:
+        raise SystemExit("neither a results.json of `nima bench` nor a serve.json of gpu/serve.py")
     machine = document["machine"]
     if "gpu" not in document:
         rates = {name: saturated_rate(document, name) for name in document["photo_sets"]}
@@ -84,6 +86,11 @@ def read_run(document: dict) -> Measured:
             f"{machine['cores']} cores of {machine['cpu']} with the embedded profile and the "
             f"network {document['network']}"
         )
+        size = max(sample["load"].get("batch", 1) for sample in document["samples"])
+        if size > 1:
+            where += f", {size} photos a request"
+        if not document.get("complete", True):
+            where += f", in a run that ended early ({document['failure']})"
         return Measured(where, machine["cores"], rates, document["photo_sets"])
     best = [
         statistics.median(one["throughput"] for one in load["rounds"])
@@ -157,14 +164,31 @@ def page(document: dict, assumed: Assumptions, source: str) -> str:
     return "\n".join(text)
 
 
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError
+    return value
+
+
+def _share(text: str) -> float:
+    value = _positive(text)
+    if value > 1:
+        raise ValueError
+    return value
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, help="results.json of nima bench")
-    parser.add_argument("--price", type=float, default=0.04, help="dollars a core and hour")
-    parser.add_argument("--utilisation", type=float, default=0.6)
-    parser.add_argument("--peak", type=float, default=2.0)
+    parser.add_argument("--price", type=_positive, default=0.04, help="dollars a core and hour")
+    parser.add_argument("--utilisation", type=_share, default=0.6, help="above 0, at most 1")
+    parser.add_argument("--peak", type=_positive, default=2.0)
     options = parser.parse_args()
-    document = json.loads(options.results.read_text())
+    try:
+        document = json.loads(options.results.read_text())
+    except (OSError, ValueError) as error:
+        parser.error(f"{options.results} cannot be read: {error}")
     assumed = Assumptions(options.price, options.utilisation, options.peak)
     print(page(document, assumed, options.results.as_posix()))
 

@@ -40,7 +40,9 @@ STUB = Path(__file__).resolve().parents[1] / "tests" / "client" / "support" / "r
 
 
 def load_photos(folder: Path | None, count: int) -> list[bytes]:
-    """``count`` encoded photos: those of a folder again and again, or smooth ones made here."""
+    """``count`` encoded photos: those of a folder again and again, or smooth ones made here; none
+    where the folder has none.
+    """
     if folder is not None:
         files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
         some = [path.read_bytes() for path in files[:count]]
@@ -52,7 +54,7 @@ def load_photos(folder: Path | None, count: int) -> list[bytes]:
             buffer = io.BytesIO()
             small.resize((640, 480), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
             some.append(buffer.getvalue())
-    return [some[i % len(some)] for i in range(count)]
+    return [some[i % len(some)] for i in range(count if some else 0)]
 
 
 def infer_input(photo: bytes) -> list[bare.InferInput]:
@@ -257,6 +259,8 @@ def main() -> None:
             parser.error(f"--{name} must be 1 or more")
     machine = describe_machine()
     photos = load_photos(given.photos, given.count)
+    if not photos:
+        parser.error(f"no JPEG files in {given.photos}")
     size = sum(map(len, photos)) / len(photos) / 1024
     with server(given.url, given.stub) as url:
         dial_alike(url)

@@ -223,10 +223,11 @@ def main() -> None:
             stack.callback(server.stop)
             urls[variant] = server.grpc_url
         measure(urls, inputs, options.loads, options.rounds, options.seconds, save)
-    if variants:
-        table = to_markdown(report)
-        write_atomic(options.out / "variants.md", table.encode())
-        print(table)
+    if not variants:
+        raise SystemExit("no variant could be started")
+    table = to_markdown(report)
+    write_atomic(options.out / "variants.md", table.encode())
+    print(table)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,10 @@ def test_every_script_starts(name, monkeypatch, capsys):
         ("bursts.py", ["--photos", "LARGE"], "no small photos"),
         ("scale.py", ["--photos", "/nosuch"], "no such file or folder: /nosuch"),
         ("sdk_overhead.py", ["--pairs", "0"], "--pairs must be 1 or more"),
+        ("sdk_overhead.py", ["--photos", "EMPTY"], "no JPEG files in"),
+        ("capacity.py", ["/nosuch"], "/nosuch cannot be read"),
+        ("capacity.py", ["x.json", "--price", "0"], "argument --price: invalid"),
+        ("capacity.py", ["x.json", "--utilisation", "1.1"], "argument --utilisation: invalid"),
     ],
 )
 def test_arguments_that_cannot_be_meant_are_told(
@@ -86,7 +90,8 @@ def test_arguments_that_cannot_be_meant_are_told(
     for folder, size in (("SMALL", (320, 240)), ("LARGE", (1800, 1200))):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.jpg").write_bytes(encode("JPEG", size))
-    known = {folder: str(tmp_path / folder) for folder in ("SMALL", "LARGE")}
+    (tmp_path / "EMPTY").mkdir()
+    known = {folder: str(tmp_path / folder) for folder in ("SMALL", "LARGE", "EMPTY")}
     with pytest.raises(SystemExit) as ended:
         run_script(monkeypatch, name, *(known.get(each, each) for each in arguments))
     assert ended.value.code == 2
@@ -133,11 +138,6 @@ def test_growth_of_memory_is_not_rounded_away():
     ]
     assert script.growth(samples) == pytest.approx(slopes, rel=1e-3, abs=1e-12)
 
-
-def test_ways_to_schedule_take_turns_at_going_first(monkeypatch, encode, tmp_path):
-    script = load_script(BENCHMARKS / "scheduling.py")
-    (tmp_path / "a.jpg").write_bytes(encode("JPEG"))
-    order = []
 
 class Watched:
     """Stands for a server and for its client: so many photos are scored, and memory is read."""
@@ -209,6 +209,11 @@ def test_refused_photos_do_not_hang_a_load(monkeypatch):
     assert ended.wait(10)
 
 
+def test_ways_to_schedule_take_turns_at_going_first(monkeypatch, encode, tmp_path):
+    script = load_script(BENCHMARKS / "scheduling.py")
+    (tmp_path / "a.jpg").write_bytes(encode("JPEG"))
+    order = []
+
     def load(url, _photos, _concurrency, requests):
         if requests == 300:  # not the warm-up
             order.append(url)
@@ -275,6 +280,17 @@ def test_capacity_arithmetic(capacity):
     assert "**6** (12 cores, 14 dollars a day)" in text
     with pytest.raises(SystemExit, match="no sample"):
         capacity.saturated_rate(document(100.0), "large")
+
+
+def test_capacity_tells_what_its_run_was(capacity):
+    assumed = capacity.Assumptions(price=0.05, utilisation=0.5, peak=2.0)
+    run = document(100.0) | {"complete": False, "failure": "stopped"}
+    run["samples"][0]["load"]["batch"] = 4
+    text = capacity.page(run, assumed, "results.json")
+    assert "a network, 4 photos a request, in a run that ended early (stopped). One" in text
+    for other in ({"machine": {}, "folder": {}}, {"machine": {}, "gpu": {}, "variants": {}}):
+        with pytest.raises(SystemExit, match="neither a results"):
+            capacity.read_run(other)
 
 
 GPU_RUN = {
