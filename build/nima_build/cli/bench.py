@@ -96,6 +96,8 @@ def bench(
     )
     if not (sweep.concurrencies or sweep.rate_shares):
         raise typer.BadParameter("nothing to measure: give --concurrency or --rate-shares")
+    if request_size > 1 and not sweep.concurrencies:
+        raise typer.BadParameter("--request-size is for closed loops: give --concurrency, too")
     if url and instances:
         raise typer.BadParameter(
             "--instances is for the server that is started without --url: give it to `nima serve`"
