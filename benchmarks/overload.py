@@ -121,6 +121,11 @@ def executions(metrics_url: str) -> dict[str, float]:
     return {model: float(value) for model, value in found}
 
 
+def percentile_ms(latencies: list[float], percent: float) -> float | None:
+    """Of latencies in seconds; None without any, since JSON knows no NaN."""
+    return round(1e3 * float(np.percentile(latencies, percent)), 1) if latencies else None
+
+
 async def measure(
     server: EmbeddedServer, seconds: float, deadline: float, factors: list[float]
 ) -> dict[str, object]:
@@ -141,13 +146,12 @@ async def measure(
         await asyncio.sleep(1.0)
         after = executions(server.metrics_url)
         work = {m: after[m] - before[m] for m in (PREPROCESS_MODEL, NETWORK_MODEL)}
-        times = np.array(generator.latencies or [np.nan])
         result[f"x{factor:g}"] = {
             "offered_per_s": round(offered, 1),
             "goodput_per_s": round(good, 1),
             "goodput_share": round(good / capacity, 3),
-            "p50_ms": round(1e3 * float(np.percentile(times, 50)), 1),
-            "p99_ms": round(1e3 * float(np.percentile(times, 99)), 1),
+            "p50_ms": percentile_ms(generator.latencies, 50),
+            "p99_ms": percentile_ms(generator.latencies, 99),
             "outcomes": dict(generator.outcomes),
             # Work for requests whose client had gone is the rest of this.
             "network_runs_a_score": round(

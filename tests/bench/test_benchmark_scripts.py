@@ -209,6 +209,12 @@ def test_refused_photos_do_not_hang_a_load(monkeypatch):
     assert ended.wait(10)
 
 
+def test_an_overload_in_which_nothing_is_scored_makes_json():
+    script = load_script(BENCHMARKS / "overload.py")
+    assert script.percentile_ms([], 99) is None
+    assert script.percentile_ms([0.1, 0.3], 50) == 200.0
+
+
 def test_ways_to_schedule_take_turns_at_going_first(monkeypatch, encode, tmp_path):
     script = load_script(BENCHMARKS / "scheduling.py")
     (tmp_path / "a.jpg").write_bytes(encode("JPEG"))
