@@ -154,6 +154,26 @@ def test_undefined_correlation_is_none_not_nan() -> None:
     assert metrics.evaluate(constant, random_distributions(5))["pearson_mean"]["value"] is None
 
 
+def test_ties_are_ties_whatever_the_rounding() -> None:
+    # Of ten votes a mean can be had in many ways; FP64 gives them different last bits.
+    predicted = random_distributions(200)
+    rng = np.random.default_rng(3)
+    votes = np.array([rng.multinomial(10, p) for p in random_distributions(200)])
+    sums = votes @ np.arange(1, 11)
+    mean, _ = metrics.moments(predicted)
+    result = metrics.evaluate(predicted, votes / 10)
+    assert result["kendall_mean"]["value"] == stats.kendalltau(mean, sums).statistic
+    assert result["spearman_mean"]["value"] == pytest.approx(stats.spearmanr(mean, sums).statistic)
+
+
+def test_equal_predictions_have_no_correlation() -> None:
+    for seed in range(20):  # the bits of a mean depend on its row, for some distributions
+        equal = np.repeat(random_distributions(1, seed), 27, axis=0)
+        result = metrics.evaluate(equal, random_distributions(27), bootstrap=3)
+        for name in ("pearson_mean", "spearman_mean", "kendall_mean", "pearson_std"):
+            assert result[name] == {"value": None, "low": None, "high": None}
+
+
 def test_metrics_refuse_nan() -> None:
     bad = random_distributions(3)
     bad[1, 2] = np.nan
