@@ -24,6 +24,7 @@ from nima_training.config import ConfigError, TrainConfig, load_config
 from nima_training.data.dataset import Augmentation, EpochBatches, read_manifest
 from nima_training.data.sources import PROBABILITIES, LabelError
 from nima_training.loop import Trainer, TrainingError, train
+from nima_training.metrics import RATINGS
 
 SmallConfig = Callable[..., TrainConfig]
 WriteToml = Callable[..., Path]
@@ -121,6 +122,30 @@ def test_a_nan_label_is_refused_with_its_row(
         read_manifest(bad)
     with pytest.raises(LabelError, match="row 5"):
         train(small_config(tmp_path / "run", manifest=bad), quiet())
+
+
+def test_a_manifest_filtered_by_hand_is_read_by_position(
+    sixty_four: tuple[Path, Path], tmp_path: Path
+) -> None:
+    frame = pd.read_parquet(sixty_four[0])[10:]  # pandas keeps the old numbers as its index
+    frame.to_parquet(filtered := tmp_path / "filtered.parquet")
+    assert read_manifest(filtered)["image_id"][0] == "photo010"
+    frame.iloc[2, frame.columns.get_loc("p4")] = np.nan
+    frame.to_parquet(filtered)
+    with pytest.raises(LabelError, match=r"row 2 \(image photo012\)"):
+        read_manifest(filtered)
+
+
+def test_ratings_of_three_digits_have_the_means_they_had(
+    sixty_four: tuple[Path, Path], tmp_path: Path
+) -> None:
+    frame = pd.read_parquet(sixty_four[0])
+    frame[PROBABILITIES] = frame[PROBABILITIES].round(3)
+    frame.to_parquet(rounded := tmp_path / "rounded.parquet")
+    values = read_manifest(rounded)[PROBABILITIES].to_numpy()
+    assert np.abs(values.sum(axis=1) - 1).max() < 1e-12
+    true = read_manifest(sixty_four[0])[PROBABILITIES].to_numpy()
+    assert np.abs(values @ RATINGS - true @ RATINGS).max() < 3e-3
 
 
 def test_a_loss_that_is_not_finite_names_the_images(

@@ -60,7 +60,7 @@ class Augmentation:
 
 
 def read_manifest(path: Path) -> pd.DataFrame:
-    """A manifest of ``nima prepare``, its ratings checked.
+    """A manifest of ``nima prepare``, its ratings checked and scaled to a sum of 1.
 
     Raises:
         LabelError: no Parquet file, columns missing, or a rating that is NaN, negative or doesn't
@@ -69,7 +69,7 @@ def read_manifest(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise LabelError(f"no manifest at {path}: make one with nima prepare")
     try:
-        frame = pd.read_parquet(path)
+        frame = pd.read_parquet(path).reset_index(drop=True)
     except (ValueError, OSError) as error:  # Arrow's errors are these
         reason = str(error).splitlines()[0]
         raise LabelError(
@@ -88,7 +88,8 @@ def read_manifest(path: Path) -> pd.DataFrame:
             f"{path.name}, row {row} (image {frame['image_id'][row]}): ratings must be finite "
             f"probabilities that sum to 1, found {values[row].tolist()}"
         )
-    return frame.reset_index(drop=True)
+    frame[PROBABILITIES] = values / values.sum(1, keepdims=True)
+    return frame
 
 
 class Photos(Dataset[dict[str, Any]]):
@@ -107,10 +108,7 @@ class Photos(Dataset[dict[str, Any]]):
     ) -> None:
         self.paths = [root / path for path in frame["path"]]
         self.ids = frame["image_id"].astype(str).tolist()
-        targets = frame[PROBABILITIES].to_numpy(np.float64)
-        self.targets = torch.from_numpy(
-            (targets / targets.sum(1, keepdims=True)).astype(np.float32)
-        )
+        self.targets = torch.tensor(frame[PROBABILITIES].to_numpy(np.float32))
         self.spec, self.augmentation, self.seed = spec, augmentation, seed
         self.epoch = 0
 
