@@ -181,6 +181,9 @@ def test_tid2013_groups_by_reference(tmp_path: Path) -> None:
     # The spread published beside it is that of the mean's estimate, far below that of the ratings.
     (tmp_path / "mos_std.txt").write_text("0.13013\n0.11429\n0.09712\n")
     assert sources.read_tid2013(tmp_path).equals(frame)
+    (tmp_path / "mos_with_names.txt").write_text("\n5 I01_01_1.bmp\n\n5 I01_01_1.bmp\n")
+    with pytest.raises(sources.LabelError, match="row 4: image i01_01_1 appears twice"):
+        sources.read_tid2013(tmp_path)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
@@ -215,7 +218,7 @@ def test_a_photo_without_a_group_is_a_group_of_its_own(tmp_path: Path, suffix: s
 
 def test_names_that_look_like_no_value_or_a_number(tmp_path: Path) -> None:
     path = tmp_path / "own.csv"
-    rows = ["image_id,mean,group,tags", "NA,5,None,2019", "null,6,None,", "nan,7,,a;b"]
+    rows = ["image_id,mean,group,tags", "NA,5,None,2019", "null,6,None,", "nan,7,,a; b;"]
     path.write_text("\n".join(rows) + "\n")
     table = sources.read_own(path)
     assert table["image_id"].tolist() == ["NA", "null", "nan"]
@@ -233,6 +236,8 @@ def test_names_that_look_like_no_value_or_a_number(tmp_path: Path) -> None:
         (["a,5,1", " ,6,1"], "own.csv, row 3: no image_id"),
         (["a,5,1", "b,6,many"], "own.csv, column votes: could not convert"),
         (["a,5,1", "b,6,1,9"], "own.csv cannot be read as CSV: .*line 3"),
+        (["a,5,1,9", "b,6,1,9"], "own.csv: its rows have more fields than its header"),
+        (["a,5,1,", "b,6,1,"], "own.csv: its rows have more fields than its header"),
     ],
 )
 def test_malformed_rows_of_an_own_table(tmp_path: Path, rows: list[str], reason: str) -> None:

@@ -163,22 +163,24 @@ def read_tid2013(folder: Path) -> pd.DataFrame:
     names = folder / "mos_with_names.txt"
     if not names.is_file():
         raise LabelError(f"{folder} has no mos_with_names.txt: it is not TID2013")
-    lines = [line.split() for line in label_text(names).splitlines() if line.strip()]
-    if not lines:
-        raise LabelError(f"{names.name} holds no rows")
-    ids, rows, groups, tags = [], [], [], []
-    for number, fields in enumerate(lines, start=1):
+    ids, numbers, rows, groups, tags = [], [], [], [], []
+    for number, line in enumerate(label_text(names).splitlines(), start=1):
+        if not (fields := line.split()):
+            continue
         try:
             mos, name = float(fields[0]), fields[1]
             rows.append(maximum_entropy(mos + 1))
         except (ValueError, IndexError) as error:
             raise LabelError(f"mos_with_names.txt, row {number}: {error}") from error
         stem = Path(name).stem.lower()
+        numbers.append(number)
         ids.append(stem)
         groups.append(stem.split("_")[0])
         tags.append(["distortion:" + stem.split("_")[1]] if stem.count("_") == 2 else [])
+    if not ids:
+        raise LabelError(f"{names.name} holds no rows")
     unknown = np.full(len(ids), np.nan)
-    return table(ids, np.array(rows), unknown, groups, tags, names.name)
+    return table(ids, np.array(rows), unknown, groups, tags, names.name, numbers)
 
 
 def read_own(path: Path) -> pd.DataFrame:
@@ -243,19 +245,28 @@ def _own_frame(path: Path) -> pd.DataFrame:
         if kind == "Parquet":
             return pd.read_parquet(path)
         # Text as it stands: 0139 is not 139, and NA may be the name of a photo or of a group.
-        return pd.read_csv(path, converters={"image_id": str, "group": str, "tags": str})
+        frame = pd.read_csv(path, converters={"image_id": str, "group": str, "tags": str})
     except Exception as error:  # Arrow, pandas and the readers of .gz, .zip … refuse in many ways
         if isinstance(error, OSError) and error.errno is not None:
             raise  # not there, or not to be opened
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LabelError(f"{path.name} cannot be read as {kind}: {reason}") from error
+    if not isinstance(frame.index, pd.RangeIndex):
+        # pandas takes the first fields for row names then, and every value for its neighbour's.
+        raise LabelError(
+            f"{path.name}: its rows have more fields than its header: name every column, leave out "
+            "commas at the end of a row, and put names with commas in quotes"
+        )
+    return frame
 
 
 def _tags(value: object) -> list[str]:
     """The tags of one row: a list in Parquet, text in CSV."""
     if isinstance(value, (list, np.ndarray)):
         return [str(tag) for tag in value]
-    return [] if pd.isna(value) else [tag for tag in str(value).split(";") if tag]  # type: ignore[call-overload]
+    if pd.isna(value):  # type: ignore[call-overload]
+        return []
+    return [tag for part in str(value).split(";") if (tag := part.strip())]
 
 
 def _votes(values: np.ndarray) -> np.ndarray:
