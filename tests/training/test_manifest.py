@@ -366,6 +366,29 @@ def test_linked_photos_and_links_that_lead_nowhere(tmp_path: Path, make_set: Mak
         assert pd.read_parquet(out)["path"][0] == "photo000.png"
 
 
+def test_what_only_has_the_name_of_a_photo(tmp_path: Path, make_set: MakeSet) -> None:
+    photos, labels = make_set(tmp_path, 12)
+    (photos / "photo003.png").unlink()
+    (photos / "photo003.png").symlink_to(os.devnull)  # no file, as a pipe, but does not block
+    (photos / "photo004.png").unlink()
+    (photos / "photo004.png").mkdir()
+    os.mkfifo(photos / "pipe.jpg")
+    (photos / "nothing.jpg").symlink_to(photos / "gone.jpg")
+    report = build_manifest(sources.read_own(labels), photos, tmp_path / "m.parquet")
+    assert report.dropped == {"unreadable": ["photo003", "photo004"]}
+    assert len(list_photos(photos)) == 10
+
+
+def test_damaged_checks_are_made_anew(tmp_path: Path, make_set: MakeSet) -> None:
+    photos, labels = make_set(tmp_path, 12)
+    ratings, out = sources.read_own(labels), tmp_path / "m.parquet"
+    build_manifest(ratings, photos, out)
+    whole, checks = out.read_bytes(), out.with_suffix(".checks.jsonl")
+    checks.write_bytes(checks.read_bytes()[:-99] + b"\0\xff\xfe")
+    build_manifest(ratings, photos, out)
+    assert out.read_bytes() == whole
+
+
 def test_data_hash_depends_on_ratings_split_and_order(tmp_path: Path, make_set: MakeSet) -> None:
     photos, labels = make_set(tmp_path, 10)
     build_manifest(sources.read_own(labels), photos, tmp_path / "m.parquet")

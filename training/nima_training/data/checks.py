@@ -45,6 +45,8 @@ def check_file(path: Path) -> FileCheck:
     """Read, decode and hash one file; never raises for a bad one."""
     try:
         stat = path.stat()
+        if not path.is_file():  # a pipe would be waited for
+            return FileCheck(str(path), 0, 0, error="unreadable: not a file")
         data = path.read_bytes()
     except OSError as error:
         return FileCheck(str(path), 0, 0, error=f"unreadable: {error.strerror}")
@@ -103,11 +105,11 @@ def check_files(
     """
     known: dict[str, FileCheck] = {}
     if cache is not None and cache.exists():
-        for line in cache.read_text().splitlines():
+        for line in cache.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 check = FileCheck(**json.loads(line))
             except (json.JSONDecodeError, TypeError):
-                continue  # the line that a kill cut short
+                continue  # a line that a kill cut short, or a damaged disk
             known[check.path] = check
 
     def fresh(path: Path) -> bool:

@@ -13,12 +13,14 @@ from nima_training.split import difference_hash, group_near_duplicates, split_by
 def list_photos(folder: Path, limit: int | None = None) -> list[Path]:
     """The photos directly in ``folder``, sorted by name; at most ``limit``, evenly spaced.
 
+    What only has the name of a photo is passed over: links to nothing, folders, pipes.
+
     Raises:
         ValueError: it is not a folder, or holds none.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder of photos")
-    paths = sorted(path for path in folder.iterdir() if is_photo(path.name))
+    paths = sorted(p for p in folder.iterdir() if is_photo(p.name) and p.is_file())
     if not paths:
         raise ValueError(f"no photos ({', '.join(sorted(IMAGE_SUFFIXES))}) in {folder}")
     count = len(paths) if limit is None else min(limit, len(paths))
