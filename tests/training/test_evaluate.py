@@ -116,6 +116,11 @@ def test_a_photo_counts_once_for_a_label_it_has_twice() -> None:
     assert by_label([["rare", "rare"] if i < 15 else [] for i in range(25)], p, p) == {}
 
 
+def test_photos_without_labels_belong_to_no_group() -> None:
+    p = np.full((30, 10), 0.1)  # rows of a manifest without tags, added by hand
+    assert by_label([*[["often"]] * 20, None, *[float("nan")] * 9], p, p)["often"]["photos"] == 20
+
+
 def test_an_empty_split_is_refused(
     checkpoint: Path, tmp_path: Path, make_set: MakeSet, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -130,6 +130,9 @@ def test_a_manifest_filtered_by_hand_is_read_by_position(
     frame = pd.read_parquet(sixty_four[0])[10:]  # pandas keeps the old numbers as its index
     frame.to_parquet(filtered := tmp_path / "filtered.parquet")
     assert read_manifest(filtered)["image_id"][0] == "photo010"
+    frame.assign(path=[None, *frame["path"][1:]]).to_parquet(lost := tmp_path / "lost.parquet")
+    with pytest.raises(LabelError, match="row 0: no path of a photo"):
+        read_manifest(lost)
     frame.iloc[2, frame.columns.get_loc("p4")] = np.nan
     frame.to_parquet(filtered)
     with pytest.raises(LabelError, match=r"row 2 \(image photo012\)"):

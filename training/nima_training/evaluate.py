@@ -15,7 +15,7 @@ from nima_client._files import check_output_folder
 from nima_training import metrics, pages, plots
 from nima_training.checkpoint import Checkpoint
 from nima_training.data.dataset import read_manifest
-from nima_training.data.sources import PROBABILITIES
+from nima_training.data.sources import PROBABILITIES, labels_of
 from nima_training.files import write_json, write_parquet
 from nima_training.inference import predict_files
 
@@ -99,7 +99,7 @@ def _on_device(model: nn.Module, device: str) -> nn.Module:
 
 
 def by_label(
-    labels: Sequence[Sequence[str]] | pd.Series | None,
+    labels: Sequence[object] | pd.Series | None,
     predicted: np.ndarray,
     true: np.ndarray,
     bootstrap: int = 0,
@@ -109,7 +109,7 @@ def by_label(
         return {}
     members: dict[str, list[int]] = {}
     for row, names in enumerate(labels):
-        for name in dict.fromkeys(map(str, names)):  # a photo counts once, however often it has it
+        for name in dict.fromkeys(labels_of(names)):  # a photo counts once, however often it has it
             members.setdefault(name, []).append(row)
     return {
         name: {

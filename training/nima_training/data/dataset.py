@@ -63,8 +63,8 @@ def read_manifest(path: Path) -> pd.DataFrame:
     """A manifest of ``nima prepare``, its ratings checked and scaled to a sum of 1.
 
     Raises:
-        LabelError: no Parquet file, columns missing, or a rating that is NaN, negative or doesn't
-            sum to 1, with its row.
+        LabelError: no Parquet file, columns missing, or, with its row, a photo without a path or a
+            rating that is NaN, negative or doesn't sum to 1.
     """
     if not path.is_file():
         raise LabelError(f"no manifest at {path}: make one with nima prepare")
@@ -78,6 +78,9 @@ def read_manifest(path: Path) -> pd.DataFrame:
     needed = ["image_id", "path", "split", *PROBABILITIES]
     if missing := [name for name in needed if name not in frame]:
         raise LabelError(f"{path} lacks the columns {missing}: it is not a nima prepare manifest")
+    named = [isinstance(name, str) for name in frame["path"]]
+    if not all(named):
+        raise LabelError(f"{path.name}, row {named.index(False)}: no path of a photo")
     values = frame[PROBABILITIES].to_numpy(np.float64)
     bad = (
         ~np.isfinite(values).all(1) | (values < 0).any(1) | (abs(values.sum(1) - 1) > SUM_TOLERANCE)

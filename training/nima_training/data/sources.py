@@ -228,7 +228,7 @@ def read_own(path: Path) -> pd.DataFrame:
     votes = np.where(votes > 0, votes, np.nan)
     tags = None
     if "tags" in frame:
-        tags = [_tags(value) for value in frame["tags"]]
+        tags = [labels_of(value) for value in frame["tags"]]
     groups = None
     if "group" in frame:
         groups = [
@@ -260,8 +260,8 @@ def _own_frame(path: Path) -> pd.DataFrame:
     return frame
 
 
-def _tags(value: object) -> list[str]:
-    """The tags of one row: a list in Parquet, text in CSV."""
+def labels_of(value: object) -> list[str]:
+    """The tags or styles of one row: a list in Parquet, text in CSV, none where it has no value."""
     if isinstance(value, (list, np.ndarray)):
         return [str(tag) for tag in value]
     if pd.isna(value):  # type: ignore[call-overload]
