@@ -49,7 +49,7 @@ def loaded(*assignments: str, file: Path | None = None) -> TrainConfig:
         ("preprocessing={crop_size=200.5}", "crop_size must be of type int"),
         ("preprocessing={mean=5}", "mean must be a list of numbers"),
         ("preprocessing={mean=[0.5, true, 0.5]}", "mean must be of type float"),
-        ("preprocessing={mean=[0.5, nan, 0.5]}", "must be of finite numbers"),
+        ("preprocessing={mean=[0.5, nan, 0.5]}", "must be finite numbers"),
         ("epochs", "write it as name=value"),
         ("=3", "write it as name=value"),
     ],

@@ -85,7 +85,6 @@ class TrainConfig:
             value = getattr(self, item.name)
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"{item.name} = {value!r}: must be finite")
-        spec = self.preprocessing
         checks = {
             "backbone": (self.backbone in BACKBONES, f"one of {', '.join(sorted(BACKBONES))}"),
             "dropout": (0 <= self.dropout < 1, "in [0, 1)"),
@@ -114,11 +113,6 @@ class TrainConfig:
             "threads": (self.threads >= 0, "not negative"),
             "seed": (0 <= self.seed < 2**63, "in 0..2^63 - 1"),
             "save_seconds": (self.save_seconds >= 0, "not negative"),
-            "preprocessing": (
-                spec is None
-                or all(map(math.isfinite, (*spec.mean, *spec.std, spec.jpeg_oversampling))),
-                "of finite numbers",
-            ),
         }
         for name, (valid, expected) in checks.items():
             if not valid:
