@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -55,33 +56,32 @@ def test_an_answer_that_is_none_is_an_error_of_the_server(
     assert caught.value.retryable
 
 
-def test_an_answer_of_too_few_numbers_counts_them(server: KServeServer, photo: Make) -> None:
+def refused_answer(server: KServeServer, data: bytes, spoil: Callable[[Any], None]) -> str:
+    """What the client says of an answer that was spoilt on its way."""
     answer = server._answer
 
-    def short(request: Any, images: list[bytes]) -> Any:
+    def spoilt(request: Any, images: list[bytes]) -> Any:
         response = answer(request, images)
-        response.raw_output_contents[0] = response.raw_output_contents[0][:-4]
+        spoil(response)
         return response
 
-    server._answer = short  # type: ignore[method-assign]
-    with (
-        NimaClient(server.url) as client,
-        pytest.raises(ContractError, match=r"9 probabilities, 1 means .* for 1 images"),
-    ):
-        client.score_one(photo(0))
+    server._answer = spoilt  # type: ignore[method-assign]
+    with NimaClient(server.url) as client, pytest.raises(ContractError) as caught:
+        client.score_one(data)
+    return str(caught.value)
+
+
+def test_an_answer_of_too_few_numbers_counts_them(server: KServeServer, photo: Make) -> None:
+    def shorten(response: Any) -> None:
+        response.raw_output_contents[0] = response.raw_output_contents[0][:-4]
+
+    said = refused_answer(server, photo(0), shorten)
+    assert re.search(r"9 probabilities, 1 means .* for 1 images", said)
 
 
 def test_an_answer_without_an_output_says_which(server: KServeServer, photo: Make) -> None:
-    answer = server._answer
-
-    def partly(request: Any, images: list[bytes]) -> Any:
-        response = answer(request, images)
+    def leave_out(response: Any) -> None:
         del response.outputs[2], response.raw_output_contents[2]
-        return response
 
-    server._answer = partly  # type: ignore[method-assign]
-    with (
-        NimaClient(server.url) as client,
-        pytest.raises(ContractError, match=r"not of this contract: it has no output STD \["),
-    ):
-        client.score_one(photo(0))
+    said = refused_answer(server, photo(0), leave_out)
+    assert re.search(r"not of this contract: it has no output STD \[", said)

@@ -81,6 +81,12 @@ def test_a_stub_that_stood_still_hands_out_no_others_score(
     options: ServerOptions, model: str
 ) -> None:
     """Triton gives its request up after a second, and would take its answer for the next one's."""
+    # Nearly always each stub says so itself. Once both had ended without: then once more.
+    assert stood_still(options, model) or stood_still(options, model)
+
+
+def stood_still(options: ServerOptions, model: str) -> bool:
+    """Whether a stub gave that as its reason for ending; every image had its own score."""
     with supervised(options) as (server, supervisor, lines):
         expected = expected_scores(server.grpc_url)
 
@@ -94,11 +100,10 @@ def test_a_stub_that_stood_still_hands_out_no_others_score(
 
         with NimaClient(server.grpc_url, request_size=1) as client:
             account = drive(client, COUNT, at(100, stand_still))
-        # Nearly always each stub says so itself; once both had ended before they did.
-        said = server.log_path.read_text().count(f"{model} stood still")
-        print(f"stood still: {lines}, {said} of the stubs said so")
+        print(f"stood still: {lines}")
         assert account.check(COUNT, expected) == {"scored": COUNT}
         assert supervisor.restarts == 1
+        return f"{model} stood still" in server.log_path.read_text()
 
 
 def test_a_frozen_server_and_an_impatient_client(options: ServerOptions) -> None:
