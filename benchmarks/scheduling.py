@@ -20,6 +20,9 @@ import numpy as np
 import skimage
 import tritonclient.grpc as triton_grpc
 
+from nima_build.bench import BenchError
+from nima_build.bench.arguments import count
+from nima_build.bench.rounds import Rounds
 from nima_build.bench.variant import copy_repository, edit_config
 from nima_build.repository import default_repository
 from nima_build.server import EmbeddedServer, ServerOptions
@@ -74,41 +77,51 @@ def load(url: str, photos: list[bytes], concurrency: int, requests: int) -> tupl
                 raise TimeoutError("the server stopped answering")
         seconds = time.perf_counter() - start
     if errors:
-        raise SystemExit(f"{len(errors)} of {requests} requests failed: {errors[0]}")
+        raise BenchError(f"{len(errors)} of {requests} requests failed: {errors[0]}")
     return requests / seconds, float(np.percentile(latencies, 99)) * 1e3
+
+
+def table(found: dict[str, list[tuple[float, float]]]) -> str:
+    """A row a choice; ratios to the shipped one."""
+    shipped = next(iter(found.values()))
+    lines = ["| scheduling | images/s | p99 ms | images/s ratio | p99 ratio |", "|---" * 5 + "|"]
+    for name, rows in found.items():
+        speed, tail = (statistics.median(column) for column in zip(*rows))
+        speed_ratio, tail_ratio = (
+            statistics.median(a[n] / b[n] for a, b in zip(rows, shipped)) for n in (0, 1)
+        )
+        lines.append(
+            f"| {name} | {speed:.0f} | {tail:.0f} | {speed_ratio:.2f} | {tail_ratio:.2f} |"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:
     """Run the comparison and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", type=Path, default=Path(skimage.__file__).parent / "data")
-    parser.add_argument("--concurrency", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--requests", type=int, default=300)
+    parser.add_argument("--concurrency", type=count, default=8)
+    parser.add_argument("--rounds", type=count, default=3)
+    parser.add_argument("--requests", type=count, default=300)
     options = parser.parse_args()
     photos = [p.read_bytes() for p in sorted(options.photos.glob("*.jp*g"))]
     if not photos:
         parser.error(f"no JPEG files in {options.photos}")
-    results: dict[str, list[tuple[float, float]]] = {name: [] for name in CHOICES}
-    choices = list(CHOICES.items())
-    for number in range(options.rounds):
-        shift = number % len(choices)
-        for name, choice in choices[shift:] + choices[:shift]:
-            with tempfile.TemporaryDirectory() as folder:
-                repository = repository_with(choice, Path(folder))
-                with EmbeddedServer(ServerOptions(model_repository=repository)) as server:
-                    load(server.grpc_url, photos, options.concurrency, 40)
-                    results[name].append(
-                        load(server.grpc_url, photos, options.concurrency, options.requests)
-                    )
-    shipped = results[next(iter(CHOICES))]
-    print("| scheduling | images/s | p99 ms | images/s ratio | p99 ratio |\n|---|---|---|---|---|")
-    for name, rows in results.items():
-        speed = statistics.median(r[0] for r in rows)
-        tail = statistics.median(r[1] for r in rows)
-        speed_ratio = statistics.median(a[0] / b[0] for a, b in zip(rows, shipped))
-        tail_ratio = statistics.median(a[1] / b[1] for a, b in zip(rows, shipped))
-        print(f"| {name} | {speed:.0f} | {tail:.0f} | {speed_ratio:.2f} | {tail_ratio:.2f} |")
+    rounds: Rounds[tuple[float, float]] = Rounds("scheduling.py", options.rounds)
+
+    def measure(name: str) -> tuple[float, float]:
+        with tempfile.TemporaryDirectory() as folder:
+            repository = repository_with(CHOICES[name], Path(folder))
+            with EmbeddedServer(ServerOptions(model_repository=repository)) as server:
+                load(server.grpc_url, photos, options.concurrency, 40)
+                return load(server.grpc_url, photos, options.concurrency, options.requests)
+
+    with rounds.table(table):
+        rounds.run(
+            list(CHOICES),
+            measure,
+            lambda name, own: f"{name}: {own[0]:.1f} images/s, p99 {own[1]:.1f} ms",
+        )
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from nima_build.bench import BenchError
 from nima_build.repository import config_path, default_repository, read_config
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -200,7 +201,7 @@ def test_refused_photos_do_not_hang_a_load(monkeypatch):
     monkeypatch.setattr(script, "triton_client", Refusing)
 
     def run() -> None:
-        with pytest.raises(SystemExit, match="4 of 4 requests failed: corrupt"):
+        with pytest.raises(BenchError, match="4 of 4 requests failed: corrupt"):
             script.load("127.0.0.1:1", [b"no photo"], concurrency=2, requests=4)
         ended.set()
 

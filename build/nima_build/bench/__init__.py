@@ -7,6 +7,8 @@
     stages:    Triton's own statistics         (:mod:`~nima_build.bench.stages`)
     run:       everything in turn, repeated    (:mod:`~nima_build.bench.session`)
     report:    CSV, JSON, Markdown, plots      (:mod:`~nima_build.bench.report`)
+    scripts:   of benchmarks/: command lines   (:mod:`~nima_build.bench.arguments`)
+               choices in rounds               (:mod:`~nima_build.bench.rounds`)
 
 Times of different runs are never compared: a machine's speed drifts. Everything that is compared
 is measured in turn within one run, and given as a ratio.

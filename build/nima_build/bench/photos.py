@@ -110,6 +110,18 @@ def load_photos(paths: Iterable[Path], limits: Limits = DEFAULT_LIMITS) -> list[
     return photos
 
 
+def load_jpegs(folder: Path) -> list[Photo]:
+    """The JPEG photos of a folder, as :func:`load_photos` finds them.
+
+    Raises:
+        BenchError: as :func:`load_photos`, or none of the photos is a JPEG.
+    """
+    found = [photo for photo in load_photos([folder]) if photo.data[:2] == b"\xff\xd8"]
+    if not found:
+        raise BenchError(f"no JPEG files in {folder}: name a folder that has some")
+    return found
+
+
 def split_by_size(photos: Sequence[Photo]) -> list[PhotoSet]:
     """One set of small and one of large photos; an empty one is left out."""
     small = tuple(p for p in photos if p.megapixels < LARGE_MEGAPIXELS)
