@@ -22,16 +22,20 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 from PIL import Image
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from nima_build.bench import BenchError
+from nima_build.bench.arguments import not_negative, positive
 from nima_build.bench.machine import describe_machine
 from nima_build.repository import GRAPHS
 from nima_build.server import EmbeddedServer, ServerOptions
 from nima_client._defaults import QUEUE_SHARE
+from nima_client._files import write_atomic
 from nima_client._signals import stoppable
 from nima_client._transport import InferRequest
 from nima_client._wire import encode_request
@@ -126,10 +130,30 @@ def percentile_ms(latencies: list[float], percent: float) -> float | None:
     return round(1e3 * float(np.percentile(latencies, percent)), 1) if latencies else None
 
 
+def tell(line: str) -> None:
+    """One line a measurement, as it comes."""
+    print(f"overload.py: {line}", file=sys.stderr, flush=True)
+
+
 async def measure(
-    server: EmbeddedServer, seconds: float, deadline: float, factors: list[float]
-) -> dict[str, object]:
-    """The whole run against a started server."""
+    server: EmbeddedServer,
+    seconds: float,
+    deadline: float,
+    factors: list[float],
+    result: dict[str, Any],
+) -> None:
+    """The whole run against a started server.
+
+    Args:
+        server: it.
+        seconds: length of each phase.
+        deadline: seconds that a request may take.
+        factors: of the capacity, one a phase.
+        result: takes the figures of each phase when it is over.
+
+    Raises:
+        BenchError: nothing was scored of what the capacity is measured by.
+    """
     image = photo()
     warm = Generator(server.grpc_url, image, 30.0)
     await warm.closed_loop(2.0, 8)
@@ -137,7 +161,10 @@ async def measure(
     closed = Generator(server.grpc_url, image, 30.0)
     capacity = await closed.closed_loop(seconds, 8)
     await closed.close()
-    result: dict[str, object] = {"capacity_per_s": round(capacity, 1), "deadline_s": deadline}
+    if not capacity:
+        raise BenchError(f"the server scored nothing in {seconds:g} s: {dict(closed.outcomes)}")
+    result |= {"capacity_per_s": round(capacity, 1), "deadline_s": deadline}
+    tell(f"capacity {capacity:.1f} images/s")
     for factor in factors:
         before = executions(server.metrics_url)
         generator = Generator(server.grpc_url, image, deadline)
@@ -161,20 +188,20 @@ async def measure(
                 work[PREPROCESS_MODEL] / max(1, generator.outcomes["scored"]), 3
             ),
         }
-    return result
+        tell(f"x{factor:g}: {good:.1f} images/s in time, {good / capacity:.0%} of the capacity")
 
 
 def main() -> int:
     """Command line; see the module."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=20.0, help="length of each phase")
-    parser.add_argument("--deadline", type=float, default=1.0, help="seconds a request may take")
-    parser.add_argument("--factors", type=float, nargs="*", default=[1.0, 1.5, 2.0])
+    parser.add_argument("--seconds", type=positive, default=20.0, help="length of each phase")
+    parser.add_argument("--deadline", type=positive, default=1.0, help="seconds a request may take")
+    parser.add_argument("--factors", type=positive, nargs="+", default=[1.0, 1.5, 2.0])
     parser.add_argument("--precision", default="fp32", choices=list(GRAPHS))
     parser.add_argument("--model-repository", type=Path)
     parser.add_argument("--extra", nargs="*", default=[], help="further tritonserver arguments")
     parser.add_argument(
-        "--require", type=float, default=0.0,
+        "--require", type=not_negative, default=0.0,
         help="exit with status 1 when goodput is below this share of the capacity in any phase",
     )  # fmt: skip
     parser.add_argument("--json", type=Path, help="write the result here as well")
@@ -184,15 +211,20 @@ def main() -> int:
         extra_arguments=tuple(given.extra),
         precision=given.precision,
     )
-    machine = describe_machine()
-    with EmbeddedServer(options) as server:
-        result = asyncio.run(measure(server, given.seconds, given.deadline, given.factors))
-    result["machine"] = machine
-    result["precision"] = given.precision
-    text = json.dumps(result, indent=2)
-    print(text)
-    if given.json:
-        given.json.write_text(text + "\n")
+    facts = {"machine": describe_machine(), "precision": given.precision}
+    result: dict[str, Any] = {}
+    complete = False
+    try:
+        with EmbeddedServer(options) as server:
+            asyncio.run(measure(server, given.seconds, given.deadline, given.factors, result))
+        complete = True
+    finally:
+        # Of a run that fails or is stopped, the phases that were over.
+        if result:
+            text = json.dumps({"complete": complete, **result, **facts}, indent=2)
+            print(text, flush=True)
+            if given.json:
+                write_atomic(given.json, f"{text}\n".encode())
     shares = {key: row["goodput_share"] for key, row in result.items() if key[:1] == "x"}
     low = [f"{share} at {key}" for key, share in shares.items() if share < given.require]
     if low:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
@@ -116,3 +117,24 @@ def test_a_script_that_ends_early_prints_the_table_it_has(name, end, encode, tmp
     assert re.search(r": (stopped:|ended early,) \d+ of \d+ (round|burst)s were over", last), err
     assert re.search(r"^\*\*Incomplete\*\*: \d+ of \d+ (round|burst)s were over when", out, re.M)
     assert re.search(r"^\| (shipped|1) \| \d", out, re.M)
+
+
+def test_an_overload_that_is_stopped_keeps_the_phases_that_were_over(tmp_path):
+    factors = ["0.2"] + [f"{n / 100}" for n in range(21, 99)]
+    script = subprocess.Popen(
+        [sys.executable, str(BENCHMARKS / "overload.py"), "--seconds", "0.5", "--factors", *factors,
+         "--json", str(tmp_path / "kept.json")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        first = next((line for line in script.stderr if " x0.2: " in line), "")
+        assert re.search(r"x0.2: [\d.]+ images/s in time, \d+% of the capacity$", first.strip())
+        script.send_signal(signal.SIGINT)
+        out, err = script.communicate(timeout=120)
+    finally:
+        script.kill()
+    assert script.returncode == 130, err
+    kept = json.loads(out)
+    assert kept["complete"] is False
+    assert kept["x0.2"]["goodput_per_s"] > 0
+    assert json.loads((tmp_path / "kept.json").read_text()) == kept
