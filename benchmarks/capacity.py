@@ -16,6 +16,8 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
+from nima_build.bench.arguments import positive
+
 DAY = 86_400
 DAILY_LOADS = (1_000_000, 10_000_000, 100_000_000)
 _SATURATED = (8, 16, 32)  # requests in flight
@@ -103,6 +105,8 @@ def read_run(document: dict) -> Measured:
         f"one {document['gpu']['name']} with {machine['cores']} cores of {machine['cpu']}, which "
         "the load generator shared, with the profile embedded-gpu"
     )
+    if not document.get("complete", True):
+        where += ", in a run that ended early"
     return Measured(where, machine["cores"], {"AVA": max(best)}, {"AVA": document["photos"]})
 
 
@@ -164,26 +168,19 @@ def page(document: dict, assumed: Assumptions, source: str) -> str:
     return "\n".join(text)
 
 
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise ValueError
-    return value
-
-
 def _share(text: str) -> float:
-    value = _positive(text)
+    value = positive(text)
     if value > 1:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r} is more than the whole: give 1 at most")
     return value
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, help="results.json of nima bench")
-    parser.add_argument("--price", type=_positive, default=0.04, help="dollars a core and hour")
+    parser.add_argument("--price", type=positive, default=0.04, help="dollars a core and hour")
     parser.add_argument("--utilisation", type=_share, default=0.6, help="above 0, at most 1")
-    parser.add_argument("--peak", type=_positive, default=2.0)
+    parser.add_argument("--peak", type=positive, default=2.0)
     options = parser.parse_args()
     try:
         document = json.loads(options.results.read_text())

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from nima_build.bench.arguments import told_by
 from nima_build.bench.photos import load_photos
 from nima_build.gpu import find_gpus
 from nima_build.gpu_check.context import rate
@@ -108,7 +109,8 @@ def main() -> None:
     gpus = find_gpus()
     if not gpus:
         parser.error("there is no NVIDIA GPU here (nvidia-smi finds none)")
-    files = [ava_sized(photo).data for photo in load_photos(options.photos)]
+    with told_by(parser):
+        files = [ava_sized(photo).data for photo in load_photos(options.photos)]
     report: dict[str, Any] = {"gpu": asdict(gpus[0]), "rates": [], "pixels": {}}
     options.out.mkdir(parents=True, exist_ok=True)
 

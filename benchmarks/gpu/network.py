@@ -201,8 +201,9 @@ def to_markdown(report: dict[str, Any]) -> str:
     ]
     for name, rows in report["engines"].items():
         cells = [f"{rows[str(b)]['rate']:,.0f}" if str(b) in rows else "" for b in BATCHES]
-        errors = [row["error"] for row in rows.values() if "error" in row]
-        note = f"{max(errors):.4f}" if errors else rows.get("reason", "")
+        errors = [rows[str(b)]["error"] for b in BATCHES if str(b) in rows]
+        note = f"{max(errors):.4f}" if errors else ""
+        note = "; ".join(filter(None, [note, rows.get("reason", "")]))
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {note} |")
     return "\n".join(lines) + "\n"
 
@@ -211,14 +212,15 @@ def main() -> None:
     """Measure every engine, write network.json and network.md."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("out/gpu"))
-    parser.add_argument("--engines", nargs="*", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     options = parser.parse_args()
-    if not torch.cuda.is_available():
-        parser.error("PyTorch finds no CUDA device here")
+    gpus = find_gpus()
+    if not torch.cuda.is_available() or not gpus:
+        parser.error("PyTorch or nvidia-smi finds no NVIDIA GPU here")
     torch.backends.cudnn.benchmark = True
     engines = Engines()
     report: dict[str, Any] = {
-        "gpu": asdict(find_gpus()[0]),
+        "gpu": asdict(gpus[0]),
         "torch": torch.__version__,
         "engines": {},
     }
@@ -234,7 +236,9 @@ def main() -> None:
                     error = float((found - engines.wanted[: len(found)]).abs().max())
                     rows[str(batch)] = {"rate": rate(run, batch), "error": error}
             except Exception as error:  # an engine that is not here: the others still run
-                rows["reason"] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+                said = "".join(str(error).splitlines()[:1])[:120]
+                rows["reason"] = ": ".join(filter(None, [type(error).__name__, said]))
+                print(name, batch, rows["reason"], flush=True)
                 break
             print(name, batch, rows[str(batch)], flush=True)
         content = json.dumps(report, indent=2) + "\n"

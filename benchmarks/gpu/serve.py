@@ -17,6 +17,7 @@ import io
 import json
 import multiprocessing
 import os
+import queue
 import statistics
 import tempfile
 import time
@@ -28,8 +29,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from nima_build.bench import BenchError
+from nima_build.bench.arguments import count, load, positive, told_by
 from nima_build.bench.machine import describe_machine
-from nima_build.bench.perf_analyzer import Load, find_perf_analyzer, run_perf_analyzer
+from nima_build.bench.perf_analyzer import find_perf_analyzer, run_perf_analyzer
 from nima_build.bench.photos import Photo, load_photos, write_perf_inputs
 from nima_build.bench.stages import StageMeter
 from nima_build.gpu import find_gpus
@@ -95,7 +98,11 @@ def _work(
 def limit(
     stage: str, processes: int, files: list[bytes], spec: PreprocessSpec, seconds: float
 ) -> float:
-    """Images per second of one stage, of so many processes together."""
+    """Images per second of one stage, of so many processes together.
+
+    Raises:
+        BenchError: one of them failed.
+    """
     context = multiprocessing.get_context("spawn")
     start, done = context.Barrier(processes), context.Queue()
     batch = [files[n % len(files)] for n in range(BATCH)]
@@ -105,7 +112,17 @@ def limit(
     ]
     for worker in workers:
         worker.start()
-    rates = [done.get(timeout=120 + seconds) for _ in workers]
+    rates: list[float] = []
+    latest = time.monotonic() + 120 + seconds
+    while len(rates) < processes:
+        try:
+            rates.append(done.get(timeout=1))
+        except queue.Empty:
+            if any(worker.exitcode for worker in workers) or time.monotonic() > latest:
+                raise BenchError(
+                    f"a process that measures the limit of {stage} failed or does not answer: "
+                    "its own words are above; --no-limits leaves the limits out"
+                ) from None
     for worker in workers:
         worker.join(10)
     return round(sum(rates), 1)
@@ -150,33 +167,45 @@ def judge(url: str, photos: list[Photo], spec: PreprocessSpec) -> dict[str, Any]
 
 
 def to_markdown(report: dict[str, Any]) -> str:
-    """Limits, then one row a load: medians over the rounds."""
+    """Limits where they were measured, then one row a load: medians over the rounds."""
     gpu, machine = report["gpu"], report["machine"]
-    lines = [
+    limits = {key: statistics.median(found) for key, found in report["limits"].items() if found}
+    lines = [] if report.get("complete", True) else ["**Incomplete**: the run ended early.", ""]
+    lines += [
         f"{gpu['name']}, driver {gpu['driver']}; {machine['cores']} cores of {machine['cpu']}, "
         f"which the load generator shares. {report['photos']}. Scores: mean rating off by "
         f"{report['parity']['mean_difference']:.4f} at most.",
         "",
-        "| images per second in process | " + " | ".join(f"{n}" for n in PROCESSES) + " |",
-        "|---" * (len(PROCESSES) + 1) + "|",
     ]
-    for stage in STAGES:
-        cells = [statistics.median(report["limits"][f"{stage} {n}"]) for n in PROCESSES]
-        lines.append(f"| {stage}, by processes | " + " | ".join(f"{c:,.0f}" for c in cells) + " |")
-    best = max(statistics.median(report["limits"][f"decode {n}"]) for n in PROCESSES)
+    if limits:
+        lines += [
+            "| images per second in process | " + " | ".join(f"{n}" for n in PROCESSES) + " |",
+            "|---" * (len(PROCESSES) + 1) + "|",
+        ]
+        for stage in STAGES:
+            found = [limits.get(f"{stage} {n}") for n in PROCESSES]
+            cells = ["" if rate is None else f"{rate:,.0f}" for rate in found]
+            lines.append(f"| {stage}, by processes | " + " | ".join(cells) + " |")
+        lines.append("")
     lines += [
-        "",
-        "| images a request | in flight | images/s | of the decode limit | p50 ms | p99 ms |",
-        "|---|---|---|---|---|---|",
+        "| images a request | in flight | images/s | of the decode limit | p50 ms | p99 ms "
+        "| queue | decode | network ms |",
+        "|---" * 9 + "|",
     ]
+    best = max((rate for key, rate in limits.items() if key.startswith("decode ")), default=0.0)
     for row in report["loads"]:
-        rounds = row["rounds"]
-        throughput, p50, p99 = (
-            statistics.median(one[key] for one in rounds) for key in ("throughput", "p50", "p99")
-        )
-        cells = [row["batch"], row["concurrency"], f"{throughput:,.0f}"]
-        cells += [f"{throughput / best:.2f}", f"{p50:.1f}", f"{p99:.1f}"]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        if rounds := row["rounds"]:
+            throughput, p50, p99 = (
+                statistics.median(one[key] for one in rounds)
+                for key in ("throughput", "p50", "p99")
+            )
+            cells = [str(row["batch"]), str(row["concurrency"]), f"{throughput:,.0f}"]
+            cells += [f"{throughput / best:.2f}" if best else "", f"{p50:.1f}", f"{p99:.1f}"]
+            inside = [one["stages"] for one in rounds if one.get("stages")]
+            for stage in ("queue", "decode", "network"):
+                known = [stages[stage] for stages in inside]
+                cells.append(f"{statistics.median(known):.1f}" if known else "")
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -187,20 +216,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/gpu"))
     parser.add_argument("--url", default="", help="gRPC host:port of a running server")
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
-    parser.add_argument("--instances", type=int, help="of each step; by default the config's")
+    parser.add_argument("--instances", type=count, help="of each step; by default the config's")
     parser.add_argument("--no-mps", action="store_true", help="as `nima serve --no-mps`")
-    parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=positive, default=3.0)
+    parser.add_argument("--rounds", type=count, default=3)
     parser.add_argument(
-        "--loads", nargs="+", type=Load.parse,
-        default=[*map(Load.parse, ("32x4", "32x8", "32x16", "8x32", "1x1", "1x64"))],
+        "--loads", nargs="+", type=load,
+        default=[*map(load, ("32x4", "32x8", "32x16", "8x32", "1x1", "1x64"))],
         help="images a request x requests in flight",
     )  # fmt: skip
-    parser.add_argument("--stop-timeout", type=float, default=10.0, help="of the server, seconds")
+    parser.add_argument("--stop-timeout", type=positive, default=10.0, help="seconds")
     parser.add_argument("--no-limits", action="store_true", help="leave the limits out")
     options = parser.parse_args()
-    perf_analyzer = find_perf_analyzer()
-    photos = [ava_sized(photo) for photo in load_photos(options.photos)]
+    with told_by(parser):
+        perf_analyzer = find_perf_analyzer()
+        photos = [ava_sized(photo) for photo in load_photos(options.photos)]
     spec = load_metadata(default_repository()).spec
     files = [photo.data for photo in photos]
     size = sum(map(len, files)) / len(files) / 1e3
@@ -210,28 +240,28 @@ def main() -> None:
         "machine": describe_machine(),
         "photos": f"{len(files)} photos of 500 x 375 or 375 x 500, {size:.0f} kB on average",
         "limits": {f"{stage} {n}": [] for stage in STAGES for n in PROCESSES},
-        "loads": [],
+        "loads": [
+            {"batch": each.batch, "concurrency": each.concurrency, "rounds": []}
+            for each in options.loads
+        ],
+        "complete": False,
     }
-    for load in options.loads:
-        row = {"batch": load.batch, "concurrency": load.concurrency, "rounds": []}
-        report["loads"].append(row)
     options.out.mkdir(parents=True, exist_ok=True)
 
     # Only after a figure: what an earlier run left is better than a report of nothing.
     def save() -> None:
         content = json.dumps(report, indent=2) + "\n"
         write_atomic(options.out / "serve.json", content.encode())
+        if any(row["rounds"] for row in report["loads"]):
+            write_atomic(options.out / "serve.md", to_markdown(report).encode())
 
     def measure_limits() -> None:
         with sharing(server):
-            measure_each_limit()
-
-    def measure_each_limit() -> None:
-        for key, found in report["limits"].items():
-            stage, _, count = key.partition(" ")
-            found.append(limit(stage, int(count), files, spec, options.seconds / 3))
-            print(key, found[-1], flush=True)
-            save()
+            for key, found in report["limits"].items():
+                stage, _, processes = key.partition(" ")
+                found.append(limit(stage, int(processes), files, spec, options.seconds / 3))
+                print(key, found[-1], flush=True)
+                save()
 
     server = ServerOptions(
         device=options.device,
@@ -248,24 +278,21 @@ def main() -> None:
         with serving(options.url, server) as (url, facts):
             report["server"] = facts
             report["parity"] = judge(url, photos, spec)
-            meter = StageMeter(url)
-            for _ in range(options.rounds):
-                for row in report["loads"]:
-                    load = Load(concurrency=row["concurrency"], batch=row["batch"])
-                    meter.lap()
-                    found = run_perf_analyzer(perf_analyzer, url, inputs, load, options.seconds)
-                    stages = meter.lap()
-                    row["rounds"].append(asdict(found))
-                    row["stages"] = asdict(stages) if stages is not None else None
-                    print(load, found, stages, flush=True)
-                    save()
-            meter.close()
+            with contextlib.closing(StageMeter(url)) as meter:
+                for _ in range(options.rounds):
+                    for each, row in zip(options.loads, report["loads"], strict=True):
+                        meter.lap()
+                        found = run_perf_analyzer(perf_analyzer, url, inputs, each, options.seconds)
+                        stages = meter.lap()
+                        inside = asdict(stages) if stages is not None else None
+                        row["rounds"].append({**asdict(found), "stages": inside})
+                        print(each, found, stages, flush=True)
+                        save()
         if not options.no_limits:
             measure_limits()
-    if not options.no_limits:
-        table = to_markdown(report)
-        write_atomic(options.out / "serve.md", table.encode())
-        print(table)
+    report["complete"] = True
+    save()
+    print(to_markdown(report))
 
 
 if __name__ == "__main__":

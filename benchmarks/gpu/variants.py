@@ -25,6 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from nima_build.bench.arguments import count, positive, told_by
 from nima_build.bench.machine import describe_machine
 from nima_build.bench.perf_analyzer import Load, find_perf_analyzer, run_perf_analyzer
 from nima_build.bench.photos import load_photos, write_perf_inputs
@@ -98,10 +99,21 @@ def apply(repository: Path, variant: str) -> None:
         CHANGES[name](repository, value)
 
 
+def rounds_over(report: dict[str, Any]) -> int:
+    """How many rounds every variant has ended, at every load."""
+    return min(len(rounds) for found in report["variants"].values() for rounds in found.values())
+
+
 def to_markdown(report: dict[str, Any]) -> str:
-    """A row a variant: medians of each load, and of the rounds' own ratios to the first variant."""
+    """A row a variant: medians of each load, and of the rounds' own ratios to the first variant;
+    of the rounds that were over, one at least.
+    """
     loads = list(next(iter(report["variants"].values())))
-    lines = [
+    over = rounds_over(report)
+    lines = [f"**Not started** {name}: {why}\n" for name, why in report["failed"].items()]
+    if over < report["rounds"]:
+        lines.append(f"**Incomplete**: {over} of {report['rounds']} rounds were over.\n")
+    lines += [
         f"{report['gpu']['name']}, driver {report['gpu']['driver']}; "
         f"{'with' if report['mps'] else 'without'} NVIDIA MPS. By images a request x requests in "
         f"flight: images/s (ratio to {next(iter(report['variants']))}) · p50 / p99 ms.",
@@ -113,12 +125,12 @@ def to_markdown(report: dict[str, Any]) -> str:
     for name, found in report["variants"].items():
         cells = []
         for load in loads:
-            rounds, base = found[load], first[load]
+            rounds, base = found[load][:over], first[load][:over]
             throughput, p50, p99 = (
                 statistics.median(one[key] for one in rounds)
                 for key in ("throughput", "p50", "p99")
             )
-            pairs = zip(rounds, base, strict=False)
+            pairs = zip(rounds, base, strict=True)
             ratio = statistics.median(a["throughput"] / b["throughput"] for a, b in pairs)
             cells.append(f"{throughput:,.0f} ({ratio:.2f}) · {p50:.1f} / {p99:.1f}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
@@ -126,22 +138,23 @@ def to_markdown(report: dict[str, Any]) -> str:
 
 
 def measure(
-    urls: Mapping[str, str], inputs: Path, loads: list[str], rounds: int, seconds: float,
-    save: Callable[[str, str, dict[str, Any]], None],
+    urls: Mapping[str, str], perf_analyzer: Path, inputs: Path, loads: list[str], rounds: int,
+    seconds: float, save: Callable[[str, str, dict[str, Any]], None],
 ) -> None:  # fmt: skip
-    """Load each server in turn, round after round."""
-    perf_analyzer = find_perf_analyzer()
+    """Load each server in turn, round after round; the order rotates with the rounds."""
     with contextlib.ExitStack() as stack:
         meters = {
             name: stack.enter_context(contextlib.closing(StageMeter(url)))
             for name, url in urls.items()
         }
-        for _ in range(rounds):
+        names = list(urls)
+        for number in range(rounds):
+            shift = number % len(names)
             for text in loads:
                 load = Load.parse(text)
-                for name, url in urls.items():
+                for name in names[shift:] + names[:shift]:
                     meters[name].lap()
-                    found = run_perf_analyzer(perf_analyzer, url, inputs, load, seconds)
+                    found = run_perf_analyzer(perf_analyzer, urls[name], inputs, load, seconds)
                     stages = meters[name].lap()
                     row = {**asdict(found), "stages": asdict(stages) if stages else None}
                     print(name, text, row, flush=True)
@@ -157,13 +170,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/gpu"))
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
     parser.add_argument("--loads", nargs="+", default=["32x4", "32x16"])
-    parser.add_argument("--seconds", type=float, default=1.5)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--start-timeout", type=float, default=120.0)
+    parser.add_argument("--seconds", type=positive, default=1.5)
+    parser.add_argument("--rounds", type=count, default=2)
+    parser.add_argument("--start-timeout", type=positive, default=120.0)
     options = parser.parse_args()
     try:
         for variant in options.variants:
             parse(variant)
+            if options.variants.count(variant) > 1:
+                raise ValueError(f"{variant} is named twice")
         for load in options.loads:
             Load.parse(load)
     except (argparse.ArgumentTypeError, ValueError) as error:
@@ -171,6 +186,9 @@ def main() -> None:
     gpus = find_gpus()
     if not gpus:
         parser.error("there is no NVIDIA GPU here (nvidia-smi finds none)")
+    with told_by(parser):
+        perf_analyzer = find_perf_analyzer()
+        photos = [ava_sized(photo) for photo in load_photos(options.photos)]
     variants: dict[str, dict[str, list[Any]]] = {
         name: {load: [] for load in options.loads} for name in options.variants
     }
@@ -178,6 +196,7 @@ def main() -> None:
         "gpu": asdict(gpus[0]),
         "machine": describe_machine(),
         "mps": "CUDA_MPS_PIPE_DIRECTORY" in os.environ,
+        "rounds": options.rounds,
         "variants": variants,
         "failed": {},
     }
@@ -190,7 +209,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="nima-gpu-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         inputs = folder / "inputs.json"
-        write_perf_inputs([ava_sized(photo) for photo in load_photos(options.photos)], inputs)
+        write_perf_inputs(photos, inputs)
 
         def start(variant: str) -> EmbeddedServer:
             copy = copy_repository(default_repository(), folder / variant)
@@ -216,18 +235,25 @@ def main() -> None:
             try:
                 server = future.result()
             except Exception as error:  # the others are still worth their figures
-                report["failed"][variant] = str(error).splitlines()[0]
+                report["failed"][variant] = (str(error).splitlines() or [repr(error)])[0]
                 print(variant, report["failed"][variant], flush=True)
                 del variants[variant]
                 continue
             stack.callback(server.stop)
             urls[variant] = server.grpc_url
-        measure(urls, inputs, options.loads, options.rounds, options.seconds, save)
-    if not variants:
-        raise SystemExit("no variant could be started")
-    table = to_markdown(report)
-    write_atomic(options.out / "variants.md", table.encode())
-    print(table)
+        if not urls:
+            raise SystemExit("no variant could be started")
+        try:
+            measure(
+                urls, perf_analyzer, inputs, options.loads, options.rounds, options.seconds, save
+            )
+        finally:
+            if rounds_over(report):
+                table = to_markdown(report)
+                write_atomic(options.out / "variants.md", table.encode())
+                print(table, flush=True)
+    if report["failed"]:
+        raise SystemExit(f"not started: {', '.join(report['failed'])}")
 
 
 if __name__ == "__main__":
