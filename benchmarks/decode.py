@@ -22,8 +22,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
-from nima_build.bench import BenchError
-from nima_build.bench.photos import LARGE_MEGAPIXELS, Photo, load_photos
+from nima_build.bench.arguments import count, told_by
+from nima_build.bench.photos import LARGE_MEGAPIXELS, Photo, load_jpegs
 from nima_build.onnx_session import cpu_session
 from nima_build.repository import check_graph, default_repository, load_metadata
 from nima_client.preprocess import PreprocessSpec, preprocess
@@ -62,13 +62,11 @@ def main() -> None:
     """Print one Markdown row a photo, then the medians."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=count, default=5)
     options = parser.parse_args()
-    try:
-        found = load_photos([options.folder])
-    except BenchError as error:
-        parser.error(str(error))
-    photos = [p for p in found if p.megapixels >= LARGE_MEGAPIXELS and p.data[:2] == b"\xff\xd8"]
+    with told_by(parser):
+        found = load_jpegs(options.folder)
+    photos = [photo for photo in found if photo.megapixels >= LARGE_MEGAPIXELS]
     if not photos:
         parser.error(f"no JPEG of {LARGE_MEGAPIXELS:g} megapixels or more in {options.folder}")
     repository = default_repository()

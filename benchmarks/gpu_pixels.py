@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from nima_build.bench.arguments import told_by
+from nima_build.bench.photos import load_jpegs
 from nima_build.gpu_check.pixels import full_decode, model_file
 from nima_build.parity import means, onnx_scorer
 from nima_build.repository import default_repository, load_metadata
@@ -51,16 +53,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     options = parser.parse_args()
     repository = default_repository()
-    spec = load_metadata(repository).spec
-    score = onnx_scorer(repository / "nima_network" / "1" / "model.onnx")
-    files = []
-    for path in sorted(options.folder.iterdir()):
-        data = path.read_bytes() if path.suffix.lower() in (".jpg", ".jpeg") else b""
-        # What is not RGB takes the reference path in the profile default.
-        if data and Image.open(io.BytesIO(data)).mode == "RGB":
-            files.append(data)
+    with told_by(parser):
+        spec = load_metadata(repository).spec
+        found = [photo.data for photo in load_jpegs(options.folder)]
+    # What is not RGB takes the reference path in the profile default.
+    files = [data for data in found if Image.open(io.BytesIO(data)).mode == "RGB"]
     if not files:
-        parser.error(f"no RGB JPEG files in {options.folder}")
+        parser.error(f"no RGB JPEG files in {options.folder}: name a folder that has some")
+    score = onnx_scorer(repository / "nima_network" / "1" / "model.onnx")
     full = np.stack([preprocess(data, full_decode(spec)) for data in files]).astype(int)
     served = np.stack([preprocess(data, spec) for data in files])
     expected = means(score(served))

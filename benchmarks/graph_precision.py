@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 
 from nima_build import half
+from nima_build.bench.arguments import told_by
 from nima_build.int8 import calibration_pixels, to_int8
 from nima_build.onnx_session import cpu_session
 from nima_build.parity import means, onnx_scorer
@@ -50,7 +51,10 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path)
     options = parser.parse_args()
     repository = default_repository()
-    spec = load_metadata(repository).spec
+    with told_by(parser):
+        spec = load_metadata(repository).spec
+        pixels = calibration_pixels(options.folder, spec)
+        fit_to = calibration_pixels(options.calibration, spec) if options.calibration else None
     model = onnx.load(repository / "nima_network" / "1" / "model.onnx")
     graphs = {"FP32": model}
     stem = half.STEM_CONVOLUTIONS
@@ -58,12 +62,11 @@ def main() -> None:
     graphs["FP16, no FP32 stem"] = half.to_fp16(model)
     half.STEM_CONVOLUTIONS = stem
     graphs["FP16 as built"] = half.to_fp16(model)
-    if options.calibration:
-        graphs["int8"] = to_int8(model, calibration_pixels(options.calibration, spec))
+    if fit_to is not None:
+        graphs["int8"] = to_int8(model, fit_to)
     else:
         graphs["int8"] = onnx.load(check_graph(repository, "int8"))
     content = {name: graph.SerializeToString() for name, graph in graphs.items()}
-    pixels = calibration_pixels(options.folder, spec)
     scores = {name: means(onnx_scorer(graph)(pixels)) for name, graph in content.items()}
     times = best_times({n: g for n, g in content.items() if "FP16" not in n}, pixels)
     expected = scores["FP32"]

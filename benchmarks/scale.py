@@ -21,20 +21,18 @@ import itertools
 import json
 import os
 import re
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import psutil
 
-from nima_build.bench import BenchError
+from nima_build.bench.arguments import count, not_negative, positive, told_by
 from nima_build.bench.limit import LimitMeter
 from nima_build.bench.machine import describe_machine
 from nima_build.bench.photos import load_photos, split_by_size
@@ -42,7 +40,7 @@ from nima_build.cores import available_cores
 from nima_build.repository import default_repository, load_metadata
 from nima_build.server import EmbeddedServer, ServerOptions
 from nima_client import NimaClient
-from nima_client._files import sha256_file, write_atomic
+from nima_client._files import write_atomic
 from nima_client._signals import stoppable
 
 IN_FLIGHT = 8
@@ -130,62 +128,6 @@ def _memory(server: EmbeddedServer) -> dict[str, float]:
     }
 
 
-def simulated(repository: Path, target: Path) -> tuple[Path, list[bytes]]:
-    """The product's repository with a network that only averages, and small photos for it.
-
-    What could leak (transport, queues, processes, decoder, client) is all real.
-    """
-    import io
-
-    from onnx import TensorProto, helper, numpy_helper, save
-    from PIL import Image
-
-    from nima_build.metadata import ModelMetadata
-
-    shutil.copytree(repository, target, ignore=shutil.ignore_patterns("__pycache__", "SHA256SUMS"))
-    side = load_metadata(repository).spec.crop_size
-    ratings = np.arange(1, 11, dtype=np.float32)
-    constants = {
-        "weights": np.linspace(-0.01, 0.01, 30, dtype=np.float32).reshape(3, 10),
-        "ratings": ratings[:, None],
-        "squares": (ratings**2)[:, None],
-        "axes": np.array([1, 2], np.int64),
-    }
-    steps = [
-        helper.make_node("Cast", ["PIXELS"], ["values"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["values", "axes"], ["colour"], keepdims=0),
-        helper.make_node("MatMul", ["colour", "weights"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["DISTRIBUTION"], axis=1),
-        helper.make_node("MatMul", ["DISTRIBUTION", "ratings"], ["MEAN"]),
-        helper.make_node("MatMul", ["DISTRIBUTION", "squares"], ["second"]),
-        helper.make_node("Mul", ["MEAN", "MEAN"], ["square"]),
-        helper.make_node("Sub", ["second", "square"], ["variance"]),
-        helper.make_node("Sqrt", ["variance"], ["STD"]),
-    ]
-    value = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        steps,
-        "average",
-        [value("PIXELS", TensorProto.UINT8, ["B", side, side, 3])],
-        [value(n, TensorProto.FLOAT, ["B", k]) for n, k in
-         (("DISTRIBUTION", 10), ("MEAN", 1), ("STD", 1))],
-        [numpy_helper.from_array(array, name) for name, array in constants.items()],
-    )  # fmt: skip
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    onnx = target / "nima_network" / "1" / "model.onnx"
-    save(model, onnx)
-    path = onnx.with_name("model.json")
-    metadata = replace(ModelMetadata.load(path), onnx_sha256=sha256_file(onnx))
-    metadata.save(path)
-    photos, noise = [], np.random.default_rng(0)
-    for _ in range(16):
-        pixels = noise.integers(0, 256, (96, 128, 3), dtype=np.uint8)
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
-        photos.append(buffer.getvalue())
-    return target, photos
-
-
 def growth(samples: Sequence[dict[str, float]]) -> dict[str, float]:
     """MiB an image of each kind of memory: slopes of straight lines through at least two samples.
 
@@ -265,25 +207,28 @@ def folder(photos: Sequence[bytes], repository: Path, files: int) -> dict[str, f
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of one throughput measurement")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--stream-seconds", type=float, default=60.0)
     parser.add_argument(
-        "--simulated", type=float, default=60.0, help="seconds of the simulated stream; 0 for none"
+        "--seconds", type=positive, default=3.0, help="of one throughput measurement"
+    )
+    parser.add_argument("--rounds", type=count, default=3)
+    parser.add_argument("--stream-seconds", type=positive, default=60.0)
+    parser.add_argument(
+        "--simulated",
+        type=not_negative,
+        default=60.0,
+        help="seconds of the simulated stream; 0 for none",
     )
     parser.add_argument(
-        "--simulated-images", type=float, default=float("inf"), help="end of that stream, if sooner"
+        "--simulated-images", type=count, default=float("inf"), help="end of that stream, if sooner"
     )
-    parser.add_argument("--files", type=int, default=1000)
+    parser.add_argument("--files", type=count, default=1000)
     parser.add_argument("--model-repository", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=Path("out/scale"))
     options = parser.parse_args()
     repository = options.model_repository or default_repository()
     machine = describe_machine()
-    try:
+    with told_by(parser):
         sets = split_by_size(load_photos([options.photos]))
-    except BenchError as error:
-        parser.error(str(error))
     photos = [photo.data for photo in sets[0].photos]
     options.out.mkdir(parents=True, exist_ok=True)
     result: dict[str, object] = {"machine": machine, "photos": sets[0].describe()}
@@ -298,6 +243,8 @@ def main() -> None:
     keep("cores", cores(photos, repository, options.seconds, options.rounds))
     keep("memory", memory(photos, repository, options.stream_seconds))
     if options.simulated:
+        from averaging import simulated
+
         with tempfile.TemporaryDirectory(prefix="nima-scale-") as name:
             light, small = simulated(repository, Path(name) / "models")
             keep(

@@ -30,6 +30,7 @@ import tritonclient.grpc as bare
 import tritonclient.grpc.aio as bare_aio
 from PIL import Image
 
+from nima_build.bench.arguments import count
 from nima_build.bench.machine import describe_machine, one_line
 from nima_client import AsyncNimaClient, ImageScore, NimaClient
 from nima_client._address import endpoints, is_local
@@ -248,15 +249,12 @@ def main() -> None:
     parser.add_argument("--url")
     parser.add_argument("--stub", action="store_true", help="the tests' server, which only answers")
     parser.add_argument("--photos", type=Path)
-    parser.add_argument("--count", type=int, default=50, help="photos a round")
-    parser.add_argument("--window", type=int, default=16)
-    parser.add_argument("--pairs", type=int, default=60, help="pairs of rounds, one at least")
-    parser.add_argument("--calls", type=int, default=200, help="single calls, one at least")
+    parser.add_argument("--count", type=count, default=50, help="photos a round")
+    parser.add_argument("--window", type=count, default=16)
+    parser.add_argument("--pairs", type=count, default=60, help="pairs of rounds")
+    parser.add_argument("--calls", type=count, default=200, help="single calls")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    for name in ("count", "window", "pairs", "calls"):
-        if getattr(given, name) < 1:
-            parser.error(f"--{name} must be 1 or more")
     machine = describe_machine()
     photos = load_photos(given.photos, given.count)
     if not photos:

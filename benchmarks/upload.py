@@ -18,10 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
+from nima_build.bench.arguments import told_by
+from nima_build.bench.photos import load_photos
 from nima_client import Limits, NimaClient
 from nima_client._defaults import HEIC_SIDE
 from nima_client._images import PrepareOptions, prepare
-from nima_client.library.sources import find_photos
+from nima_client._signals import stoppable
 from nima_client.preprocess import decode
 
 SIDES = (448, 640, 1024, 2048)
@@ -58,7 +60,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--url")
     given = parser.parse_args()
-    photos = [path.read_bytes() for path in find_photos([given.folder]).files]
+    with told_by(parser):
+        photos = [photo.data for photo in load_photos([given.folder])]
     whole = sum(map(len, photos))
     print(f"{len(photos)} photos, {whole / 2**20:.1f} MiB")
     with contextlib.ExitStack() as stack:
@@ -93,4 +96,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with stoppable("upload.py"):
+        main()

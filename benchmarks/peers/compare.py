@@ -25,11 +25,12 @@ from typing import Any
 import loopback
 import offline
 import servers
+import tutorial
 from http_load import LoadError
 from rounds import OFFLINE_CONCURRENCY, Failures, measure, measure_offline
 from tables import OfflineSample, Sample, median_limit, offline_table, plot, tables
 
-from nima_build.bench import BenchError
+from nima_build.bench.arguments import count, counts, positive, told_by
 from nima_build.bench.limit import LimitMeter
 from nima_build.bench.machine import describe_machine, one_line
 from nima_build.bench.photos import photo_set
@@ -44,7 +45,7 @@ PEERS = {
     "litserve": servers.litserve,
     "bentoml": servers.bentoml,
     "ray": servers.ray_serve,
-    "triton-tutorial": servers.triton_tutorial,
+    "triton-tutorial": tutorial.triton_tutorial,
 }
 MEAN_TOLERANCE = 0.05  # a full decode instead of the reduced one, rounding
 
@@ -199,9 +200,9 @@ def main() -> None:
         "--offline", default=",".join(offline.NAMES), help=f"of {', '.join(offline.NAMES)}"
     )
     parser.add_argument("--python", type=Path, default=Path(".venv-peers/bin/python"))
-    parser.add_argument("--concurrency", default="1,2,4,8,16,32,64")
-    parser.add_argument("--seconds", type=float, default=1.2)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--concurrency", type=counts, default="1,2,4,8,16,32,64")
+    parser.add_argument("--seconds", type=positive, default=1.2)
+    parser.add_argument("--rounds", type=count, default=3)
     parser.add_argument("--set", default="small", choices=["small", "large"])
     parser.add_argument("--precision", default="fp32", choices=list(GRAPHS))
     parser.add_argument("--model-repository", type=Path, default=None)
@@ -211,18 +212,15 @@ def main() -> None:
     programs = [name for name in options.offline.split(",") if name]
     for name, known in [(n, PEERS) for n in peers] + [(n, offline.NAMES) for n in programs]:
         if name not in known:
-            raise SystemExit(f"no peer {name!r}: there are {', '.join(known)}")
+            parser.error(f"no peer {name!r}: there are {', '.join(known)}")
+    with told_by(parser):
+        chosen = photo_set([options.photos], options.set)
     if not options.python.is_file():
         raise SystemExit(f"no {options.python}: run `make bench-peers`, which installs the peers")
     if "ray" in peers and not loopback.enter():
         print("Ray Serve is left out: it binds beyond loopback, and no network namespace can be "
               "made here (Debian: util-linux, iproute2)")  # fmt: skip
         peers.remove("ray")
-    try:
-        chosen = photo_set([options.photos], options.set)
-        concurrencies = [int(c) for c in options.concurrency.split(",")]
-    except (BenchError, ValueError) as error:
-        raise SystemExit(str(error)) from None
     repository = (options.model_repository or default_repository()).resolve()
     metadata = load_metadata(repository)
     run = Run(
@@ -231,7 +229,7 @@ def main() -> None:
         machine=describe_machine(),
         network=f"{metadata.name} ({metadata.checkpoint_sha256[:12]}), {options.precision}",
         precision=options.precision,
-        concurrencies=concurrencies,
+        concurrencies=options.concurrency,
         seconds=options.seconds,
     )
     with tempfile.TemporaryDirectory(prefix="nima-peers-") as folder:

@@ -37,7 +37,7 @@ class Program:
         """Score for so long; images per second, and milliseconds of CPU an image.
 
         Raises:
-            LoadError, OSError: it has ended.
+            LoadError, OSError: it has ended, or answers something else.
         """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -46,7 +46,10 @@ class Program:
         line = self.process.stdout.readline()
         if not line:
             raise LoadError(f"it ended with status {self.process.wait()}")
-        answer = json.loads(line)
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            raise LoadError(f"it answered {line[:200]!r}") from None
         images = answer["images"]
         return images / answer["seconds"], answer["cpu_seconds"] / images * 1000
 
