@@ -55,6 +55,7 @@ def main() -> None:
         spec = load_metadata(repository).spec
         pixels = calibration_pixels(options.folder, spec)
         fit_to = calibration_pixels(options.calibration, spec) if options.calibration else None
+        shipped = check_graph(repository, "int8") if fit_to is None else None
     model = onnx.load(repository / "nima_network" / "1" / "model.onnx")
     graphs = {"FP32": model}
     stem = half.STEM_CONVOLUTIONS
@@ -65,7 +66,7 @@ def main() -> None:
     if fit_to is not None:
         graphs["int8"] = to_int8(model, fit_to)
     else:
-        graphs["int8"] = onnx.load(check_graph(repository, "int8"))
+        graphs["int8"] = onnx.load(shipped)
     content = {name: graph.SerializeToString() for name, graph in graphs.items()}
     scores = {name: means(onnx_scorer(graph)(pixels)) for name, graph in content.items()}
     times = best_times({n: g for n, g in content.items() if "FP16" not in n}, pixels)

@@ -85,8 +85,12 @@ def open_decoder(
     return decode
 
 
-def pixels(files: list[bytes], backends: Sequence[str]) -> dict[str, float]:
-    """Difference of decoded pixels from Pillow's, in 1/255."""
+def pixels(files: list[bytes], backends: Sequence[str]) -> dict[str, Any]:
+    """Difference of decoded pixels from Pillow's, in 1/255, and how many files were not decoded.
+
+    Raises:
+        RuntimeError: none was.
+    """
     largest, means = 0, []
     for data, image in zip(files, open_decoder(backends, 4)(files)):
         if image is not None:
@@ -94,7 +98,10 @@ def pixels(files: list[bytes], backends: Sequence[str]) -> dict[str, float]:
             difference = np.abs(np.asarray(image.cpu()) - wanted)
             largest = max(largest, int(difference.max()))
             means.append(float(difference.mean()))
-    return {"max": largest, "mean": round(float(np.mean(means)), 5) if means else 0.0}
+    if not means:
+        raise RuntimeError(f"none of {len(files)} files was decoded")
+    mean = round(float(np.mean(means)), 5)
+    return {"max": largest, "mean": mean, "undecoded": len(files) - len(means)}
 
 
 def main() -> None:

@@ -243,9 +243,8 @@ def main() -> None:
             print(name, batch, rows[str(batch)], flush=True)
         content = json.dumps(report, indent=2) + "\n"
         write_atomic(options.out / "network.json", content.encode())
-    table = to_markdown(report)
-    write_atomic(options.out / "network.md", table.encode())
-    print(table)
+        write_atomic(options.out / "network.md", to_markdown(report).encode())
+    print(to_markdown(report))
 
 
 if __name__ == "__main__":

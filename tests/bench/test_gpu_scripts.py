@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import io
 import itertools
 import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from bench_scripts import BENCHMARKS, load_script
+from PIL import Image
 
 from nima_build.bench import BenchError
 from nima_build.bench.perf_analyzer import Measured
@@ -145,6 +148,17 @@ def test_a_limit_whose_process_fails_is_told():
     script = load_script(BENCHMARKS / "gpu" / "serve.py")
     with pytest.raises(BenchError, match="measures the limit of decode failed"):
         script.limit("decode", 1, [b"photo"], None, 0.1)
+
+
+def test_pixels_of_files_that_were_not_decoded_are_no_match(monkeypatch, encode):
+    decode = load_script(BENCHMARKS / "gpu" / "decode.py")
+    files = [encode("PNG", (8, 8)), encode("PNG", (8, 8), seed=1)]
+    exact = SimpleNamespace(cpu=lambda: Image.open(io.BytesIO(files[0])).convert("RGB"))
+    monkeypatch.setattr(decode, "open_decoder", lambda *_: lambda _files: [exact, None])
+    assert decode.pixels(files, ()) == {"max": 0, "mean": 0.0, "undecoded": 1}
+    monkeypatch.setattr(decode, "open_decoder", lambda *_: lambda _files: [None, None])
+    with pytest.raises(RuntimeError, match="none of 2 files was decoded"):
+        decode.pixels(files, ())
 
 
 def test_engines_of_a_gpu_are_told_with_what_was_not_there():
