@@ -13,7 +13,7 @@ import typer
 from nima_build.cli._precision import Precision
 from nima_client.contract import MAX_BATCH_SIZE
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
 
 def _numbers(text: str, kind: type[int] | type[float]) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ import typer
 
 from nima_client.contract import MAX_BATCH_SIZE
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 
 class _Target(str, Enum):

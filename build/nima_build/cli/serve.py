@@ -107,7 +107,11 @@ def serve(
             "connects to HOST and expects it."
         ),
     ] = None,
-    mutual_tls: Annotated[bool, typer.Option(help="Ask clients for a certificate.")] = False,
+    mutual_tls: Annotated[
+        bool,
+        # Without its opposite, whose column would leave no room for the longest option's name.
+        typer.Option("--mutual-tls", help="Ask clients for a certificate."),
+    ] = False,
     admin_token: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(

@@ -19,7 +19,7 @@ from nima_client.library.rows import Row
 from nima_client.library.text import counted
 from nima_client.report import ReportOptions, Thumbnails, build_page
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 
 @app.command()

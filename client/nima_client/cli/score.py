@@ -21,7 +21,7 @@ from nima_client.library.folders import NoPhotosError
 from nima_client.library.select import SORT_KEYS, Selection
 from nima_client.library.sources import Sources, find_photos
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 EXIT_SOME_FAILED = 1
 EXIT_USAGE = 2

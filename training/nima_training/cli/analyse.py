@@ -9,7 +9,7 @@ import typer
 
 from nima_client.cli._connection import Header, TlsCa, TlsCert, TlsKey, credentials
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
 
 @app.command()

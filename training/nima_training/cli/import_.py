@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from nima_training.imports import Imported
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
 
 @app.command()
