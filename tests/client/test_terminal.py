@@ -13,7 +13,7 @@ pytest.importorskip("typer", reason="the commands need the extra cli")
 from rich.console import Console
 
 from nima_client.cli._job import Format, Job, say
-from nima_client.cli._progress import Tracker
+from nima_client.cli._progress import Tracker, tracking
 from nima_client.cli._table import print_scores
 from nima_client.cli.main import main
 from nima_client.library.files import write_rows
@@ -56,13 +56,55 @@ def test_a_long_name_leaves_the_scores_on_the_screen(file: str, width: int) -> N
     assert "…" in lines[0] or width == 120
 
 
-def run(monkeypatch: pytest.MonkeyPatch, width: int, arguments: Sequence[object]) -> str:
-    console = terminal(width)
+def test_a_terminal_too_narrow_for_the_histogram_gets_a_whole_table_without_it() -> None:
+    for width, whole in ((40, False), (80, True)):
+        console = terminal(width)
+        print_scores([row("a.jpg"), row("b.jpg")], console)
+        lines = [line for line in shown(console).splitlines() if "4.21" in line]
+        assert all(line.endswith("│") and len(line) <= width for line in lines)
+        assert all(("█" in line) is whole for line in lines)
+        assert ("ratings" in shown(console)) is whole
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_escapes_of_foreign_letters_keep_the_columns(encoding: str) -> None:
+    """What the encoding has no letter for comes out as escapes, which are longer."""
+    for width in (60, 400):
+        console = narrow_encoding(encoding, width)
+        print_scores([row(name) for name in ("Köln.jpg", "写真.jpg", "🎉" * 30, LONG)], console)
+        text = written(console)
+        assert len({len(line) for line in text.splitlines() if line[:1] in "|+"}) == 1
+        assert "\\u5199\\u771f.jpg" in text
+        assert ("..." in text) is (width == 60)
+        assert "\\u2026" not in text
+
+
+def narrow_encoding(encoding: str, width: int) -> Console:
+    file = io.TextIOWrapper(io.BytesIO(), encoding, errors="backslashreplace")
+    return Console(file=file, width=width, force_terminal=True, no_color=True, color_system=None)
+
+
+def written(console: Console) -> str:
+    assert isinstance(console.file, io.TextIOWrapper)
+    console.file.flush()
+    assert isinstance(console.file.buffer, io.BytesIO)
+    return console.file.buffer.getvalue().decode(console.encoding)
+
+
+def test_a_dumb_terminal_and_a_pipe_get_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    for console in (terminal(80), Console(file=io.StringIO(), width=80)):
+        with tracking(console, 3) as track:
+            assert list(track(range(3))) == [0, 1, 2]
+        assert shown(console) == ""
+
+
+def run(monkeypatch: pytest.MonkeyPatch, console: Console, arguments: Sequence[object]) -> str:
     monkeypatch.setattr("nima_client.cli.compare.Console", lambda **_: console)
     with pytest.raises(SystemExit) as ended:
         main(list(map(str, arguments)))
     assert ended.value.code == 0
-    return shown(console)
+    return written(console) if isinstance(console.file, io.TextIOWrapper) else shown(console)
 
 
 def test_compare_shows_changes_and_checkpoints_as_they_are(
@@ -72,10 +114,25 @@ def test_compare_shows_changes_and_checkpoints_as_they_are(
     names = [LONG, "b.jpg"]
     write_rows([row(n, 4.0, "nima[v2]") for n in names], tmp_path / "a.csv", "csv")
     write_rows([row(n, 5.5, "nima[/v3]") for n in names], tmp_path / "b.csv", "csv")
-    text = run(monkeypatch, 80, ["compare", tmp_path / "a.csv", tmp_path / "b.csv"])
+    files = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    text = run(monkeypatch, terminal(80), ["compare", *files])
     assert sum("+1.50" in line and "5.50" in line for line in text.splitlines()) == 2
     assert "nima[v2] (aaaaaaaaaaaa)" in text
     assert "nima[/v3] (aaaaaaaaaaaa)" in text
+    assert "0.000" in text
+    text = run(monkeypatch, terminal(44), ["compare", *files])
+    assert sum(line.rstrip().endswith("+1.50") for line in text.splitlines()) == 2
+
+
+def test_the_changes_keep_their_columns_in_another_encoding(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("scipy", reason="nima compare needs the extra report")
+    for name, mean in (("a.csv", 4.0), ("b.csv", 5.5)):
+        write_rows([row(n, mean) for n in ("写真.jpg", "b.jpg", "🎉" * 30)], tmp_path / name, "csv")
+    console = narrow_encoding("ascii", 80)
+    text = run(monkeypatch, console, ["compare", tmp_path / "a.csv", tmp_path / "b.csv"])
+    assert len({len(line) for line in text.splitlines() if "+1.50 |" in line}) == 1
 
 
 def test_a_line_says_a_name_as_it_is() -> None:

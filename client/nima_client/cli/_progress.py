@@ -68,7 +68,7 @@ def tracking(
         bar: whether a bar is wanted at all.
         doing: what the bar is of.
     """
-    if not bar or not console.is_terminal:
+    if not bar or not console.is_terminal or console.is_dumb_terminal:
         yield Tracker(None, total, done)
         return
     columns = (

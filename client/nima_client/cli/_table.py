@@ -6,11 +6,18 @@ from collections.abc import Sequence
 
 from rich import box
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nima_client.cli._console import add_file_column, file_cell, unclipped
+from nima_client.cli._console import (
+    add_file_column,
+    as_shown,
+    file_cell,
+    fits,
+    speaks_unicode,
+    unclipped,
+)
 from nima_client.contract import NUM_RATINGS
 from nima_client.library.rows import Row
 from nima_client.library.text import common_folder, printable
@@ -42,14 +49,18 @@ def histogram(distribution: Sequence[float], *, blocks: str = _BLOCKS) -> str:
     )
 
 
-def score_table(rows: Sequence[Row], *, title: str | None = None, unicode: bool = True) -> Table:
+def score_table(
+    rows: Sequence[Row], console: Console, *, title: str | None = None, ratings: bool = True
+) -> Table:
     """A table of scores: file, mean, std, percentile and the histogram of the ratings.
 
     Args:
         rows: what to show, in order.
+        console: where it will be printed.
         title: a line above.
-        unicode: whether the terminal can show block characters.
+        ratings: whether the histogram is wanted.
     """
+    unicode = speaks_unicode(console)
     folder = common_folder([row.file for row in rows])
     table = Table(
         box=box.ROUNDED if unicode else box.ASCII,
@@ -64,20 +75,22 @@ def score_table(rows: Sequence[Row], *, title: str | None = None, unicode: bool 
     percentiles = any(row.percentile is not None for row in rows)
     if percentiles:
         table.add_column("pct", justify="right", no_wrap=True)
-    table.add_column("ratings 1…10" if unicode else "ratings 1-10", no_wrap=True)
+    if ratings:
+        table.add_column("ratings 1…10" if unicode else "ratings 1-10", no_wrap=True)
     blocks = _BLOCKS if unicode else _ASCII_BLOCKS
     for row in rows:
         style = _colour(row.percentile)
-        cells = [
-            file_cell(row.file[len(folder) :]),
+        cells: list[RenderableType] = [
+            file_cell(row.file[len(folder) :], console),
             Text(f"{row.mean:.2f}", style=style),
             Text(f"{row.std:.2f}", style="dim"),
         ]
         if percentiles:
             rank = "–" if row.percentile is None else percentile_text(row.percentile)
             cells.append(Text(rank if unicode else rank.replace("–", "-"), style=style))
-        bars = histogram(row.distribution, blocks=blocks)
-        cells.append(Text(bars, style="cyan"))
+        if ratings:
+            bars = histogram(row.distribution, blocks=blocks)
+            cells.append(Text(bars, style="cyan"))
         table.add_row(*cells)
     return table
 
@@ -93,9 +106,13 @@ def print_scores(rows: Sequence[Row], console: Console, *, title: str | None = N
     if not rows:
         console.print("No photo to show.")
         return
-    unicode = (console.encoding or "").lower().startswith("utf")
-    console = unclipped(console, max(cell_len(printable(r.file)) for r in rows) + NUM_RATINGS + 50)
-    console.print(score_table(rows, title=title, unicode=unicode))
+    longest = max(cell_len(as_shown(row.file, console)) for row in rows)
+    console = unclipped(console, longest + NUM_RATINGS + 50)
+    table = score_table(rows, console, title=title)
+    if not fits(table, console):
+        # Half a histogram would look like a whole one.
+        table = score_table(rows, console, title=title, ratings=False)
+    console.print(table)
     legend = "mean: 1 (worst) to 10 (best)"
     if any(row.percentile is not None for row in rows):
         legend += "; pct: share of the reference photos that score lower, in %"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,14 +16,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nima_client.cli._console import add_file_column, file_cell, unclipped
+from nima_client.cli._console import add_file_column, as_shown, file_cell, fits, unclipped
 from nima_client.cli._job import say
 from nima_client.cli._output import ready_stdout
-from nima_client.library.compare import Comparison, compare
+from nima_client.library.compare import Comparison, Difference, compare
 from nima_client.library.files import read_rows
 from nima_client.library.text import common_folder, printable
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 
 _OTHER_COLUMNS = 60
@@ -81,22 +82,31 @@ def _print(result: Comparison, top: int, console: Console) -> None:
     for name, value in facts.items():
         grid.add_row(name, Text(value))  # a checkpoint's name may hold brackets
     changes = [d for d in result.differences[:top] if d.change != 0]
-    texts = [*facts.values(), *(printable(change.file) for change in changes)]
+    texts = [*facts.values(), *(as_shown(change.file, console) for change in changes)]
     console = unclipped(console, max(map(cell_len, texts)) + _OTHER_COLUMNS)
     console.print(grid)
     if not changes:
         return
+    table = _changes_table(changes, console)
+    if not fits(table, console):
+        # Half a figure would look like a whole one.
+        table = _changes_table(changes, console, emd=False)
+    console.print(table)
+
+
+def _changes_table(changes: Sequence[Difference], console: Console, emd: bool = True) -> Table:
     folder = common_folder([change.file for change in changes])
     table = Table(box=box.SIMPLE_HEAD, title="Largest changes", title_justify="left")
     add_file_column(table)
-    for name in ("first", "second", "change", "EMD"):
+    for name in ("first", "second", "change", *(["EMD"] if emd else [])):
         table.add_column(name, justify="right", no_wrap=True)
     for change in changes:
-        table.add_row(
-            file_cell(change.file[len(folder) :]),
+        cells = [
+            file_cell(change.file[len(folder) :], console),
             f"{change.first:.2f}",
             f"{change.second:.2f}",
             Text(f"{change.change:+.2f}", style="green" if change.change > 0 else "red"),
             f"{change.emd:.3f}",
-        )
-    console.print(table)
+        ]
+        table.add_row(*cells[: len(table.columns)])
+    return table
