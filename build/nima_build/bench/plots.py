@@ -16,7 +16,10 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 
-_STAGES = ("decode", "network", "queue", "transport")
+# Of Okabe and Ito's palette those that differ for every kind of colour vision, and in print.
+_BLACK, _ORANGE, _SKY_BLUE, _BLUE = "#000000", "#e69f00", "#56b4e9", "#0072b2"
+_STAGES = {"decode": _SKY_BLUE, "network": _BLUE, "queue": _ORANGE, "transport": _BLACK}
+_PERCENTILES = (("p50", _BLUE, "o"), ("p95", _ORANGE, "^"), ("p99", _BLACK, "s"))
 
 
 def write_plots(result: Result, folder: Path) -> list[Path]:
@@ -59,14 +62,15 @@ def _throughput(axis: Any, closed: list[Row], limit: float) -> None:
 
 def _latency(axis: Any, closed: list[Row], opened: list[Row]) -> None:
     for style, kind, table in (("-", "in flight", closed), (":", "open loop", opened)):
-        for percentile, colour in (("p50", "C0"), ("p95", "C1"), ("p99", "C3")):
+        for percentile, colour, marker in _PERCENTILES:
             if not table:
                 continue
             axis.plot(
                 [r.throughput for r in table],
                 [getattr(r, percentile) for r in table],
                 linestyle=style,
-                marker=".",
+                marker=marker,
+                markersize=4,
                 color=colour,
                 label=f"{percentile}, {kind}",
             )
@@ -78,10 +82,10 @@ def _latency(axis: Any, closed: list[Row], opened: list[Row]) -> None:
 def _stages(axis: Any, closed: list[Row]) -> None:
     below = [0.0] * len(closed)
     positions = range(len(closed))
-    for stage in _STAGES:
+    for stage, colour in _STAGES.items():
         # Not below zero (transport, by a little): a bar downwards would cover those under it.
         values = [max(0.0, getattr(r, stage)) for r in closed]
-        axis.bar(positions, values, bottom=below, label=stage)
+        axis.bar(positions, values, bottom=below, label=stage, color=colour)
         below = [b + v for b, v in zip(below, values)]
     axis.set_xticks(positions, [str(r.load.concurrency) for r in closed])
     axis.set(xlabel="requests in flight", ylabel="ms a request", title="Where the time goes")
