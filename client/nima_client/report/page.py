@@ -155,18 +155,20 @@ def _histogram(means: Sequence[float]) -> list[dict[str, float]]:
     for mean in means:
         counts[min(bins - 1, max(0, int((mean - low) / _BIN + 1e-9)))] += 1
     peak = max(counts, default=0) or 1
+    # One photo among thousands, the best perhaps, is to be seen.
+    heights = [max(100 * count / peak, 2.0) if count else 0.0 for count in counts]
     width = 900 / bins
     return [
         {
             "x": round(number * width + 0.5, 2),
             "width": round(width - 1, 2),
-            "y": round(100 - 100 * count / peak, 2),
-            "height": round(100 * count / peak, 2),
+            "y": round(100 - height, 2),
+            "height": round(height, 2),
             "low": round(low + number * _BIN, 2),
             "high": round(low + (number + 1) * _BIN, 2),
             "count": count,
         }
-        for number, count in enumerate(counts)
+        for number, (count, height) in enumerate(zip(counts, heights, strict=True))
     ]
 
 

@@ -69,8 +69,10 @@
     large.alt = card.dataset.name;
     find("detail-name").textContent = card.dataset.name;
     find("detail-folder").textContent = card.dataset.folder;
-    find("detail-mean").textContent = value(card, "mean").toFixed(2);
-    find("detail-std").textContent = value(card, "std").toFixed(2);
+    // As the card says it: toFixed rounds a half up, Python to the even digit.
+    const [mean, std] = card.querySelector(".score").textContent.split("±");
+    find("detail-mean").textContent = mean.trim();
+    find("detail-std").textContent = std.trim();
     const percentile = card.dataset.percentile;
     find("detail-percentile").textContent =
       percentile ? `scores higher than ${percentile} % of the reference photos` : "";
@@ -85,7 +87,10 @@
       const meter = document.createElement("meter");
       meter.max = peak || 1;
       meter.value = share;
-      cell(row, "").append(meter);
+      const bar = cell(row, "");
+      bar.append(meter);
+      // Its share of the highest bar would be read out as if it were that of the ratings.
+      bar.setAttribute("aria-hidden", "true");
       body.append(row);
     });
     const at = shown.indexOf(card);
@@ -151,5 +156,6 @@
     const covered = getComputedStyle(controls).position === "sticky" ? controls.offsetHeight + 8 : 0;
     gallery.style.setProperty("--covered", `${covered}px`);
   }).observe(controls);
+  controls.hidden = false;
   update();
 })();
