@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from nima_client.preprocess import PreprocessSpec
-from nima_training import metrics
+from nima_training import metrics, pages
 from nima_training.checkpoint import load_checkpoint, reference_quantiles, save_checkpoint
 from nima_training.cli.evaluate import app as evaluate_app
 from nima_training.data.manifest import build_manifest
@@ -176,3 +176,19 @@ def test_the_demo_keeps_its_hands_off_files_of_others(
     (ours / "run").mkdir()
     take_folder(ours, photos)
     assert [path.name for path in ours.iterdir()] == [MARKER]
+
+
+def test_the_letters_of_a_page_stand_out_from_both_its_grounds() -> None:
+    """Contrast of WCAG 2.2 (1.4.3): 4.5 at least."""
+
+    def luminance(colour: str) -> float:
+        red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+                  for c in (red, green, blue)]  # fmt: skip
+        return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+    colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", pages.TEMPLATE))
+    for ground in (colours["ground"], "#ffffff"):
+        for letters in ("ink", "soft", "blue"):
+            contrast = (luminance(ground) + 0.05) / (luminance(colours[letters]) + 0.05)
+            assert contrast >= 4.5, (letters, ground)

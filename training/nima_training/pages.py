@@ -18,7 +18,7 @@ TEMPLATE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
-:root { --ink: #1c2128; --soft: #57606a; --line: #d8dee4; --ground: #f6f8fa; --blue: #1f6feb }
+:root { --ink: #1c2128; --soft: #57606a; --line: #d8dee4; --ground: #f6f8fa; --blue: #0969da }
 * { box-sizing: border-box }
 body { margin: 0; font: 15px/1.5 system-ui, sans-serif; color: var(--ink);
   background: var(--ground) }
