@@ -6,6 +6,7 @@ import dataclasses
 import http.server
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -63,6 +64,31 @@ def test_nobody_there() -> None:
     assert "failure" in ended.stdout
     assert "nima serve" in ended.stdout
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_an_address_is_shown_as_it_is(encoding: str) -> None:
+    """Neither is ":100:" the name of an emoji, nor does a foreign letter end the examination."""
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "1"}
+    for host, shown in (("127.0.0.1", "127.0.0.1"), ("写.invalid", "写.invalid")):
+        ended = subprocess.run(
+            [*DOCTOR, "--url", f"{host}:100"], capture_output=True, timeout=60, env=environment
+        )
+        assert ended.returncode == 1, ended.stderr
+        assert f"{shown}:100: ".encode(encoding, "backslashreplace") in ended.stdout
+        assert b"Traceback" not in ended.stderr
+
+
+def test_nowhere_to_write_to_is_one_line() -> None:
+    line = 'exec "$@" >&-'
+    ended = subprocess.run(
+        ["sh", "-c", line, "-", *DOCTOR, "--url", "127.0.0.1:1"],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines() == [
+        "nima doctor: standard output is closed: there is nowhere to write to"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -190,6 +216,15 @@ def test_a_port_that_is_not_http_is_no_open_api(shared_server: EmbeddedServer) -
     assert "check --http-url" in finding.advice
 
 
+def test_a_name_that_no_host_can_have_is_told(shared_server: EmbeddedServer) -> None:
+    url = f"{'a' * 70}.test:1"
+    checks = found(Target(shared_server.grpc_url, url, url))
+    for check, option in (("closed APIs", "--http-url"), ("metrics", "--metrics-url")):
+        assert checks[check].status == "warning"
+        assert "too long" in checks[check].detail
+        assert option in checks[check].advice
+
+
 @pytest.mark.parametrize("port", ["grpc", "0x1f42"])
 def test_ports_that_do_not_answer_http_are_told(shared_server: EmbeddedServer, port: str) -> None:
     url = shared_server.grpc_url if port == "grpc" else f"127.0.0.1:{port}"
@@ -263,3 +298,12 @@ def test_over_tls(start_server: Callable[..., object], tmp_path: Path) -> None:
     checks = found(Target(server.grpc_url, timeout=3.0))
     assert checks["contract"].status == "failure"
     assert "--tls-ca" in checks["contract"].advice
+    trustme.CA().cert_pem.write_to_path(tmp_path / "other.pem")
+    ended = subprocess.run(
+        [*DOCTOR, "--url", server.grpc_url, "--tls-ca", tmp_path / "other.pem"],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert ended.stderr == ""  # gRPC's own log would stand between the findings
+    (told,) = re.findall(r"failure +contract +(.*)", ended.stdout)
+    assert len(told) < 300 or told.endswith("...")

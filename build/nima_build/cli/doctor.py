@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
 from nima_client.cli._connection import Header, TlsCa, TlsCert, TlsKey, credentials
+from nima_client.cli._output import ready_stdout
 
 # Markdown, so that the paragraphs of the help are filled.
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
@@ -66,7 +68,15 @@ def doctor(
         tls=tls,
         headers=tuple(headers.items()),
     )
-    console = Console(highlight=False, soft_wrap=True)
+    try:
+        ready_stdout()
+    except ValueError as error:
+        typer.echo(f"nima doctor: {error}", err=True)
+        raise typer.Exit(2) from None
+    # gRPC would write of a failed handshake between the findings.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    # Nor is the port of "host:100:" the name of an emoji.
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     failed, server = False, ""
     for finding in examine(target):
         failed |= finding.status == "failure"

@@ -145,5 +145,6 @@ def small_photo() -> bytes:
 
 
 def one_line(error: BaseException) -> str:
-    """An error as one line of at most 300 characters."""
-    return " ".join(str(error).split())[:300]
+    """An error as one line of at most 300 characters; a cut one ends in three dots."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:297] + "..."

@@ -105,7 +105,7 @@ def _open(ask: str | urllib.request.Request, address: str, timeout: float) -> An
         return urllib.request.build_opener(*handlers).open(ask, timeout=timeout)
     except http.client.BadStatusLine:  # it holds what came instead, the bytes of gRPC say
         raise OSError("what listens there does not answer HTTP") from None
-    except http.client.HTTPException as error:
+    except (http.client.HTTPException, UnicodeError) as error:  # the latter: of a host's name
         raise OSError(str(error)) from None
 
 
