@@ -210,11 +210,14 @@ def test_a_wrong_address_or_output_is_told_before_the_work(
     assert ("no port" if wrong[0] == "--url" else "Is a directory") in result.output
 
 
-def test_brackets_of_a_name_are_shown(network: Path, photos: list[Path], tmp_path: Path) -> None:
-    photo = Path(shutil.copyfile(photos[0], tmp_path / "[a]b.png"))
-    result = CliRunner().invoke(app, [str(photo), "--network", str(network)])
+def test_a_name_is_shown_as_it_is(network: Path, photos: list[Path], tmp_path: Path) -> None:
+    """Brackets are no style, ":100:" is no emoji, and an escape commands no terminal."""
+    photo = Path(shutil.copyfile(photos[0], tmp_path / "[a]:100:\x1bb.png"))
+    arguments = [str(photo), "--network", str(network)]
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "160"})
     assert result.exit_code == 0, result.output
-    assert "[a]b.png" in result.output
+    assert "1 photo against" in result.output
+    assert "[a]:100:\ufffdb.png" in result.output
 
 
 @pytest.mark.skipif(not (BUNDLED / "model.json").is_file(), reason="no bundled model in this tree")

@@ -200,6 +200,25 @@ def test_where_no_server_answers(
     assert url in error
 
 
+def test_names_are_shown_as_they_are(
+    tmp_path: Path,
+    make_photo: MakePhoto,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    make_photo(1, (160, 120)).save(photos / "[a]:100:\x1b]b.png")
+    (photos / "x\x1b]y.png").write_bytes(b"no photo")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # the status, as on a terminal
+    arguments = [str(photos), "--out", str(tmp_path / "out"), "--checkpoint", str(BUNDLED)]
+    analyse_app(arguments, standalone_mode=False)
+    error = capsys.readouterr().err
+    assert "[a]:100:\ufffd]b.png" in error
+    assert "skipped x\ufffd]y.png" in error
+    assert "\x1b]" not in error
+
+
 def test_a_kind_named_twice_is_one(
     tmp_path: Path, make_set: Callable[[Path, int], tuple[Path, Path]]
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -73,8 +72,6 @@ def doctor(
     except ValueError as error:
         typer.echo(f"nima doctor: {error}", err=True)
         raise typer.Exit(2) from None
-    # gRPC would write of a failed handshake between the findings.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     # Nor is the port of "host:100:" the name of an emoji.
     console = Console(highlight=False, soft_wrap=True, emoji=False)
     failed, server = False, ""

@@ -45,8 +45,8 @@ def verify(
     Exits with 1 when any stage is outside its tolerance, or the checkpoint is not the network's.
     """
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     from nima_build.golden import GOLDEN_PATH, golden_photos
     from nima_build.metadata import ArtefactError
@@ -56,6 +56,7 @@ def verify(
     from nima_client._address import normalise_url
     from nima_client._files import check_output, write_atomic
     from nima_client.contract import NETWORK_MODEL
+    from nima_client.library.text import counted, printable
 
     tls, headers = credentials(tls_ca, tls_cert, tls_key, header)
     try:
@@ -87,7 +88,7 @@ def verify(
         typer.echo(f"nima verify: {error}", err=True)
         raise typer.Exit(1) from None
 
-    table = Table(title=f"{len(report.photos)} photos against {report.reference}")
+    table = Table(title=f"{counted(len(report.photos), 'photo')} against {report.reference}")
     for heading in ("stage", "", "mean ±", "allowed", "EMD", "allowed", "worst photo or reason"):
         table.add_column(heading, justify="right" if heading[:1] in "maE" else "left")
     for stage in report.stages:
@@ -100,8 +101,8 @@ def verify(
             "" if limits is None else f"{limits.mean:g}",
             "" if stage.emd is None else f"{stage.emd:.1e}",
             "" if limits is None else f"{limits.emd:g}",
-            # Names and reasons have brackets of their own: 'nima-triton[tensorrt]'.
-            escape("; ".join(part for part in (stage.worst, stage.note) if part)),
+            # Names and reasons have brackets and colons of their own: 'nima-triton[tensorrt]'.
+            Text(printable("; ".join(part for part in (stage.worst, stage.note) if part))),
         )
     Console().print(table)
     if not report.passed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Optional
@@ -45,10 +46,13 @@ def credentials(
 ) -> tuple[TLS | None, dict[str, str]]:
     """``tls`` and ``headers`` for :class:`~nima_client.NimaClient` out of these options.
 
+    Also keeps gRPC from writing of connections that end or fail into what a command says.
+
     Raises:
         typer.BadParameter: a header without a name or a value that gRPC could send, or only one of
             certificate and key.
     """
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     headers = {}
     for item in header or ():
         name, equals, value = item.partition("=")

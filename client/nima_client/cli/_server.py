@@ -52,8 +52,6 @@ def connected_client(
         NoServer: none answers, and none can be started here.
         NimaError: the server named does not answer, or is not NIMA.
     """
-    # gRPC would write of every connection that ends, into the progress bar.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     options.setdefault("retry", PATIENT)
     options.setdefault("connect_timeout", _CONNECT_S)
     named = url or os.environ.get(_defaults.URL_VARIABLE)

@@ -29,8 +29,10 @@ def analyse(
     from contextlib import ExitStack
 
     from rich.console import Console
+    from rich.text import Text
 
     from nima_client import NimaError
+    from nima_client.library.text import printable
     from nima_training.analyse import analyse as run
     from nima_training.analyse import checkpoint_scorer, server_scorer
     from nima_training.checkpoint import load_checkpoint
@@ -51,12 +53,14 @@ def analyse(
                 score = stack.enter_context(server_scorer(str(url), tls, headers))
                 source = "a running server"
             status = stack.enter_context(console.status("scoring"))
-            result = run(score, paths, out, source, kind, lambda name: status.update(name))
+            result = run(
+                score, paths, out, source, kind, lambda name: status.update(Text(printable(name)))
+            )
     except (ValueError, OSError, NimaError) as error:
         typer.echo(f"nima analyse: {error}", err=True)
         raise typer.Exit(2) from error
     for name, missing in result["unreadable"].items():
-        typer.echo(f"skipped {name}: {missing}", err=True)
+        typer.echo(printable(f"skipped {name}: {missing}"), err=True)
     for name, summary in result["kinds"].items():
         changes = ", ".join(f"{v['strength']:g}: {v['change']:+.3f}" for v in summary["levels"])
         falls = f"; falls for {summary['falls']:.0%}" if "falls" in summary else ""
