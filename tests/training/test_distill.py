@@ -32,6 +32,7 @@ from nima_training.distill.pool import build_pool
 from nima_training.distill.recipe import distill
 from nima_training.distill.stages import Stage, learning_rate_factor, train_stage
 from nima_training.distill.teacher import TFLiteTeacher
+from nima_training.distill.views import random_crop
 from nima_training.distill.views import test_views as held_out_views
 from nima_training.distill.views import training_view
 from nima_training.losses import DistillationLoss
@@ -59,6 +60,13 @@ def test_views_follow_from_their_number(photos: list[Path]) -> None:
     assert not np.array_equal(views[3], views[43])  # the same photo, another view
     sets = [name for name, _ in held_out_views(photos[0], 0, SPEC, 1)]
     assert sets == ["clean", "seen", "unseen_strength", "unseen_kind"]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 60), (60, 1), (2, 2)])
+def test_a_crop_of_a_photo_of_few_pixels_has_pixels(size: tuple[int, int]) -> None:
+    rng, image = np.random.default_rng(0), Image.new("RGB", size)
+    crops = [random_crop(image, ViewConfig(), rng) for _ in range(2000)]
+    assert all(0 < c.width <= size[0] and 0 < c.height <= size[1] for c in crops)
 
 
 def test_a_photo_that_cannot_be_read_is_named(photos: list[Path], tmp_path: Path) -> None:

@@ -29,14 +29,20 @@ def open_photo(path: Path) -> Image.Image:
 
 
 def random_crop(image: Image.Image, config: ViewConfig, rng: np.random.Generator) -> Image.Image:
-    """A window of random area, aspect and place."""
+    """A window of random area, aspect and place; never less than one pixel."""
     area = rng.uniform(config.min_area, 1.0)
     stretch = math.exp(0.5 * rng.uniform(-1, 1) * math.log(config.max_aspect_change))
     width = min(1.0, math.sqrt(area) * stretch) * image.width
     height = min(1.0, math.sqrt(area) / stretch) * image.height
-    left = rng.uniform(0, image.width - width)
-    top = rng.uniform(0, image.height - height)
-    return image.crop((round(left), round(top), round(left + width), round(top + height)))
+    left, right = _pixels(rng.uniform(0, image.width - width), width, image.width)
+    top, bottom = _pixels(rng.uniform(0, image.height - height), height, image.height)
+    return image.crop((left, top, right, bottom))
+
+
+def _pixels(start: float, length: float, whole: int) -> tuple[int, int]:
+    """The nearest pixels; of a side of one pixel rounding would leave none."""
+    first = min(round(start), whole - 1)
+    return first, max(first + 1, round(start + length))
 
 
 def random_distortions(image: Image.Image, count: int, rng: np.random.Generator) -> Image.Image:
