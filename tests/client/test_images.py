@@ -43,7 +43,7 @@ def test_arrays_arrive_pixel_for_pixel() -> None:
 
 
 @pytest.mark.parametrize(
-    "mode", ["1", "L", "LA", "La", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "HSV"]
+    "mode", ["1", "L", "LA", "La", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "HSV", "LAB"]
 )
 def test_pil_images_of_every_mode(mode: str) -> None:
     image = Image.new(mode, (12, 8))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, TiffImagePlugin, features
 
+from nima_client._pixels import encode_pil
 from nima_client.contract import RejectionCode
 from nima_client.preprocess import (
     ImageRejected,
@@ -254,6 +255,21 @@ def test_refusals_name_their_reason():
     assert refusal(png[:12]).code is RejectionCode.UNDECODABLE
     floats = save(Image.fromarray(np.zeros((8, 8), np.float32)), "TIFF")
     assert refusal(floats).code is RejectionCode.UNSUPPORTED
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate"])
+def test_lab_is_shown_in_its_colours(compression: str | None) -> None:
+    """As Photoshop and scanners write it; a PIL image of this mode is no other photo."""
+    photo = gradient().point(lambda value: 64 + value // 2)  # well within the gamut of both
+    profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    lab = ImageCms.profileToProfile(photo, *profiles, outputMode="LAB")
+    assert lab is not None
+    data = save(lab, "TIFF", compression=compression)
+    assert inspect_header(data).mode == "LAB"
+    pixels = np.asarray(decode(data))
+    assert np.array_equal(pixels, np.asarray(decode(encode_pil(lab))))
+    difference = np.abs(pixels.astype(int) - np.asarray(photo))
+    assert difference.mean() < 1.5 and difference.max() <= 16  # eight bits of LAB are coarser
 
 
 def test_a_thumbnail_is_not_scored_in_the_place_of_its_raw_photo():

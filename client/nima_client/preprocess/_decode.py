@@ -171,7 +171,7 @@ def _to_rgb(image: Image.Image, header: ImageHeader) -> Image.Image:
     if mode in SIXTEEN_BIT_MODES or (mode == "I" and header.format == "PNG"):
         wide = np.asarray(image).astype(np.uint32)
         return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
-    if mode in ("I", "F", "LAB", "HSV"):
+    if mode in ("I", "F", "HSV"):
         raise ImageRejected(
             RejectionCode.UNSUPPORTED, f"{header.format} with {mode} pixels: save it as 8-bit RGB"
         )
