@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from nima_client.preprocess import PreprocessSpec
 from nima_training import metrics, pages
@@ -44,6 +45,32 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "reference": {"set": "x", "quantiles": reference_quantiles(np.arange(9.0))},
         },
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (float("nan"), "is broken: its weights classifier."),
+        # Finite weights, whose sum is not.
+        (3e38, "the checkpoint <tiny & co> is broken: its scores of 3 of 3 photos are not finite"),
+    ],
+)
+def test_evaluate_says_that_the_checkpoint_is_broken(
+    value: float, told: str, checkpoint: Path, tmp_path: Path, make_set: MakeSet
+) -> None:
+    photos, labels = make_set(tmp_path, 3)
+    manifest = tmp_path / "m.parquet"
+    build_manifest(read_own(labels), photos, manifest, fractions={"test": 1.0, "train": 0.0})
+    loaded = load_checkpoint(checkpoint)
+    with torch.no_grad():
+        for parameter in loaded.model.classifier.parameters():  # type: ignore[union-attr]
+            parameter.fill_(value)
+    broken = save_checkpoint(tmp_path / "broken", loaded.model, loaded.meta)
+    arguments = [broken, "--manifest", manifest, "--photos", photos, "--out", tmp_path / "out"]
+    result = CliRunner().invoke(evaluate_app, [str(argument) for argument in arguments])
+    assert result.exit_code == 2
+    assert told in result.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_evaluate_writes_figures_table_and_page(

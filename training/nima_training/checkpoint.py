@@ -171,7 +171,7 @@ def load_checkpoint(directory: str | Path) -> Checkpoint:
 
     Raises:
         CheckpointError: files missing, metadata malformed, or weights whose hash is not the one
-            the metadata names, or that do not fit its backbone.
+            the metadata names, that do not fit its backbone, or that are not finite.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -191,6 +191,11 @@ def load_checkpoint(directory: str | Path) -> Checkpoint:
         # PyTorch lists every tensor that does not fit on a line of its own; the first will do.
         reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
         raise CheckpointError(f"{directory} cannot be loaded: {reason}") from error
+    for name, value in model.state_dict().items():
+        if not value.isfinite().all():
+            raise CheckpointError(
+                f"{directory} is broken: its weights {name} are not finite, so it scores no photo"
+            )
     return Checkpoint(model.eval(), meta, spec)
 
 

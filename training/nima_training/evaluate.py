@@ -53,8 +53,8 @@ def evaluate(
         workers: threads that decode photos.
 
     Raises:
-        ValueError: the manifest cannot be read, the split is empty, or none of its photos is
-            readable.
+        ValueError: the manifest cannot be read, the split is empty, none of its photos is
+            readable, or the checkpoint's scores are not finite.
         OSError: ``out`` cannot be written into.
     """
     check_output_folder(out)
@@ -70,6 +70,12 @@ def evaluate(
     unreadable = {str(frame["image_id"][index]): reason for index, reason in failures.items()}
     frame, paths = frame.iloc[good].reset_index(drop=True), [paths[i] for i in good]
     predicted = tensor.double().numpy()
+    if not (scored := np.isfinite(predicted).all(axis=1)).all():
+        raise ValueError(
+            f"the checkpoint {checkpoint.meta['name']} is broken: its scores of "
+            f"{int((~scored).sum())} of {len(paths)} photos are not finite, e.g. of "
+            f"{paths[int(np.argmin(scored))]}"
+        )
     true = frame[PROBABILITIES].to_numpy(np.float64)
     result: dict[str, Any] = {
         "checkpoint": checkpoint.meta["name"],
