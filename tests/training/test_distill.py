@@ -32,9 +32,8 @@ from nima_training.distill.pool import build_pool
 from nima_training.distill.recipe import distill
 from nima_training.distill.stages import Stage, learning_rate_factor, train_stage
 from nima_training.distill.teacher import TFLiteTeacher
-from nima_training.distill.views import random_crop
+from nima_training.distill.views import random_crop, training_view
 from nima_training.distill.views import test_views as held_out_views
-from nima_training.distill.views import training_view
 from nima_training.losses import DistillationLoss
 from nima_training.mobilenet_v1 import MobileNetV1, multiply_adds
 from nima_training.split import difference_hash, group_near_duplicates, split_by_group, unit_hash
