@@ -404,6 +404,8 @@ def test_a_mistake_is_told_before_anything_is_measured(folder, tmp_path, monkeyp
         (["-o", tmp_path / "out", "--url", "grpcs://127.0.0.1:1"], 1, "TLS cannot be measured"),
         (["-o", tmp_path / "out", "--url", "grpc://127.0.0.1:1"], 1, "bench: 127.0.0.1:1 cannot"),
         (["-o", tmp_path / "out", "--rate-shares", "nan"], 2, "positive and finite"),
+        (["-o", tmp_path / "out", "--rate-shares", "0.5,0_9"], 2, "is no list of numbers"),
+        (["-o", tmp_path / "out", "--concurrency", "1,3_2"], 2, "is no list of numbers"),
         (["--url", "127.0.0.1:1", "--instances", "4"], 2, "--instances is for the server"),
         (["--request-size", "4", "--concurrency", ""], 2, "is for closed loops"),
         (["--seconds", "inf"], 2, "--seconds"),

@@ -58,6 +58,16 @@ def test_a_score_that_is_no_number_is_told(tmp_path: Path, form: str, text: str)
         read_rows(path)
 
 
+@pytest.mark.parametrize("text", ["5_0", "٥"])
+def test_a_number_that_only_python_reads_is_told(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "scores.csv"
+    write_rows(rows()[:1], path, "csv")
+    changed = path.read_text().replace("a.jpg,4.0,", f"a.jpg,{text},")
+    path.write_text(changed, encoding="utf-8")
+    with pytest.raises(ValueError, match="line 2: could not convert string to float"):
+        read_rows(path)
+
+
 @pytest.mark.parametrize(("form", "place"), [("json", "record 1"), ("jsonl", "line 1")])
 def test_json_that_is_nested_too_deep_is_told(tmp_path: Path, form: str, place: str) -> None:
     path = tmp_path / f"scores.{form}"

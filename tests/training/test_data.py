@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,16 +79,20 @@ def test_ava_txt(tmp_path: Path) -> None:
         (ava_line(3, 953619), "row 2: image 953619 appears twice"),
         (ava_line(3, 17, "1 x 3 4 5 6 7 8 9 10"), "row 2: could not convert"),
         (ava_line(3, 17, " ".join(["1e308"] * 10)), "row 2: a rating is infinite"),
-        ("3 inf 1 2 3 4 5 6 7 8 9 10 1 22 1396", "row 2: invalid literal .* 'inf'"),
-        ("3 17.5 1 2 3 4 5 6 7 8 9 10 1 22 1396", "row 2: invalid literal .* '17.5'"),
-        ("3 17 1 2 3 4 5 6 7 8 9 10 1 inf 1396", "row 2: invalid literal .* 'inf'"),
+        ("3 inf 1 2 3 4 5 6 7 8 9 10 1 22 1396", "row 2: 'inf' is no whole number"),
+        ("3 17.5 1 2 3 4 5 6 7 8 9 10 1 22 1396", "row 2: '17.5' is no whole number"),
+        ("3 9_5 1 2 3 4 5 6 7 8 9 10 1 22 1396", "row 2: '9_5' is no whole number"),
+        ("3 +95 1 2 3 4 5 6 7 8 9 10 1 22 1396", r"row 2: '\+95' is no whole number"),
+        ("3 ٩٥ 1 2 3 4 5 6 7 8 9 10 1 22 1396", "row 2: '٩٥' is no whole number"),
+        (ava_line(3, 17, "1_0 2 3 4 5 6 7 8 9 10"), "row 2: could not convert .* '1_0'"),
+        ("3 17 1 2 3 4 5 6 7 8 9 10 1 inf 1396", "row 2: 'inf' is no whole number"),
         ("\n\n" + ava_line(3, 17, "1 nan 3 4 5 6 7 8 9 10"), "row 4: a rating is NaN"),
         ("\n\n" + ava_line(3, 953619), "row 4: image 953619 appears twice"),
     ],
 )
 def test_malformed_ava_rows_are_named(tmp_path: Path, line: str, reason: str) -> None:
     path = tmp_path / "AVA.txt"
-    path.write_text(ava_line(1, 953619) + "\n" + line + "\n")
+    path.write_text(ava_line(1, 953619) + "\n" + line + "\n", encoding="utf-8")
     with pytest.raises(sources.LabelError, match=rf"AVA\.txt, {reason}"):
         sources.read_ava(path)
 
@@ -120,6 +126,9 @@ def test_label_files_that_are_no_text(tmp_path: Path, read: Callable[[Path], pd.
     ("file", "text", "reason"),
     [
         ("tags.txt", "1 A\nB\n", "tags.txt, row 2: needs a number and a name"),
+        ("tags.txt", "1 A\n٢ B\n", "tags.txt, row 2: needs a number and a name"),
+        ("tags.txt", "1 A\n2\n", "tags.txt, row 2: needs a number and a name"),
+        ("train.lab", "1\n٢\n", "train.lab: '٢' of image 12 is no style"),
         ("styles.txt", "1 A\n3 B\n", r"styles.txt numbers its styles \[1, 3\]"),
         ("train.lab", "1\n3\n", "train.lab: '3' of image 12 is no style"),
         ("train.lab", "1\n", "train.jpgl has 2 rows, train.lab 1"),
@@ -134,7 +143,7 @@ def test_damaged_ava_lists_are_named(tmp_path: Path, file: str, text: str, reaso
     for name, content in whole.items():
         (tmp_path / name).write_text(content)
     assert ava.read_styles(tmp_path) == {"11": ["A"], "12": ["B"], "13": ["B"]}
-    (tmp_path / file).write_text(text)
+    (tmp_path / file).write_text(text, encoding="utf-8")
     with pytest.raises(sources.LabelError, match=reason):
         ava.read_names(tmp_path / file) if file == "tags.txt" else ava.read_styles(tmp_path)
 
@@ -159,7 +168,9 @@ def test_label_json(tmp_path: Path) -> None:
     ("samples", "reason"),
     [
         ([{"image_id": None, "label": [1] * 10}], 'row 1: needs "image_id"'),
-        ([{"image_id": 1, "label": [10**400] + [1] * 9}], "not a number"),
+        ([{"image_id": 1, "label": [10**400] + [1] * 9}], "row 1: .* not a number"),
+        ([{"image_id": 1, "label": ["1_0"] + [1] * 9}], "row 1: .* not a number"),
+        ([{"image_id": 1, "label": [True] + [1] * 9}], "row 1: .* not a number"),
     ],
 )
 def test_malformed_label_json(tmp_path: Path, samples: list[object], reason: str) -> None:
@@ -234,7 +245,13 @@ def test_names_that_look_like_no_value_or_a_number(tmp_path: Path) -> None:
     [
         (["a,5,1", "a,6,1"], "own.csv, row 3: image a appears twice"),
         (["a,5,1", " ,6,1"], "own.csv, row 3: no image_id"),
-        (["a,5,1", "b,6,many"], "own.csv, column votes: could not convert"),
+        (["a,5,1", "b,6,many"], "own.csv, row 3: votes: could not convert"),
+        (["a,5,1", "b,6,1_0"], "own.csv, row 3: votes: could not convert"),
+        (["a,5,1", "b,0_6,1"], "own.csv, row 3: could not convert .* '0_6'"),
+        (["a,5,1", "b,٦,1"], "own.csv, row 3: could not convert .* '٦'"),
+        (["", "a,5,1", " ", "b,11,1"], "own.csv, row 5: mean 11.0 is not in"),
+        (["a,5,1", "", ",6,1"], "own.csv, row 4: no image_id"),
+        (["", "a,5,1", "", '"b\nc",5,1', "a,6,1"], "own.csv, row 6: image a appears twice"),
         (["a,5,1", "b,6,1,9"], "own.csv cannot be read as CSV: .*line 3"),
         (["a,5,1,9", "b,6,1,9"], "own.csv: its rows have more fields than its header"),
         (["a,5,1,", "b,6,1,"], "own.csv: its rows have more fields than its header"),
@@ -242,8 +259,19 @@ def test_names_that_look_like_no_value_or_a_number(tmp_path: Path) -> None:
 )
 def test_malformed_rows_of_an_own_table(tmp_path: Path, rows: list[str], reason: str) -> None:
     path = tmp_path / "own.csv"
-    path.write_text("\n".join(["image_id,mean,votes", *rows]) + "\n")
+    path.write_text("\n".join(["image_id,mean,votes", *rows]) + "\n", encoding="utf-8")
     with pytest.raises(sources.LabelError, match=reason):
+        sources.read_own(path)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".bz2", ".xz"])
+def test_blank_lines_count_in_a_compressed_table_and_before_its_header(
+    tmp_path: Path, suffix: str
+) -> None:
+    text = b"\xef\xbb\xbf\r\n\r\nimage_id,mean\r\na,5\r\n\r\nb,11\r\n"
+    pack = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[suffix]
+    (path := tmp_path / f"own.csv{suffix}").write_bytes(pack(text))
+    with pytest.raises(sources.LabelError, match=r"row 6: mean 11\.0 is not in"):
         sources.read_own(path)
 
 

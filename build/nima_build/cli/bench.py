@@ -5,20 +5,22 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
 from nima_build.cli._precision import Precision
+from nima_client._numbers import real, whole
 from nima_client.contract import MAX_BATCH_SIZE
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
 
-def _numbers(text: str, kind: type[int] | type[float]) -> tuple[float, ...]:
+def _numbers(text: str, kind: Callable[[str], float]) -> tuple[float, ...]:
     try:
-        values = tuple(kind(part) for part in text.split(",") if part.strip())
+        values = tuple(kind(part.strip()) for part in text.split(",") if part.strip())
     except ValueError:
         raise typer.BadParameter(f"{text!r} is no list of numbers such as 1,8,32") from None
     if not all(0 < value < math.inf for value in values):
@@ -88,8 +90,8 @@ def bench(
         print(f"nima bench: {line}", file=sys.stderr, flush=True)
 
     sweep = Sweep(
-        concurrencies=tuple(int(c) for c in _numbers(concurrency, int)),
-        rate_shares=_numbers(rate_shares, float),
+        concurrencies=tuple(int(c) for c in _numbers(concurrency, whole)),
+        rate_shares=_numbers(rate_shares, real),
         seconds=seconds,
         repeats=repeats,
         request_size=request_size,

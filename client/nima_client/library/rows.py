@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nima_client._numbers import real
 from nima_client.contract import NUM_RATINGS
 from nima_client.results import ImageFailure, ImageScore
 
@@ -87,15 +88,15 @@ class Row:
         """
         try:
             if fields.get("distribution") is not None:
-                distribution = tuple(float(p) for p in fields["distribution"])
+                distribution = tuple(real(p) for p in fields["distribution"])
             else:
-                distribution = tuple(float(fields[name]) for name in PROBABILITIES)
+                distribution = tuple(real(fields[name]) for name in PROBABILITIES)
             percentile = fields.get("percentile")
             row = cls(
                 file=str(fields["file"]),
-                mean=float(fields["mean"]),
-                std=float(fields["std"]),
-                percentile=None if percentile in (None, "") else float(percentile),
+                mean=real(fields["mean"]),
+                std=real(fields["std"]),
+                percentile=None if percentile in (None, "") else real(percentile),
                 distribution=distribution,
                 model_version=str(fields.get("model_version") or ""),
                 checkpoint=str(fields.get("checkpoint") or ""),
@@ -107,7 +108,7 @@ class Row:
             raise ValueError(str(error)) from None
         if len(row.distribution) != NUM_RATINGS:
             raise ValueError(f"a distribution has {NUM_RATINGS} values, not {len(distribution)}")
-        # float() reads "nan" and "inf", which would spoil every order and average.
+        # real() reads "nan" and "inf", which would spoil every order and average.
         for name in ("mean", "std", "percentile"):
             value = getattr(row, name)
             if value is not None and not math.isfinite(value):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nima_client._numbers import whole
 from nima_training.data.sources import LabelError, label_text
 
 
@@ -22,9 +23,12 @@ def read_names(path: Path) -> dict[int, str]:
     for row, line in enumerate(label_text(path).splitlines(), start=1):
         if line.strip():
             number, *name = line.split(maxsplit=1)
-            if not (number.isdecimal() and name):
-                raise LabelError(f"{path.name}, row {row}: needs a number and a name, not {line!r}")
-            names[int(number)] = name[0].strip()
+            try:
+                names[whole(number)] = name[0].strip()
+            except (ValueError, IndexError):
+                raise LabelError(
+                    f"{path.name}, row {row}: needs a number and a name, not {line!r}"
+                ) from None
     return names
 
 
@@ -43,9 +47,12 @@ def read_styles(folder: Path) -> dict[str, list[str]]:
     if len(train) != len(labels):
         raise LabelError(f"train.jpgl has {len(train)} rows, train.lab {len(labels)}")
     for image_id, label in zip(train, labels, strict=True):
-        if not label.isdecimal() or int(label) not in names:
-            raise LabelError(f"train.lab: {label!r} of image {image_id} is no style of styles.txt")
-        styles.setdefault(image_id, []).append(names[int(label)])
+        try:
+            styles.setdefault(image_id, []).append(names[whole(label)])
+        except (ValueError, KeyError):
+            raise LabelError(
+                f"train.lab: {label!r} of image {image_id} is no style of styles.txt"
+            ) from None
     test = read_ids(folder / "test.jpgl")
     rows = [
         flags

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from nima_client._numbers import real, whole
 from nima_training.data.maxent import maximum_entropy
+from nima_training.data.rows import csv_rows
 
 PROBABILITIES = [f"p{rating}" for rating in range(1, 11)]
 AVA_COLUMNS = 15
@@ -111,8 +113,8 @@ def read_ava(path: Path, tag_names: dict[int, str] | None = None) -> pd.DataFram
                 f"{path.name}, row {number}: {len(fields)} columns, AVA.txt has {AVA_COLUMNS}"
             )
         try:
-            image_id, *others, challenge = (int(fields[column]) for column in (1, 12, 13, 14))
-            counts.append([float(field) for field in fields[2:12]])
+            image_id, *others, challenge = (whole(fields[column]) for column in (1, 12, 13, 14))
+            counts.append([real(field) for field in fields[2:12]])
         except ValueError as error:
             raise LabelError(f"{path.name}, row {number}: {error}") from error
         rows.append(number)
@@ -131,7 +133,7 @@ def read_label_json(path: Path) -> pd.DataFrame:
     """The JSON list of idealo: of ``{"image_id": …, "label": [ten counts or probabilities]}``."""
     try:
         samples = json.loads(label_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise LabelError(f"{path.name} is not valid JSON: {error}") from error
     if not isinstance(samples, list) or not samples:
         raise LabelError(f"{path.name}: expected a non-empty list of samples")
@@ -143,11 +145,15 @@ def read_label_json(path: Path) -> pd.DataFrame:
             raise LabelError(
                 f'{path.name}, row {number}: needs "image_id" and a "label" of ten numbers'
             )
-        labels.append([np.nan if value is None else value for value in label])
-    try:
-        values = np.array(labels, dtype=np.float64).reshape(len(labels), 10)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise LabelError(f"{path.name}: a label holds something that is not a number") from error
+        try:
+            if not {type(value) for value in label} <= {int, float, type(None)}:
+                raise TypeError
+            labels.append([np.nan if value is None else float(value) for value in label])
+        except (TypeError, OverflowError) as error:
+            raise LabelError(
+                f"{path.name}, row {number}: its label holds something that is not a number"
+            ) from error
+    values = np.array(labels, dtype=np.float64)
     ids = [str(sample["image_id"]) for sample in samples]
     return table(ids, distributions(values, path.name), _votes(values), source=path.name)
 
@@ -168,7 +174,7 @@ def read_tid2013(folder: Path) -> pd.DataFrame:
         if not (fields := line.split()):
             continue
         try:
-            mos, name = float(fields[0]), fields[1]
+            mos, name = real(fields[0]), fields[1]
             rows.append(maximum_entropy(mos + 1))
         except (ValueError, IndexError) as error:
             raise LabelError(f"mos_with_names.txt, row {number}: {error}") from error
@@ -191,22 +197,24 @@ def read_own(path: Path) -> pd.DataFrame:
     ``tags`` (separated by ``;`` in CSV).
     """
     frame = _own_frame(path)
-    first = 1 if path.suffix == ".parquet" else 2  # a CSV has a header row
     if "image_id" not in frame or frame.empty:
         raise LabelError(f"{path.name}: needs a column image_id and at least one row")
-    numbers = range(first, first + len(frame))
+    count = len(frame)
+    numbers = range(1, count + 1) if path.suffix == ".parquet" else csv_rows(path, count)
     unnamed = frame["image_id"].isna() | (frame["image_id"].astype(str).str.strip() == "")
     if unnamed.any():
-        row = first + int(np.argmax(unnamed.to_numpy()))
+        row = numbers[int(np.argmax(unnamed.to_numpy()))]
         raise LabelError(f"{path.name}, row {row}: no image_id")
     counts = [f"r{rating}" for rating in range(1, 11)]
     columns = next((c for c in (PROBABILITIES, counts) if set(c) <= set(frame.columns)), None)
     votes = None
     if "votes" in frame:
-        try:
-            votes = frame["votes"].astype(float).to_numpy()
-        except (TypeError, ValueError) as error:
-            raise LabelError(f"{path.name}, column votes: {error}") from error
+        votes = np.full(count, np.nan)
+        for index, value in enumerate(frame["votes"]):
+            try:
+                votes[index] = np.nan if pd.isna(value) else real(value)
+            except (TypeError, ValueError) as error:
+                raise LabelError(f"{path.name}, row {numbers[index]}: votes: {error}") from error
     if columns is not None:
         values = frame[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
         probabilities = distributions(values, path.name, numbers)
@@ -216,8 +224,8 @@ def read_own(path: Path) -> pd.DataFrame:
         rows = []
         for row, mean, std in zip(numbers, frame["mean"], stds, strict=True):
             try:
-                known = None if std is None or pd.isna(std) else float(std)
-                rows.append(maximum_entropy(float(mean), known))
+                known = None if std is None or pd.isna(std) else real(std)
+                rows.append(maximum_entropy(real(mean), known))
             except (TypeError, ValueError) as error:
                 raise LabelError(f"{path.name}, row {row}: {error}") from error
         probabilities = np.array(rows)
