@@ -177,6 +177,18 @@ class BaseClient:
     def _prepare_options(self) -> PrepareOptions:
         return PrepareOptions(self._options.limits, self._options.max_side)
 
+    def __copy__(self: C) -> C:
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __getstate__(self) -> object:
+        kind = type(self).__name__
+        raise TypeError(
+            f"a {kind} cannot be pickled: it holds a connection. Make one in each process, of the "
+            "same options (docs/client-scale-out.md: Ray, Spark, multiprocessing)"
+        )
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -88,6 +90,16 @@ def test_options_that_may_be_absent_may_be_absent() -> None:
     client = NimaClient(request_timeout=None, timeout=None, keepalive_s=None, compression=None)
     assert client.with_options(max_side=None, request_size=None, timeout=None)
     assert Connection("h:1", headers={"x-empty": ""}).metadata == (("x-empty", ""),)
+
+
+@pytest.mark.parametrize("kind", [NimaClient, AsyncNimaClient])
+def test_a_client_that_is_pickled_says_what_to_do_instead(kind: Make) -> None:
+    client = kind("127.0.0.1:1", bearer_token="secret")
+    for send in (pickle.dumps, copy.deepcopy, lambda c: pickle.dumps(c.score_one)):
+        with pytest.raises(TypeError, match=r"cannot be pickled.*Make one in each process") as told:
+            send(client)
+        assert "secret" not in str(told.value)
+    assert copy.copy(client).url == client.with_options(timeout=1.0).url == "127.0.0.1:1"
 
 
 def test_a_header_in_two_spellings_is_sent_once() -> None:
