@@ -26,6 +26,7 @@ except ModuleNotFoundError:  # Windows
 
 _BLOCK = 1 << 20
 _UNFINISHED = ".partial"
+_TRIES = 100
 
 
 def sha256_file(path: Path) -> str:
@@ -108,16 +109,19 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+def atomic_file(path: Path, mode: str = "w", *, one_of_many: bool = False) -> Iterator[IO[Any]]:
     """A file that takes its place only when it has been written whole and is on the disk.
 
     Whatever goes wrong (an exception, a full disk, a kill), the previous file stays as it was. A
     link stays a link to what is replaced; the new file has the mode of the old one. What is no
     regular file (``/dev/stdout``, a pipe) cannot be replaced: it is written to as it stands.
+    Afterwards no power cut brings the previous file back, where the file system flushes folders.
 
     Args:
         path: where it goes; missing folders are made.
         mode: ``"w"`` (UTF-8, newlines as written) or ``"wb"``.
+        one_of_many: whoever writes many small files flushes their folder (:func:`flush_folder`)
+            once, behind the last: after each it took 1.6 times as long.
 
     Raises:
         OSError: it could not be written.
@@ -130,13 +134,12 @@ def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     final = _final(path)
     name = ""
     try:
-        with held_back():
-            with _naming(path):
-                descriptor, name = tempfile.mkstemp(
-                    suffix=_UNFINISHED, prefix=_hidden(final), dir=final.parent
-                )
-            file = os.fdopen(descriptor, mode, **text)  # type: ignore[call-overload]
-        with _in_use(descriptor):
+        with ExitStack() as locked:
+            with held_back(), _naming(path):
+                descriptor, name = _new_file(final)
+                if fcntl is not None:  # Windows renames no open file
+                    locked.callback(os.close, os.dup(descriptor))
+                file = os.fdopen(descriptor, mode, **text)  # type: ignore[call-overload]
             with file:
                 yield file
                 _to_disk(file)
@@ -144,6 +147,8 @@ def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
                 os.chmod(name, _mode(final))
                 os.replace(name, final)
                 name = ""
+        if not one_of_many:
+            flush_folder(final.parent)
     finally:
         if name:
             os.unlink(name)
@@ -155,19 +160,36 @@ def _hidden(final: Path) -> str:
     return f".{final.name[:32]}."
 
 
-@contextmanager
-def _in_use(descriptor: int) -> Iterator[None]:
-    """A temporary file is locked until it has its name, or its writer dies, however it dies."""
+def _new_file(final: Path) -> tuple[int, str]:
+    """A temporary file, locked until its writer closes its last descriptor or dies, however.
+
+    Returns:
+        Its descriptor and its name.
+    """
+    for _ in range(_TRIES):
+        descriptor, name = tempfile.mkstemp(
+            suffix=_UNFINISHED, prefix=_hidden(final), dir=final.parent
+        )
+        if _lock(descriptor, name):
+            return descriptor, name
+        # Another process took it for what a killed one had left, in the moment before the lock.
+        os.close(descriptor)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+    raise BlockingIOError(errno.EAGAIN, "other processes remove every temporary file", str(final))
+
+
+def _lock(descriptor: int, name: str) -> bool:
+    """Lock a new file, where there are locks; False if :func:`remove_unfinished` came before."""
     if fcntl is None:
-        yield
-        return
-    held = os.dup(descriptor)
+        return True
     try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(held, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(held)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks, where nothing is removed either
+        return True
+    return os.path.exists(name)
 
 
 def remove_unfinished(path: Path) -> None:
@@ -179,6 +201,25 @@ def remove_unfinished(path: Path) -> None:
         with contextlib.suppress(OSError), left.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink()
+
+
+def flush(path: Path) -> None:
+    """Have what was written to a file, or the names in a folder, on the disk.
+
+    Raises:
+        OSError: it could not be flushed, or opened for reading.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_folder(folder: Path) -> None:
+    """As :func:`flush`, where the file system flushes folders: Windows and some others do not."""
+    with contextlib.suppress(OSError):
+        flush(folder)
 
 
 def _to_disk(file: IO[Any]) -> None:

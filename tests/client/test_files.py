@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from nima_client._files import atomic_file, write_atomic, write_together
+from nima_client._files import atomic_file, remove_unfinished, write_atomic, write_together
 
 
 def together(path: Path, data: bytes) -> None:
@@ -172,6 +177,62 @@ def test_parquet_and_failures_go_through_a_pipe(tmp_path: Path) -> None:
         reader.join(20)
     assert pq.read_table(io.BytesIO(got[0])).column("file").to_pylist() == ["a.jpg"]
     assert got[1].startswith(b'{"file": "b.jpg"')
+
+
+@every_way
+def test_the_new_name_is_on_the_disk_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Write
+) -> None:
+    path = tmp_path / "scores"
+    path.write_bytes(b"old")
+    flushed = []
+
+    def fsync(descriptor: int, ordinary: Callable[[int], None] = os.fsync) -> None:
+        ordinary(descriptor)
+        flushed.append((os.fstat(descriptor).st_ino, path.read_bytes()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write(path, b"new")
+    assert flushed[-1] == (tmp_path.stat().st_ino, b"new")
+    assert (path.stat().st_ino, b"old") in flushed[:-1]
+
+
+def test_a_folder_that_cannot_be_flushed_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_atomic(tmp_path / "scores", b"new")
+    assert (tmp_path / "scores").read_bytes() == b"new"
+
+
+@every_way
+def test_a_file_that_was_taken_away_before_it_was_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Write
+) -> None:
+    path, ordinary, made = tmp_path / "scores", tempfile.mkstemp, []
+
+    def mkstemp(**options: Any) -> tuple[int, str]:
+        descriptor, name = ordinary(**options)
+        made.append(name)
+        if len(made) == 1:  # as another process may at this moment
+            remove_unfinished(path)
+            assert not os.path.exists(name)
+        elif len(made) == 2:  # which now holds it, and is about to
+            holder = os.open(name, os.O_RDONLY)
+            fcntl.flock(holder, fcntl.LOCK_EX)
+            held.callback(os.close, holder)
+        return descriptor, name
+
+    monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
+    with ExitStack() as held:
+        write(path, b"whole")
+    assert len(made) == 3
+    assert path.read_bytes() == b"whole"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 _HALF_WAY = """

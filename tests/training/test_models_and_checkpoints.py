@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -202,7 +203,8 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(
         synced = []
 
         def full_at_the_second(descriptor: int) -> None:
-            synced.append(descriptor)
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                synced.append(descriptor)
             if len(synced) == 2:
                 raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -5,7 +5,6 @@ Only on request, and never over an existing file.
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import errno
 import filecmp
@@ -15,6 +14,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from nima_client._files import flush, flush_folder
 from nima_client._names import named_path
 from nima_client.library.rows import Row
 from nima_client.library.xmp import sidecar, stars, write_rating
@@ -109,7 +109,7 @@ def rate(
         named: files by the names of the rows, where known; else the name is the path.
         report: told of photos without a new rating; by default the first such error is raised.
     """
-    written = 0
+    written, folders = 0, set()
     for row in rows:
         path = _file_of(row, named)
         if _inside_archive(path):
@@ -117,10 +117,12 @@ def rate(
         try:
             if not os.path.lexists(path):
                 raise FileNotFoundError(f"{path}: no such file")
-            write_rating(path, stars(row))
+            folders.add(write_rating(path, stars(row)).parent)
             written += 1
         except (OSError, ValueError) as error:
             report(row, error)
+    for folder in folders:
+        flush_folder(folder)
     return written
 
 
@@ -219,20 +221,11 @@ def _copy(source: Path, target: Path) -> None:
 
 def _delete(source: Path, target: Path) -> None:
     """Delete what was copied, once the copy would outlive a power cut."""
-    # Windows flushes no file that is open for reading; some file systems flush no folder.
+    # Windows flushes no file that is open for reading.
     if os.name != "nt" and not target.is_symlink():
-        _flush(target)
-        with contextlib.suppress(OSError):
-            _flush(target.parent)
+        flush(target)
+        flush_folder(target.parent)
     source.unlink()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _is_placed(source: Path, target: Path, action: Action) -> bool:

@@ -52,7 +52,8 @@ def write_rating(photo: Path, rating: int) -> Path:
         rating: 0 (none) to 5 stars.
 
     Returns:
-        The sidecar.
+        The sidecar. A power cut may bring the one before back until its folder is flushed
+        (:func:`nima_client._files.flush_folder`).
 
     Raises:
         XmpError: what lies there is no XMP file; it stays as it is.
@@ -72,7 +73,7 @@ def write_rating(photo: Path, rating: int) -> Path:
         for element in holder.findall(_RATING):
             holder.remove(element)
     description.set(_RATING, str(rating))
-    with atomic_file(path, "wb") as file:
+    with atomic_file(path, "wb", one_of_many=True) as file:
         file.write(found.before.encode())
         ET.ElementTree(tree).write(file, encoding="utf-8", xml_declaration=False)
         file.write(found.after.encode())
