@@ -169,6 +169,33 @@ def test_a_result_is_on_the_disk_before_it_has_its_name_however_long(
     assert synced == [((output / long.name).stat().st_size, False)]
 
 
+def test_what_is_read_at_a_time_is_bounded_by_bytes_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without that 256 photos of a camera are gigabytes, and a row group even more."""
+    monkeypatch.setattr(nima_client.ray, "_READ_BYTES", 1 << 20)
+    monkeypatch.setitem(nima_client.ray._FILE_OPTIONS, "buffer_size", 1 << 16)
+    path, images = tmp_path / "large.parquet", [os.urandom(100_000) for _ in range(200)]
+    table = pa.table({"path": list(map(str, range(200))), "bytes": images})
+    pq.write_table(table, path, write_batch_size=4)
+    images.clear()
+    del table
+    assert pq.ParquetFile(path).metadata.num_row_groups == 1
+    reading, whole, held = scorer(tmp_path / "scores"), nima_client.ray.Scorer.__call__, []
+    before = pa.total_allocated_bytes()
+
+    def look(own: Any, batch: pa.Table) -> pa.Table:
+        held.append((batch.num_rows, pa.total_allocated_bytes() - before))
+        return whole(own, batch)
+
+    monkeypatch.setattr(nima_client.ray.Scorer, "__call__", look)
+    assert reading._score_file(str(path)) == (200, 200)  # noise is no photo
+    assert [rows for rows, _ in held] == [10] * 20
+    assert max(size for _, size in held) < 5 << 20
+    scores = pq.read_table(tmp_path / "scores" / path.name)
+    assert scores.column("path").to_pylist() == list(map(str, range(200)))
+
+
 def test_a_partition_without_rows_has_a_result_without_rows(
     bucket: Any, shard: Path, tmp_path: Path
 ) -> None:
