@@ -18,7 +18,10 @@ except SourceError as error:
     sys.exit(f"{error}: set `folder` to one of yours")
 
 # %% One call scores them all. `on_error="return"`: a broken file becomes a row, not an exception.
-results = nima_client.score(paths, on_error="return")
+try:
+    results = nima_client.score(paths, on_error="return")
+except (nima_client.NimaError, ValueError) as error:  # no server there, or no address
+    sys.exit(f"{error}: start `nima serve`, or let $NIMA_URL name your server")
 frame = to_pandas(results)
 print(frame[["source", "mean", "std", "percentile", "code"]].to_string())
 

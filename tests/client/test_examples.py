@@ -114,6 +114,15 @@ def test_notebook_of_photos_that_cannot_be_scored(
         load("notebook")
 
 
+@pytest.mark.parametrize("url", ["127.0.0.1:1", "nowhere"])
+def test_notebook_without_a_server(folder: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    pytest.importorskip("pandas")
+    monkeypatch.setenv("NIMA_URL", url)
+    monkeypatch.setattr("sys.argv", ["notebook.py", str(folder)])
+    with pytest.raises(SystemExit, match=r"(no server answers|no port).*`nima serve`.*NIMA_URL"):
+        load("notebook")
+
+
 @pytest.mark.parametrize("name", ["ray", "spark"])
 def test_cluster_examples_take_one_folder_and_one_output(tmp_path: Path, name: str) -> None:
     pytest.importorskip("ray", reason="nima_client.ray needs the extra ray")
