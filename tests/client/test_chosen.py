@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -96,6 +97,24 @@ def test_ranks_sort_beyond_999(tmp_path: Path) -> None:
     assert [path.name for path in placed] == sorted(path.name for path in placed)
     assert placed[0].name.startswith("0001_")
     assert place(rows[:2], tmp_path / "few", Action.LINK)[0].name.startswith("001_")
+
+
+def test_the_folders_of_many_sidecars_are_flushed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = [tmp_path / folder / f"{n}.jpg" for folder in "ab" for n in range(20)]
+    for photo in photos:
+        photo.parent.mkdir(exist_ok=True)
+        photo.write_bytes(b"x")
+    flushed = []
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            flushed.append(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert rate(list(map(row, photos))) == 40
+    assert sorted(flushed) == sorted((tmp_path / folder).stat().st_ino for folder in "ab")
 
 
 @pytest.mark.parametrize("action", list(Action))
