@@ -100,7 +100,7 @@ class Connection:
         """
         options: list[tuple[str, int | str]] = [
             ("grpc.max_send_message_length", _defaults.MAX_MESSAGE_BYTES),
-            ("grpc.max_receive_message_length", _defaults.MAX_MESSAGE_BYTES),
+            ("grpc.max_receive_message_length", _defaults.MAX_ANSWER_BYTES),
             ("grpc.initial_reconnect_backoff_ms", _defaults.RECONNECT_INITIAL_MS),
             ("grpc.min_reconnect_backoff_ms", _defaults.CONNECT_ATTEMPT_MS),
             ("grpc.max_reconnect_backoff_ms", _defaults.RECONNECT_MAX_MS),

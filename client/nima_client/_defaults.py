@@ -90,7 +90,12 @@ KEEPALIVE_TIME_S: Final = 350.0
 KEEPALIVE_TIMEOUT_S: Final = 20.0
 
 MAX_MESSAGE_BYTES: Final = 2**31 - 1
-"""gRPC's own maximum. Its default of 4 MiB would refuse photos; the limits above decide."""
+"""gRPC's own maximum, of requests; the limits above decide."""
+
+MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
+"""Largest answer that is taken, packed or not: gRPC's own default. The scores of 32 photos are 2 KB,
+and so is what a server says of its model; a broken or hostile one cannot fill this machine's
+memory."""
 
 # gRPC waits up to 120 s before it tries a refused address again; our retries need it back sooner.
 RECONNECT_INITIAL_MS: Final = 100

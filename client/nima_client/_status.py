@@ -94,6 +94,13 @@ _RULES: tuple[tuple[str, str, Maker, str], ...] = (
     ("CANCELLED", r"", errors.ServerStopping, "the server cancelled the request"),
     ("NOT_FOUND", r"unknown model", errors.ContractError, "this server has no such model"),
     ("INVALID_ARGUMENT", r"unknown model", errors.ContractError, "this server has no such model"),
+    # gRPC says so on this side: no answer of the contract is that large.
+    (
+        "RESOURCE_EXHAUSTED",
+        r"client: received message larger than max|decompressed message larger than max",
+        errors.ContractError,
+        "the server's answer is far larger than one of NIMA can be",
+    ),
     # Of this request: the others of its call may be smaller.
     ("RESOURCE_EXHAUSTED", r"larger than max|message", errors.ModelError, _TOO_LARGE),
     # A web server as proxy: nginx takes 1 MiB unless client_max_body_size says otherwise.

@@ -19,7 +19,9 @@ Make = Callable[..., Any]
 
 
 @contextlib.contextmanager
-def broken_server(which: str, sent: list[bytes]) -> Iterator[str]:
+def broken_server(
+    which: str, sent: list[bytes], packed: grpc.Compression = grpc.Compression.NoCompression
+) -> Iterator[str]:
     """One of its calls ends well, with none or any bytes in the place of its message."""
     with KServeServer() as good:
         methods: dict[str, Any] = {
@@ -29,7 +31,8 @@ def broken_server(which: str, sent: list[bytes]) -> Iterator[str]:
             for name in ("ModelMetadata", "ModelConfig", "ModelInfer")
         }
         methods[which] = grpc.unary_stream_rpc_method_handler(lambda *_: iter(sent))
-        server = grpc.server(ThreadPoolExecutor(2), options=[("grpc.so_reuseport", 0)])
+        options = [("grpc.so_reuseport", 0)]
+        server = grpc.server(ThreadPoolExecutor(2), options=options, compression=packed)
         service = grpc.method_handlers_generic_handler("inference.GRPCInferenceService", methods)
         server.add_generic_rpc_handlers([service])
         port = server.add_insecure_port("127.0.0.1:0")
@@ -85,3 +88,26 @@ def test_an_answer_without_an_output_says_which(server: KServeServer, photo: Mak
 
     said = refused_answer(server, photo(0), leave_out)
     assert re.search(r"not of this contract: it has no output STD \[", said)
+
+
+# Whole messages, but for a field that nobody reads: without a limit they would be taken.
+FILLING = b"\xfa\x3f" + b"\x80\x80\x80\x04" + bytes(8 << 20)  # field 1023, 8 MiB
+
+
+@pytest.mark.parametrize("which", ["ModelMetadata", "ModelConfig", "ModelInfer"])
+@pytest.mark.parametrize("packed", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
+def test_an_answer_that_would_fill_the_memory_is_not_taken(
+    caller: Make, photo: Make, which: str, packed: grpc.Compression
+) -> None:
+    with broken_server(which, [FILLING], packed) as url:
+        client = caller(url, retry=NO_RETRIES)
+        with pytest.raises(ContractError, match="far larger than one of NIMA") as caught:
+            client.score_one(photo(0))
+    assert not caught.value.retryable
+
+
+def test_a_server_that_says_much_of_its_model_is_heard(
+    server: KServeServer, caller: Make, photo: Make
+) -> None:
+    server.description.parameters["notes"] = "x" * (2 << 20)
+    assert 1 <= caller(server.url).score_one(photo(0)).mean <= 10

@@ -90,7 +90,7 @@ def test_nothing_is_opened_before_the_first_call() -> None:
 def test_message_sizes_and_keepalive_are_always_set() -> None:
     options = dict(Connection("h:1").channel_options())
     assert options["grpc.max_send_message_length"] == 2**31 - 1
-    assert options["grpc.max_receive_message_length"] == 2**31 - 1
+    assert options["grpc.max_receive_message_length"] == 4 * 2**20
     assert int(options["grpc.keepalive_time_ms"]) >= 300_000
     assert options["grpc.enable_retries"] == 0
     assert "grpc.keepalive_time_ms" not in dict(
