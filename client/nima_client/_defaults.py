@@ -93,9 +93,8 @@ MAX_MESSAGE_BYTES: Final = 2**31 - 1
 """gRPC's own maximum, of requests; the limits above decide."""
 
 MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
-"""Largest answer that is taken, packed or not: gRPC's own default. The scores of 32 photos are 2 KB,
-and so is what a server says of its model; a broken or hostile one cannot fill this machine's
-memory."""
+"""Largest answer that is taken, packed or not: gRPC's own default. The scores of 32 photos are 2 KB
+and what a server says of its model as much; a broken or hostile one cannot fill the memory here."""
 
 # gRPC waits up to 120 s before it tries a refused address again; our retries need it back sooner.
 RECONNECT_INITIAL_MS: Final = 100

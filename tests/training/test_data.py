@@ -6,6 +6,8 @@ import bz2
 import gzip
 import json
 import lzma
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -273,6 +275,17 @@ def test_blank_lines_count_in_a_compressed_table_and_before_its_header(
     (path := tmp_path / f"own.csv{suffix}").write_bytes(pack(text))
     with pytest.raises(sources.LabelError, match=r"row 6: mean 11\.0 is not in"):
         sources.read_own(path)
+
+
+def test_a_table_out_of_a_pipe_is_read_once(tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "own.csv")
+    writer = threading.Thread(target=pipe.write_text, args=["image_id,mean\n\na,5\n"], daemon=True)
+    writer.start()
+    found: list[pd.DataFrame] = []
+    reader = threading.Thread(target=lambda: found.append(sources.read_own(pipe)), daemon=True)
+    reader.start()
+    reader.join(20)
+    assert [table["image_id"].tolist() for table in found] == [["a"]]
 
 
 @pytest.mark.parametrize("name", ["own.csv.gz", "own.csv.bz2", "own.csv.xz", "own.csv.zip"])

@@ -110,19 +110,21 @@ def rate(
         report: told of photos without a new rating; by default the first such error is raised.
     """
     written, folders = 0, set()
-    for row in rows:
-        path = _file_of(row, named)
-        if _inside_archive(path):
-            continue
-        try:
-            if not os.path.lexists(path):
-                raise FileNotFoundError(f"{path}: no such file")
-            folders.add(write_rating(path, stars(row)).parent)
-            written += 1
-        except (OSError, ValueError) as error:
-            report(row, error)
-    for folder in folders:
-        flush_folder(folder)
+    try:
+        for row in rows:
+            path = _file_of(row, named)
+            if _inside_archive(path):
+                continue
+            try:
+                if not os.path.lexists(path):
+                    raise FileNotFoundError(f"{path}: no such file")
+                folders.add(write_rating(path, stars(row)).parent)
+                written += 1
+            except (OSError, ValueError) as error:
+                report(row, error)
+    finally:
+        for folder in folders:
+            flush_folder(folder)
     return written
 
 

@@ -22,15 +22,19 @@ def csv_rows(path: Path, count: int) -> Sequence[int]:
 
     Returns:
         A number for each record, from 1 for the first row of the file; a record whose text has
-        several lines is one row. Where rows cannot be counted (a ``.zip``), as if none was blank.
+        several lines is one row. Where rows cannot be counted (a ``.zip``, a pipe), as if none was
+        blank.
     """
+    blind = range(2, count + 2)
+    if not path.is_file():  # a pipe, whose text is gone
+        return blind
     opened = _OPENERS.get(path.suffix, open)
     try:
         with opened(path, "rt", encoding="utf-8-sig", newline="") as text:
             found = [row for row, cells in enumerate(csv.reader(text), 1) if not _is_blank(cells)]
     except (OSError, EOFError, ValueError, lzma.LZMAError, csv.Error):
-        found = []
-    return found[1:] if len(found) == count + 1 else range(2, count + 2)
+        return blind
+    return found[1:] if len(found) == count + 1 else blind
 
 
 def _is_blank(cells: list[str]) -> bool:
