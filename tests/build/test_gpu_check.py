@@ -128,7 +128,7 @@ def test_every_kind_of_file_is_compared(
         "refused": "UNDECODABLE",
         "reference": "UNDECODABLE",
     }
-    assert len(report["kinds"]) == 26
+    assert len(report["kinds"]) == 28
     assert strict["failed"] is True
     assert strict["too_far"]
 

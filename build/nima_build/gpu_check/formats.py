@@ -12,6 +12,7 @@ from PIL import Image
 from nima_client.preprocess import ImageRejected, PreprocessSpec, preprocess
 
 _ORIENTATION = 0x0112
+_XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'
 _LARGE = (6000, 4000)
 _STRIPS = ((3, 1500), (1500, 3), (1, 1))
 
@@ -44,6 +45,8 @@ def _files(photo: Image.Image) -> Iterator[tuple[str, bytes]]:
         exif = Image.Exif()
         exif[_ORIENTATION] = turn
         yield f"JPEG, orientation {turn}", _encode(photo, exif=exif.tobytes())
+    yield "JPEG, orientation 6 in XMP", _encode(photo, xmp=_XMP)
+    yield "JPEG of RGB", _encode(photo, keep_rgb=True)
     yield "JPEG, grey", _encode(photo.convert("L"))
     yield "JPEG, CMYK", _encode(photo.convert("CMYK"))
     whole = _encode(photo)

@@ -1,14 +1,15 @@
 """Pixels on the GPU for the profiles ``default`` and ``embedded-gpu``: nvImageCodec decodes.
 
 CV-CUDA resizes (``gpu_resize.py``). Only what the GPU does as the reference does goes there: RGB
-and grey JPEG, whose decoding nvImageCodec does like libjpeg once fancy upsampling is on. Everything
-else (PNG, WebP, CMYK, …), and every file nvImageCodec returns None for, takes the reference path of
-``nima_client.preprocess``, which scores it or says why not. One bad file is one rejection, never a
-failed batch.
+and grey JPEG, whose decoding nvImageCodec does like libjpeg once fancy upsampling is on, and whose
+head it reads like Pillow (``gpu_jpeg.py``). Everything else (PNG, WebP, CMYK, …), and every file
+nvImageCodec returns None for, takes the reference path of ``nima_client.preprocess``, which scores
+it or says why not. One bad file is one rejection, never a failed batch.
 """
 
 import io
 
+from gpu_jpeg import is_read_alike
 from gpu_resize import CvCuda
 from nvidia import nvimgcodec
 from PIL import Image
@@ -177,6 +178,8 @@ class GpuPixels:
             found = inspect_header(data, limits)
             if found.format != "JPEG" or found.mode not in GPU_MODES or not whole:
                 return None
+        if not is_read_alike(data):
+            return None
         size = found.width, found.height
         # Where a line of pixels would become gigabytes, the reference refuses it.
         return size if self._spec.fits(*size, limits) else None
