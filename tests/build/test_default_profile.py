@@ -8,6 +8,7 @@ not: CV-CUDA's pixels, CUDA streams, GPU memory.
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 from collections.abc import Iterator
@@ -16,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import tritonclient.grpc as triton_grpc
+from PIL import Image
 
 from nima_build.gpu import find_gpus
 from nima_client.preprocess import PreprocessSpec, preprocess
@@ -54,6 +57,14 @@ def infer(url: str, model: str, output: str, files: list[bytes]) -> np.ndarray:
         return client.infer(model, [tensor], client_timeout=60).as_numpy(output)
 
 
+def ask(url: str, files: list[bytes]) -> np.ndarray | str:
+    """Pixels, or the error in words."""
+    try:
+        return infer(url, "nima_preprocess", "PIXELS", files)
+    except triton_grpc.InferenceServerException as error:
+        return f"{error.status()} {error.message()}"
+
+
 def executions(url: str) -> tuple[int, int]:
     """Images and batches that nima_preprocess has served."""
     with triton_grpc.InferenceServerClient(url) as client:
@@ -74,17 +85,11 @@ def test_merged_requests_are_answered_and_refused_each_by_itself(server: Any, en
         [png],
     ]
 
-    def ask(files: list[bytes]) -> np.ndarray | str:
-        try:
-            return infer(server.grpc_url, "nima_preprocess", "PIXELS", files)
-        except triton_grpc.InferenceServerException as error:
-            return f"{error.status()} {error.message()}"
-
     # Nothing holds a request back for company, so that they merge only where they come together.
     for _ in range(10):
         _, batches = executions(server.grpc_url)
         with ThreadPoolExecutor(len(requests)) as pool:
-            answers = list(pool.map(ask, requests))
+            answers = list(pool.map(lambda files: ask(server.grpc_url, files), requests))
         merged = executions(server.grpc_url)[1] - batches
         if merged < 4:
             break
@@ -101,6 +106,39 @@ def test_merged_requests_are_answered_and_refused_each_by_itself(server: Any, en
             assert answer.shape == (len(files), 224, 224, 3)
             want = np.stack([preprocess(data, spec) for data in files]).astype(int)
             assert np.abs(want - answer).max() <= 1
+
+
+def test_running_out_of_memory_fails_that_request_and_no_neighbour(
+    server: Any, encode: Any
+) -> None:
+    photo, file = encode("JPEG", (300, 200), seed=1), io.BytesIO()
+    Image.new("RGB", (9000, 9000)).save(file, "PNG")
+    large = file.getvalue()
+    (stub,) = (
+        process
+        for process in psutil.Process().children(recursive=True)
+        if any("/nima_preprocess/" in part for part in process.cmdline())
+    )
+    spec = PreprocessSpec()
+    before = stub.rlimit(psutil.RLIMIT_AS)
+    stub.rlimit(psutil.RLIMIT_AS, (stub.memory_info().vms + (64 << 20), before[1]))
+    try:
+        for _ in range(10):
+            _, batches = executions(server.grpc_url)
+            with ThreadPoolExecutor(6) as pool:
+                files = [photo, photo, large, photo, photo, photo]
+                answers = list(pool.map(lambda data: ask(server.grpc_url, [data]), files))
+            merged = executions(server.grpc_url)[1] - batches
+            assert "INTERNAL" in answers[2], answers[2]
+            assert "preprocessing failed: MemoryError" in answers[2]
+            for answer in (*answers[:2], *answers[3:]):
+                assert isinstance(answer, np.ndarray), answer
+                np.testing.assert_allclose(answer[0], preprocess(photo, spec), atol=1)
+            if merged < 4:
+                break
+        assert merged < 4, "the requests were not merged: this shows nothing"
+    finally:
+        stub.rlimit(psutil.RLIMIT_AS, before)
 
 
 def test_ensemble_scores_as_the_embedded_profile_does(

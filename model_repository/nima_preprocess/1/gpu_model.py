@@ -21,7 +21,7 @@ from nima_client.contract import (
     Rejection,
     format_rejections,
 )
-from nima_client.preprocess import Limits, PreprocessSpec, silence_libtiff
+from nima_client.preprocess import ImageRejected, Limits, PreprocessSpec, silence_libtiff
 
 
 class TritonPythonModel:
@@ -75,15 +75,14 @@ class TritonPythonModel:
             return [_failed(failure, pb_utils.TritonError.INTERNAL) for _ in requests]
 
     def _refuse(self, request, found):
+        broken = [error for _, error in found if not isinstance(error, ImageRejected)]
+        if broken:
+            kind = type(broken[0]).__name__
+            _log("nima_failed", request, error=kind)
+            return _failed(f"preprocessing failed: {kind}", pb_utils.TritonError.INTERNAL)
         rejections = [Rejection(index, error.code, error.detail) for index, error in found]
         codes = sorted({rejection.code.value for rejection in rejections})
-        line = {
-            "event": "nima_rejected",
-            "request_id": request.request_id()[:LOGGED_ID_CHARACTERS],
-            "images": len(rejections),
-            "codes": codes,
-        }
-        pb_utils.Logger.log_info(json.dumps(line))
+        _log("nima_rejected", request, images=len(rejections), codes=codes)
         return _failed(format_rejections(rejections), pb_utils.TritonError.INVALID_ARG)
 
 
@@ -95,6 +94,13 @@ def _tensor(found):
 
 def _log_gpu_failure(error):
     pb_utils.Logger.log_warn(f"decoded on the CPU, since the GPU failed: {error}")
+
+
+def _log(event, request, **facts):
+    """One line of JSON in Triton's log, with the id under which the client knows the request."""
+    request_id = request.request_id()[:LOGGED_ID_CHARACTERS]
+    line = json.dumps({"event": event, "request_id": request_id, **facts})
+    pb_utils.Logger.log_info(line)
 
 
 def _failed(message, code):

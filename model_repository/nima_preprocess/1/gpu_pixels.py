@@ -16,7 +16,7 @@ from PIL import Image
 
 from nima_client._quick_header import baseline_jpeg
 from nima_client.contract import MAX_BATCH_SIZE
-from nima_client.preprocess import ImageRejected, inspect_header, preprocess
+from nima_client.preprocess import inspect_header, preprocess
 
 GPU_MODES = ("RGB", "L")
 DECODED_BYTES = 512 << 20
@@ -109,8 +109,8 @@ class GpuPixels:
 
         Returns:
             For each request its pixels uint8 ``[B, S, S, 3]``, complete, as an object that speaks
-            DLPack or an array of the host; or, where files of it are refused, a list of
-            ``(index, ImageRejected)``.
+            DLPack or an array of the host; or, where files of it got none, a list of
+            ``(index, error)``: ImageRejected, or what else went wrong with this file (no memory).
         """
         homes, shared = self._allocate(requests)
         work = {
@@ -122,7 +122,7 @@ class GpuPixels:
         for place, data in work.items():
             try:
                 size = self._size_for_gpu(data)
-            except ImageRejected as error:
+            except Exception as error:
                 refused[place] = error
             else:
                 if size is not None:
@@ -138,7 +138,7 @@ class GpuPixels:
             if place not in done and place not in refused:
                 try:
                     pixels = preprocess(data, self._spec, self._limits)
-                except ImageRejected as error:
+                except Exception as error:  # for no other request's sake either
                     refused[place] = error
                 else:
                     kept.append(self._operations.upload(pixels, _slot(homes, place)))
