@@ -144,6 +144,35 @@ def test_a_network_of_ones_own_needs_no_bundled_checkpoint(
     assert "against onnx-fp32" in result.output
 
 
+def test_a_network_that_the_bundled_checkpoint_only_mentions_is_ones_own(
+    repository: Path, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The teacher of its distillation, say."""
+    own = ModelMetadata.load(repository / "nima_network" / "1" / "model.json").checkpoint_sha256
+    facts = {"weights_sha256": "0" * 64, "training": {"teacher_sha256": own}}
+    (tmp_path / "checkpoint.json").write_text(json.dumps(facts))
+    monkeypatch.setattr(paths, "BUNDLED_CHECKPOINT", tmp_path)
+    monkeypatch.setenv("NIMA_MODEL_REPOSITORY", str(repository))
+    result = CliRunner().invoke(app, [str(photos[0])])
+    assert result.exit_code == 0, result.output
+    assert "against onnx-fp32" in result.output
+
+
+@pytest.mark.skipif(not CHECKPOINT.is_dir(), reason="no bundled checkpoint in this tree")
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_bundled_checkpoint_that_cannot_be_read_is_told(
+    content: str, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged = Path(shutil.copytree(CHECKPOINT, tmp_path / "damaged"))
+    (damaged / "checkpoint.json").write_text(content)
+    monkeypatch.setattr(paths, "BUNDLED_CHECKPOINT", damaged)
+    monkeypatch.delenv("NIMA_MODEL_REPOSITORY", raising=False)
+    result = CliRunner().invoke(app, [str(photos[0])])
+    assert result.exit_code == 1, result.output
+    assert str(damaged) in result.output
+    assert result.output.count("\n") == 1
+
+
 @pytest.mark.skipif(not CHECKPOINT.is_dir(), reason="no bundled checkpoint in this tree")
 def test_a_damaged_bundled_checkpoint_is_told_and_not_done_without(
     photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
