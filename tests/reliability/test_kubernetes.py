@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import kubernetes_validate
@@ -160,43 +162,79 @@ def test_the_image_has_what_the_manifests_call() -> None:
     assert images.pop() in compose
 
 
-def test_engines_are_kept_once_whichever_pod_comes_first(tmp_path: Path) -> None:
-    (script,) = dict(containers())["nima-gpu/engine"]["args"]
-    network, engines, commands = (tmp_path / name for name in ("models", "engines", "bin"))
-    stubs = {
-        "nvidia-smi": "echo 9.0",
-        "python3": "echo 10.11",
-        "nima-entrypoint": f"cd {network}; for f in model.plan model.plan.json; do "
-        "[ -f $f ] || echo built here >$f; done",
-    }
-    for folder in (network, engines, commands):
-        folder.mkdir()
-    (network / "model.onnx").touch()
-    script = script.replace("/models/nima_network/1", str(network)).replace(
-        "/engines", str(engines)
-    )
+class EngineContainer:
+    """The script of the init container that builds the engine, with folders of ours."""
 
-    def start(**more: str) -> str:
-        for name, text in {**stubs, **more}.items():
-            (commands / name).write_text(f"#!/bin/sh\n{text}\n")
-            (commands / name).chmod(0o755)
-        path = f"{commands}{os.pathsep}{os.environ['PATH']}"
-        command = ["bash", "-euo", "pipefail", "-c", script]
-        subprocess.run(command, env={"PATH": path}, check=True, timeout=30, capture_output=True)
-        (cache,) = engines.iterdir()
+    def __init__(self, folder: Path) -> None:
+        (script,) = dict(containers())["nima-gpu/engine"]["args"]
+        self.network, self.engines, self.commands = (
+            folder / name for name in ("models", "engines", "bin")
+        )
+        self.stubs = {
+            "nvidia-smi": "echo 9.0",
+            "python3": "echo 10.11",
+            "nima-entrypoint": f"cd {self.network}; for f in model.plan model.plan.json; do "
+            "[ -f $f ] || echo built here >$f; done",
+        }
+        for made in (self.network, self.engines, self.commands):
+            made.mkdir()
+        (self.network / "model.onnx").touch()
+        self.script = script.replace("/models/nima_network/1", str(self.network)).replace(
+            "/engines", str(self.engines)
+        )
+
+    def start(self, **more: str) -> int:
+        """The exit status, with more commands in the place of the system's."""
+        for name, text in {**self.stubs, **more}.items():
+            (self.commands / name).write_text(f"#!/bin/sh\n{text}\n")
+            (self.commands / name).chmod(0o755)
+        path = f"{self.commands}{os.pathsep}{os.environ['PATH']}"
+        command = ["bash", "-euo", "pipefail", "-c", self.script]
+        done = subprocess.run(command, env={"PATH": path}, timeout=30, capture_output=True)
+        return done.returncode
+
+    def kept(self) -> str:
+        """What the one engine on the claim says."""
+        (cache,) = self.engines.iterdir()
         assert {file.name for file in cache.iterdir()} == {"model.plan", "model.plan.json"}
         return (cache / "model.plan").read_text()
 
+
+def test_engines_are_kept_once_whichever_pod_comes_first(tmp_path: Path) -> None:
+    container = EngineContainer(tmp_path)
     # The other pod has put its own there just before.
     other = (
         'for to; do :; done; mkdir "$to"; echo theirs | tee "$to/model.plan" >"$to/model.plan.json"'
     )
-    assert start(mv=f'{other}; exec /bin/mv "$@"') == "theirs\n"
-    for file in network.glob("model.plan*"):
+    assert container.start(mv=f'{other}; exec /bin/mv "$@"') == 0
+    assert container.kept() == "theirs\n"
+    for file in container.network.glob("model.plan*"):
         file.unlink()
-    (commands / "mv").unlink()
-    assert start() == "theirs\n"
-    assert (network / "model.plan").read_text() == "theirs\n"
+    (container.commands / "mv").unlink()
+    assert container.start() == 0
+    assert container.kept() == "theirs\n"
+    assert (container.network / "model.plan").read_text() == "theirs\n"
+
+
+def test_what_a_killed_pod_left_beside_the_engines_is_removed(tmp_path: Path) -> None:
+    """But what another pod may be writing just now, and what cannot be removed, stops nobody."""
+    container = EngineContainer(tmp_path)
+    assert container.start(cp="kill -9 $PPID") == -signal.SIGKILL
+    (left,) = container.engines.iterdir()
+    (container.commands / "cp").unlink()
+    replaced = container.engines / "0123456789abcdef-8.9-10.9.old"
+    replaced.mkdir()
+    for folder in (left, replaced):
+        os.utime(folder, (time.time() - 7200,) * 2)
+    in_use = container.engines / "partial.abcdef"
+    in_use.mkdir()
+    assert container.start() == 0
+    in_use.rmdir()
+    assert container.kept() == "built here\n"
+    left.mkdir()
+    os.utime(left, (0, 0))
+    refuses = 'case "$*" in *partial.*) exit 1;; esac; exec /bin/rm "$@"'
+    assert container.start(rm=refuses) == 0
 
 
 def test_kserve() -> None:
