@@ -34,7 +34,7 @@ from nima_build.tensorrt_api import (
     make_logger,
     make_monitor,
 )
-from nima_client._files import check_output, sha256_file, write_atomic, write_together
+from nima_client._files import check_output, sha256_file, write_together
 from nima_client.contract import MAX_BATCH_SIZE, PIXELS
 
 
@@ -223,7 +223,8 @@ def compile_graph(
         reasons = "; ".join(logger.errors) or "no reason given"
         raise EngineError(f"TensorRT {trt.__version__} could not build the engine: {reasons}")
     if timing_cache is not None:
-        write_atomic(timing_cache, bytes(memoryview(config.get_timing_cache().serialize())))
+        measured = bytes(memoryview(config.get_timing_cache().serialize()))
+        write_together({timing_cache: measured})  # and removes what a killed build left of it
     return bytes(memoryview(serialized))
 
 

@@ -6,6 +6,7 @@ so a graph TensorRT would refuse fails here. Its engines are not run: there is n
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 from dataclasses import replace
@@ -100,6 +101,25 @@ def test_profile_and_types_of_the_network_are_ours(rtx: Any, exported: Path) -> 
     types = [layer.get_output(0).dtype for layer in convolutions]
     assert types[:2] == [rtx.DataType.FLOAT] * 2
     assert set(types[2:]) == {rtx.DataType.HALF}
+
+
+@pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
+def test_a_timing_cache_that_a_killed_build_left_half_written_is_removed(
+    rtx: Any, exported: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "timing.cache"
+    left, in_use = (tmp_path / f".timing.cache.{name}.partial" for name in ("abcdefgh", "ijklmnop"))
+    left.touch()
+    graph, options = to_fp16(onnx.load(exported / "model.onnx")), EngineOptions()
+    with in_use.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for _ in range(2):
+            compile_graph(
+                rtx, graph.SerializeToString(), options,
+                compute_capability="8.9", timing_cache=cache,
+            )  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == {cache.name, in_use.name}
+    assert cache.read_bytes()
 
 
 def test_engine_is_built_once_and_rebuilt_when_something_changed(
