@@ -68,6 +68,25 @@ def test_only_running_pods_of_ours_are_scraped(name: str) -> None:
         assert not is_scraped(job, {**ours, label: "other", f"{POD}phase": "Running"}), label
 
 
+@pytest.mark.parametrize("name", ["deployment-cpu.yaml", "deployment-gpu.yaml"])
+def test_pods_are_found_in_one_way(name: str) -> None:
+    """By nima-kubernetes; what a chart's own job for annotated pods finds too is counted twice."""
+    manifest = yaml.safe_load((FOLDER.parent / "kubernetes" / name).read_text())
+    template = manifest["spec"]["template"]
+    ours = template["metadata"]["labels"]
+    assert not [key for key in template["metadata"].get("annotations", {}) if "prometheus" in key]
+    (container,) = template["spec"]["containers"]
+    (port,) = (port["name"] for port in container["ports"] if port["containerPort"] == 8002)
+    labels = {
+        f"{POD}phase": "Running",
+        f"{POD}label_app_kubernetes_io_name": template["metadata"]["labels"][
+            "app.kubernetes.io/name"
+        ],
+        f"{POD}container_port_name": port,
+    }
+    assert is_scraped(jobs("prometheus.yaml")["nima-kubernetes"], labels)
+
+
 def test_no_target_on_kubernetes_that_is_not_there() -> None:
     """A fixed one would be down for ever, and NimaDown with it."""
     assert all("static_configs" not in job for job in jobs("prometheus.yaml").values())
