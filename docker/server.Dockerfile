@@ -39,8 +39,10 @@ COPY --chmod=755 docker/entrypoint.sh /usr/local/bin/nima-entrypoint
 USER 1000:1000
 WORKDIR /models
 
-# glibc's malloc keeps a photo's buffers: see nima_build/server/_arguments.py.
-ENV NIMA_MODEL_REPOSITORY=/models \
+# glibc's malloc keeps a photo's buffers: see nima_build/server/_arguments.py. ONNX Runtime reports to
+# its maker unless told not to.
+ENV ORT_DISABLE_TELEMETRY=1 \
+    NIMA_MODEL_REPOSITORY=/models \
     NIMA_PROFILE=default \
     MALLOC_MMAP_THRESHOLD_=33554432 \
     MALLOC_TRIM_THRESHOLD_=67108864

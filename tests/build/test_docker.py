@@ -60,6 +60,11 @@ def test_dockerfile_lints(path: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
+def test_the_server_image_reports_to_nobody() -> None:
+    """The ONNX Runtime in it is no child of a process of ours that says so."""
+    assert "ORT_DISABLE_TELEMETRY=1 " in (DOCKER / "server.Dockerfile").read_text()
+
+
 def test_entrypoint_lints() -> None:
     linter = BIN / "shellcheck"
     if not linter.is_file():
