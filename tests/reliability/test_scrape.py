@@ -79,9 +79,7 @@ def test_pods_are_found_in_one_way(name: str) -> None:
     (port,) = (port["name"] for port in container["ports"] if port["containerPort"] == 8002)
     labels = {
         f"{POD}phase": "Running",
-        f"{POD}label_app_kubernetes_io_name": template["metadata"]["labels"][
-            "app.kubernetes.io/name"
-        ],
+        f"{POD}label_app_kubernetes_io_name": ours["app.kubernetes.io/name"],
         f"{POD}container_port_name": port,
     }
     assert is_scraped(jobs("prometheus.yaml")["nima-kubernetes"], labels)
