@@ -26,7 +26,7 @@ from nima_build.server import (
     ServerLost,
     ServerOptions,
     Supervisor,
-    _embedded,
+    _launched,
     _private,
 )
 from nima_build.server._log import last_errors
@@ -141,7 +141,7 @@ def test_a_full_disk_is_waited_out(
     supervisor = Supervisor(running, QUICK, report=said.append)
     thread = threading.Thread(target=supervisor.run)
     with monkeypatch.context() as patch:
-        patch.setattr(_embedded if what == "create_gate" else subprocess, what, full)
+        patch.setattr(_launched if what == "create_gate" else subprocess, what, full)
         thread.start()
         os.kill(running.pid, signal.SIGKILL)
         end = time.monotonic() + 60
@@ -191,7 +191,7 @@ def test_a_cleaner_that_takes_files_only_is_noticed_too(running: EmbeddedServer)
 
 def test_of_two_on_the_same_ports_at_once_one_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both find the ports free; the second must not take the first one's answers for its own."""
-    monkeypatch.setattr(_embedded, "require_free", lambda *_: None)
+    monkeypatch.setattr(_launched, "require_free", lambda *_: None)
     grpc, http, metrics = free_ports("127.0.0.1", 3)
     options = ServerOptions(grpc_port=grpc, http_port=http, metrics_port=metrics, instances=1)
     with EmbeddedServer(options) as first:
