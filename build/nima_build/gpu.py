@@ -40,18 +40,14 @@ def find_gpus() -> list[Gpu]:
     ``CUDA_VISIBLE_DEVICES`` (indices or UUIDs) chooses and orders them as it does for CUDA under
     ``CUDA_DEVICE_ORDER=PCI_BUS_ID``.
     """
-    return [gpu for _, gpu in _visible()]
+    return list(visible_gpus().values())
 
 
-def visible_uuids() -> list[str]:
-    """The UUIDs (``GPU-…``) of :func:`find_gpus`, in the same order."""
-    return [uuid for uuid, _ in _visible()]
-
-
-def _visible() -> list[tuple[str, Gpu]]:
+def visible_gpus() -> dict[str, Gpu]:
+    """Those of :func:`find_gpus` by their UUIDs (``GPU-…``), in the same order."""
     command = shutil.which("nvidia-smi")
     if command is None:
-        return []
+        return {}
     query = "--query-gpu=index,uuid,name,compute_cap,driver_version,memory.total"
     try:
         done = subprocess.run(
@@ -62,7 +58,7 @@ def _visible() -> list[tuple[str, Gpu]]:
             check=True,
         )
     except (OSError, subprocess.SubprocessError):
-        return []
+        return {}
     rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
     gpus = {
         (index, uuid): Gpu(name, capability, driver, int(memory) if memory.isdigit() else 0)
@@ -71,15 +67,15 @@ def _visible() -> list[tuple[str, Gpu]]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     # Of a MIG slice nvidia-smi gives no facts, only of its GPU.
     if visible is None or "MIG-" in visible:
-        return [(uuid, gpu) for (_, uuid), gpu in gpus.items()]
-    chosen: list[tuple[str, Gpu]] = []
+        return {uuid: gpu for (_, uuid), gpu in gpus.items()}
+    chosen: dict[str, Gpu] = {}
     for wanted in (part.strip() for part in visible.split(",")):
-        found = [
-            (uuid, gpu)
+        found = {
+            uuid: gpu
             for (index, uuid), gpu in gpus.items()
             if wanted and (wanted == index or uuid.startswith(wanted))
-        ]
+        }
         if not found:
             break  # as CUDA does: what follows an unknown device is not seen either
-        chosen += found
+        chosen |= found
     return chosen

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nima_build.server import EmbeddedServer, Probe, ServerOptions, _arguments
+from nima_build.server import EmbeddedServer, Probe, ServerOptions
 from nima_build.server._arguments import command, environment, pools
 from nima_build.server._ports import Ports
 
@@ -20,9 +20,8 @@ def test_the_metrics_of_a_gpu_are_exported_where_one_is_used(device: str, closed
     assert ("--allow-gpu-metrics=false" in given) is closed
 
 
-def test_pixels_on_a_gpu_have_more_room_than_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_arguments, "find_gpus", lambda: ["one", "another"])
-    given = command(ServerOptions(device="cuda"), Path("/x"), Ports(1, 2, 3), "token", "nima_x_")
+def test_pixels_on_a_gpu_have_more_room_than_by_default() -> None:
+    given = command(ServerOptions(device="cuda"), Path("/x"), Ports(1, 2, 3), "token", "nima_x_", 2)
     assert {"--cuda-memory-pool-byte-size=0:536870912", *pools(2)} <= set(given)
     with EmbeddedServer(ServerOptions(instances=1, extra_arguments=tuple(pools(2)))) as server:
         log = server.log_path.read_text()

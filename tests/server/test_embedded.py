@@ -169,6 +169,21 @@ def test_model_files_of_the_cpu_import_no_torch():
         assert "torch" not in path.read_text().replace("no torch", ""), path
 
 
+def test_what_its_processes_leave_in_the_temporary_folder_goes_with_them() -> None:
+    """A killed stub cannot clean up; PyTorch copies its package there (7 MB) when it opens it."""
+    with EmbeddedServer(ServerOptions(instances=1)) as server:
+        (folder,) = {psutil.Process(pid).environ()["TMPDIR"] for pid in server.stub_pids()}
+        assert Path(folder).parent == server._folder
+        left = Path(folder, "aotinductor_abcdef")
+        left.mkdir()
+        server.end_processes(grace=0)
+        server.launch()
+        assert Path(folder).is_dir()
+        assert not left.exists()
+        server.end_processes(grace=0)
+    assert not Path(folder).exists()
+
+
 def test_a_second_ctrl_c_while_a_server_ends_kills_it_and_leaves_nothing() -> None:
     server = EmbeddedServer(ServerOptions())
     server._private = PrivateFolder()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import pytest
 from nima_build.gpu import Gpu, find_gpus
 from nima_build.rendering import RenderOptions, render
 from nima_build.repository import default_repository, read_config
-from nima_build.server import ServerError, ServerOptions, _gpu
+from nima_build.server import EmbeddedServer, ServerError, ServerOptions, _gpu, _launched
+from nima_build.server._arguments import pools
 from nima_build.server._rollout import Repository, RolloutError
 from nima_client._files import sha256_file
 
@@ -47,7 +49,7 @@ def put_package(repository: Path, **facts: object) -> None:
 
 @pytest.fixture
 def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_gpu, "find_gpus", lambda: [HOPPER])
+    monkeypatch.setattr(_gpu, "visible_gpus", lambda: {"GPU-a1f0": HOPPER})
     monkeypatch.setattr(_gpu, "is_installed", lambda name: True)
 
 
@@ -90,7 +92,7 @@ def test_a_start_without_a_package_says_how_to_make_one(repository: Path, with_g
 
 
 def test_missing_packages_are_named(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_gpu, "find_gpus", lambda: [HOPPER])
+    monkeypatch.setattr(_gpu, "visible_gpus", lambda: {"GPU-a1f0": HOPPER})
     monkeypatch.setattr(_gpu, "is_installed", lambda name: name != "cvcuda")
     with pytest.raises(ServerError, match=r"needs cvcuda: pip install 'nima-triton\[serve-gpu\]'"):
         _gpu.check_gpu(repository)
@@ -130,3 +132,37 @@ def test_a_rollout_on_a_gpu_asks_for_the_package_of_the_new_network(
     with pytest.raises(RolloutError, match=r"damaged.*nima build --target inductor"):
         Repository(served, None, "token").roll_out(repository)
     assert [folder.name for folder in (served / "nima_network").glob("[0-9]*")] == ["1"]
+
+
+def test_a_start_asks_nvidia_smi_once_and_a_restart_anew(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU may be lost meanwhile. The command ends the start: tritonserver finds no GPU here."""
+    smi, asked = tmp_path / "bin" / "nvidia-smi", tmp_path / "asked"
+    smi.parent.mkdir()
+    smi.write_text(
+        f"#!/bin/sh\necho >>{asked}\necho '0, GPU-a1f0, NVIDIA H200, 9.0, 580.159.04, 143771'\n"
+    )
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{smi.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr(_gpu, "is_installed", lambda name: True)
+    put_package(repository)
+    server = EmbeddedServer(ServerOptions(model_repository=repository, device="cuda"))
+    given: list[list[str]] = []
+
+    def end(command: list[str], *_: object) -> None:
+        given.append(command)
+        raise OSError("enough")
+
+    monkeypatch.setattr(_launched, "begin_group", end)
+    stop = server.stop
+    monkeypatch.setattr(server, "stop", lambda: None)
+    with pytest.raises(ServerError, match="enough"):
+        server.start()
+    assert len(asked.read_text().splitlines()) == 1
+    with pytest.raises(ServerError, match="enough"):
+        server.launch()
+    assert len(asked.read_text().splitlines()) == 2
+    stop()
+    assert all(set(pools(1)) <= set(command) for command in given)

@@ -252,10 +252,10 @@ def test_chosen_gpus_are_named_by_their_uuid(
     smi.chmod(0o755)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     mps = Mps(None)
-    added = mps.launch(tmp_path)
+    added = mps.launch(tmp_path, list(gpu.visible_gpus()))
     mps.end()
     assert added.get("CUDA_VISIBLE_DEVICES") == passed_on
-    assert len(gpu.visible_uuids()) == len(gpu.find_gpus())
+    assert len(gpu.visible_gpus()) == len(gpu.find_gpus())
 
 
 def test_what_a_killed_owner_left_of_it_is_ended_at_the_next_start(

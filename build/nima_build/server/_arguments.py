@@ -6,7 +6,6 @@ import os
 import sys
 from pathlib import Path
 
-from nima_build.gpu import find_gpus
 from nima_build.repository import MODELS
 from nima_build.server._install import libpython_directory, tritonserver_binary
 from nima_build.server._options import ServerOptions
@@ -25,7 +24,12 @@ NOBODYS_FOLDER = "/"
 
 
 def command(
-    options: ServerOptions, folder: Path, ports: Ports, admin_token: str, shm_prefix: str
+    options: ServerOptions,
+    folder: Path,
+    ports: Ports,
+    admin_token: str,
+    shm_prefix: str,
+    gpus: int = 0,
 ) -> list[str]:
     """The whole command line.
 
@@ -35,6 +39,7 @@ def command(
         ports: of its three endpoints.
         admin_token: opens the restricted APIs.
         shm_prefix: begins the name of every shared-memory file of this server.
+        gpus: how many there are, where one is used.
     """
     host = options.host
     return [
@@ -52,7 +57,7 @@ def command(
         f"--metrics-address={host}",
         f"--metrics-port={ports.metrics}",
         # Without a GPU tritonserver looks for one, and logs an error.
-        *(["--allow-gpu-metrics=false"] if options.device == "cpu" else pools(len(find_gpus()))),
+        *(["--allow-gpu-metrics=false"] if options.device == "cpu" else pools(gpus)),
         "--log-format=ISO8601",
         f"--exit-timeout-secs={max(1, round(options.stop_timeout))}",
         "--model-control-mode=explicit",

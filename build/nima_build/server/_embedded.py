@@ -67,7 +67,7 @@ class EmbeddedServer(LaunchedServer):
         on_cpu = self.options.device == "cpu"
         source = self.options.model_repository or default_repository()
         if not on_cpu:
-            check_gpu(source)
+            self._gpus = check_gpu(source)
         self.cleared = clear_leftovers()
         try:
             with held_back():

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
+from nima_build.gpu import Gpu, visible_gpus
 from nima_build.server._arguments import command
 from nima_build.server._install import ServerCrashed, ServerError
 from nima_build.server._log import last_errors
@@ -13,6 +16,7 @@ from nima_build.server._mps import Mps
 from nima_build.server._options import ServerOptions
 from nima_build.server._ports import Ports, require_free
 from nima_build.server._private import (
+    TEMPORARY_FOLDER,
     PrivateFolder,
     close_shared_memory,
     remove_shared_memory,
@@ -42,6 +46,7 @@ class LaunchedServer:
         self._ports: Ports | None = None
         self._log_start = 0
         self._stubs = StubWatch(self.stub_pids)
+        self._gpus: Mapping[str, Gpu] = {}
         self.mps = Mps(self.options.mps if self.options.device == "cuda" else False)
 
     @property
@@ -147,7 +152,12 @@ class LaunchedServer:
         except OSError as error:
             raise ServerError(f"cannot write the log {self.log_path}: {error.strerror}") from None
         try:
-            added = self.mps.launch(self._folder)
+            if self.options.device == "cuda":
+                self._gpus = self._gpus or visible_gpus()
+            added = {
+                **self.mps.launch(self._folder, list(self._gpus)),
+                "TMPDIR": str(self._temporary_folder()),
+            }
             with log, held_back():
                 # A new one for new processes: what the old had between the steps went with them.
                 create_gate(self._folder / "gate")
@@ -161,11 +171,18 @@ class LaunchedServer:
             raise
         self._stubs.launched(self._folder / "models")
 
+    def _temporary_folder(self) -> Path:
+        """Of the processes, empty: PyTorch leaves a copy of its package there when it is killed."""
+        folder = self._folder / TEMPORARY_FOLDER
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        return folder
+
     def _command(self) -> list[str]:
         assert self._private is not None
         return command(
             self.options, self._private.path, self._chosen_ports, self._admin_token,
-            self._private.shm_prefix,
+            self._private.shm_prefix, len(self._gpus),
         )  # fmt: skip
 
     def _wait_ready(self) -> None:
@@ -190,6 +207,7 @@ class LaunchedServer:
         process = self._process
         try:
             self._process = None
+            self._gpus = {}  # one may be lost until the next launch
             if process is not None:
                 ask_to_end(process, grace)
         finally:

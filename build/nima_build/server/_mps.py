@@ -14,10 +14,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nima_build.gpu import visible_uuids
 from nima_build.processes import end_with_parent
 from nima_build.server._arguments import NOBODYS_FOLDER, environment
 from nima_build.server._install import ServerError
@@ -67,11 +66,12 @@ class Mps:
         self._worked = False
         self.note = "without NVIDIA MPS"
 
-    def launch(self, folder: Path) -> Mapping[str, str]:
+    def launch(self, folder: Path, uuids: Sequence[str] = ()) -> Mapping[str, str]:
         """Start the daemon, and see that a CUDA program can join it.
 
         Args:
             folder: the server's private one.
+            uuids: of the GPUs that ``CUDA_VISIBLE_DEVICES`` lets programs see, in its order.
 
         Returns:
             What to add to the environment of tritonserver.
@@ -85,7 +85,7 @@ class Mps:
             if running_elsewhere():
                 self.note = "with the NVIDIA MPS that was running"
                 return {}
-            self._start(folder / MPS_FOLDER)
+            self._start(folder / MPS_FOLDER, uuids)
         except MpsError as error:
             self.end()
             if self._wanted:
@@ -123,7 +123,7 @@ class Mps:
         process.wait()
         end_servers(Path(self._environment[_PIPES]))
 
-    def _start(self, folder: Path) -> None:
+    def _start(self, folder: Path, uuids: Sequence[str]) -> None:
         control = shutil.which(_CONTROL)
         if control is None:
             raise MpsError(f"{_CONTROL}, which comes with the driver, is not on PATH")
@@ -134,7 +134,7 @@ class Mps:
         visible = os.environ.get(_VISIBLE)
         if visible and "MIG-" not in visible:
             # Numbers would be counted twice, by the daemon and by those who join it.
-            self._environment[_VISIBLE] = ",".join(visible_uuids())
+            self._environment[_VISIBLE] = ",".join(uuids)
         try:
             with held_back():
                 self._process = subprocess.Popen(

@@ -24,6 +24,8 @@ from nima_build.repository import MODELS
 from nima_build.server._install import ServerLost
 from nima_build.server._mps import MPS_FOLDER, end_servers
 
+TEMPORARY_FOLDER = "tmp"
+"""Of the server's processes, in its private folder."""
 _PREFIX = "nima-serve-"
 _LOCK = "owner.lock"
 _SHARED_MEMORY = Path("/dev/shm")
@@ -32,7 +34,7 @@ _POLL_SECONDS = 0.05
 # All that a private folder may hold: what has the name of one and holds more is somebody's.
 _CONTENTS = re.compile(
     r"\.owner\.lock|models|\.models\.staged|backends|gate(\.\d+)?|\.gate\.new|tritonserver\.log"
-    rf"|{MPS_FOLDER}"
+    rf"|{TEMPORARY_FOLDER}|{MPS_FOLDER}"
 )
 _RANDOM_NAME = re.compile(rf"{_PREFIX}[a-z0-9_]{{8}}")
 # A folder gets its lock at once; one that has lain without for so long will get none.
