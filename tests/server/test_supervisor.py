@@ -135,6 +135,18 @@ def test_a_restart_that_took_too_long_leaves_nothing_that_nobody_watches(monkeyp
         wait_for_restart(server, supervisor, 2)
 
 
+def test_what_a_server_that_ended_had_loaded_takes_no_memory():
+    """The new version was in place already, and is what the next server loads."""
+    with supervised() as (server, supervisor, _):
+
+        def action(_: object) -> Rollout:
+            os.kill(server.pid, signal.SIGKILL)
+            return Rollout(2, 1, server.metadata, 0.0, remains="Socket closed")
+
+        assert server._change(action).remains == ""
+        wait_for_restart(server, supervisor, 1)
+
+
 def test_a_stub_lost_during_a_rollout_is_missed_at_once(monkeypatch):
     with supervised() as (server, supervisor, said):
         changed = server._stubs.changed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -137,7 +138,8 @@ class EmbeddedServer(LaunchedServer):
                     folder / "models", self.options.patience, lambda: self.pid == pid is not None
                 )
             self.metadata = done.metadata
-            return done
+            # What the old server still had loaded, when it ended meanwhile, it has no more.
+            return done if self.pid == pid else replace(done, remains="")
 
     def stop(self) -> None:
         """Let requests in flight finish, end the server and remove its private folder.
