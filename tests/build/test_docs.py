@@ -78,3 +78,32 @@ def test_the_systemd_unit_can_be_enabled() -> None:
     unit.read_string(textwrap.dedent(text))
     assert "nima serve" in unit["Service"]["ExecStart"]
     assert unit["Install"]["WantedBy"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "export /nowhere",
+        "build --onnx /nowhere",
+        "verify /nowhere.jpg",
+        "bench /nowhere --url 127.0.0.1:1",
+        "perf-inputs /nowhere /nowhere/out",
+        "doctor --url 127.0.0.1:1",
+        "serve --model-repository /nowhere --grpc-port 0 --http-port 0 --metrics-port 0",
+        "report /nowhere.csv",
+        "compare /nowhere.csv /nowhere.json",
+        "train /nowhere",
+        "analyse /nowhere --checkpoint /nowhere --out /nowhere/out",
+        "distill /nowhere --teacher /nowhere --work-dir /nowhere/work --out /nowhere/out",
+        "evaluate /nowhere --manifest /nowhere --photos /nowhere --out /nowhere/out",
+    ],
+)
+def test_bad_input_has_the_status_that_operations_md_says(line: str) -> None:
+    command, *arguments = line.split()
+    page = (ROOT / "docs" / "operations.md").read_text()
+    rows = re.findall(r"^\| ([12]) \| (`.*`) \|", page, re.MULTILINE)
+    (status,) = (int(status) for status, names in rows if f"`{command}`" in names)
+    module, name = COMMANDS[command].target.split(":")
+    ended = CliRunner().invoke(getattr(importlib.import_module(module), name), arguments)
+    assert ended.exit_code == status, ended.output
+    assert "Usage:" not in ended.output, "the command line is wrong: this shows nothing"
