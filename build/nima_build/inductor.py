@@ -20,11 +20,12 @@ from typing import Any
 from nima_build.engine_manifest import EngineMismatch, Precision, built_before
 from nima_build.gpu import find_gpus
 from nima_build.metadata import METADATA_NAME, ModelMetadata
-from nima_build.paths import is_plain, temporary_folder
+from nima_build.paths import is_plain, own_folder, temporary_folder
 from nima_build.repository import default_repository, load_module
 from nima_build.tensorrt_api import EngineError, Progress
 from nima_client._files import check_output, sha256_file, write_together
 from nima_client._package import (
+    PACKAGE_NAME,
     PackageError,
     PackageManifest,
     check_package,
@@ -111,8 +112,8 @@ def build_package(
     check_output(target)
     dtype = torch.float16 if options.precision == "fp16" else torch.float32
     graph = HalfScoringGraph(loaded.model, metadata.spec, dtype=dtype)
-    with _plain_paths(), tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.pt2"
+    with _plain_paths(), own_folder("nima-build-", PACKAGE_NAME) as folder:
+        path = folder / PACKAGE_NAME
         compile_graph(graph, wanted, path, progress)
         manifest = replace(wanted, package_sha256=sha256_file(path))
         content = path.read_bytes()

@@ -7,9 +7,12 @@ not: half precision at speed, CUDA graphs, GPU memory (`make gpu-check` has them
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -233,6 +236,45 @@ def test_a_temporary_folder_with_a_space_is_no_obstacle(
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(spaced / "torchinductor"))
     assert build(network, force=True)
     assert tempfile.gettempdir() == str(spaced)
+
+
+def test_what_a_killed_build_left_in_the_temporary_folder_is_removed(
+    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build that runs, and what is somebody's, stays."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    code = (
+        "import pathlib, time; from nima_build.paths import own_folder\n"
+        "with own_folder('nima-build-', 'model.pt2') as folder:\n"
+        "    (folder / 'model.pt2').touch(); print(folder, flush=True); time.sleep(60)"
+    )
+    builds = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(folder)},
+            stdout=subprocess.PIPE, text=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    try:
+        left, running = (Path(build.stdout.readline().strip()) for build in builds)
+        builds[0].kill()
+        builds[0].wait()
+        others = folder / "nima-build-20261128"
+        (others / "notes").mkdir(parents=True)
+        past = time.time() - 3600
+        for made in (left, running, others):
+            os.utime(made, (past, past))
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        assert build(network, force=True)
+        assert not left.exists()
+        assert (running / "model.pt2").exists()
+        assert others.exists()
+    finally:
+        for process in builds:
+            process.kill()
+            process.communicate()
+    assert not [path for path in folder.glob("nima-build-*") if path not in (running, others)]
 
 
 def test_command_keeps_checks_and_names_its_package(models: Path) -> None:
