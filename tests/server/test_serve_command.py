@@ -96,7 +96,8 @@ def test_a_second_ctrl_c_waits_for_no_requests(serve):
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.2)
     _, said = process.communicate(timeout=30)
-    assert process.returncode == 128 + signal.SIGINT
+    # The latter where one more came while Python itself ended; to a shell they are the same.
+    assert process.returncode in (128 + signal.SIGINT, -signal.SIGINT)
     assert said == "nima serve: stopped at once: requests in flight were cut off\n"
     assert alive(children) == []
 
