@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -111,6 +109,7 @@ def run_tritonserver(
     repository: Path, folder: Path, profile: str = "default", **environment: str
 ) -> Iterator[Tritonserver]:
     """Let the embedded tritonserver load a copy of a repository, as the images start theirs."""
+    from nima_build.server import _arguments
     from nima_build.server._install import lay_out_backends, tritonserver_binary
     from nima_build.server._ports import free_ports
 
@@ -131,12 +130,10 @@ def run_tritonserver(
     ]
     if profile != "default":
         command.append(f"--model-config-name={profile}")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    values = {**_arguments.environment(), **environment}
     log = folder / "log"
     with log.open("wb") as file:
-        process = subprocess.Popen(
-            command, stdout=file, stderr=file, env={**os.environ, "PATH": path, **environment}
-        )
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=values)
     try:
         end = time.monotonic() + 60
         while time.monotonic() < end and process.poll() is None:

@@ -189,6 +189,7 @@ class Container:
     """What the entrypoint sees of the image: a PATH with nima, python3 and tritonserver."""
 
     def __init__(self, folder: Path, repository: Path) -> None:
+        from nima_build.server import _arguments
         from nima_build.server._install import lay_out_backends, tritonserver_binary
         from nima_build.server._ports import free_ports
 
@@ -199,7 +200,7 @@ class Container:
         backends = lay_out_backends(folder / "backends")
         self.port, http, metrics = free_ports("127.0.0.1", 3)
         self.environment = {
-            **os.environ,
+            **_arguments.environment(),  # the stub must find libpython
             "PATH": f"{commands}{os.pathsep}{BIN}{os.pathsep}/usr/bin{os.pathsep}/bin",
             "NIMA_MODEL_REPOSITORY": str(self.models),
             "NIMA_PROFILE": "embedded",
