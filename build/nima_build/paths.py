@@ -40,20 +40,25 @@ def own_folder(prefix: str, content: str) -> Iterator[Path]:
     """
     for left in temporary_folder().glob(f"{prefix}????????"):
         # In use, somebody else's, or gone meanwhile: let it be.
-        with contextlib.suppress(OSError), _locked(left) as entry:
+        with contextlib.suppress(OSError), locked_folder(left) as entry:
             forgotten = time.time() - entry.st_mtime > _LOCKED_SECONDS
             ours = {path.name for path in left.iterdir()} <= {content}
             if entry.st_uid == os.geteuid() and forgotten and ours:
                 shutil.rmtree(left, ignore_errors=True)
     with (
         tempfile.TemporaryDirectory(prefix=prefix, dir=temporary_folder()) as folder,
-        _locked(Path(folder)),
+        locked_folder(Path(folder)),
     ):
         yield Path(folder)
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[os.stat_result]:
+def locked_folder(folder: Path) -> Iterator[os.stat_result]:
+    """Within it no other process has a lock on the folder; gives what the system knows of it.
+
+    Raises:
+        OSError: another has one, or it is gone, or is no folder but a link to one.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -108,9 +108,8 @@ class BaseClient:
         target, scheme_tls = normalise_url(url)
         all_headers = dict(headers or {})
         if bearer_token is not None:
-            check_kind(
-                "bearer_token", bearer_token, str
-            )  # bytes would be sent as Python writes them
+            # Bytes would be sent as Python writes them.
+            check_kind("bearer_token", bearer_token, str)
             all_headers["authorization"] = bearer(bearer_token)
         self._connection = Connection(
             target=target,

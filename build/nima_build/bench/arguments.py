@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from nima_build.bench import BenchError
 from nima_build.bench.perf_analyzer import Load
 from nima_build.metadata import ArtefactError, ExportError
+from nima_client._numbers import real, whole
 
 
 def count(text: str) -> int:
@@ -18,9 +19,10 @@ def count(text: str) -> int:
     Raises:
         argparse.ArgumentTypeError: ``text`` is none.
     """
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
-    return int(text)
+    with contextlib.suppress(ValueError):
+        if (value := whole(text)) > 0:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
 
 
 def counts(text: str) -> list[int]:
@@ -39,7 +41,7 @@ def not_negative(text: str) -> float:
         argparse.ArgumentTypeError: ``text`` is none.
     """
     with contextlib.suppress(ValueError):
-        if 0 <= (value := float(text)) < math.inf:
+        if 0 <= (value := real(text)) < math.inf:
             return value
     raise argparse.ArgumentTypeError(f"{text!r} is no number of 0 or more")
 
@@ -50,8 +52,8 @@ def positive(text: str) -> float:
     Raises:
         argparse.ArgumentTypeError: ``text`` is none.
     """
-    with contextlib.suppress(ValueError):
-        if 0 < (value := float(text)) < math.inf:
+    with contextlib.suppress(argparse.ArgumentTypeError):
+        if (value := not_negative(text)) > 0:
             return value
     raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
 

@@ -19,7 +19,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from nima_build.paths import temporary_folder
+from nima_build.paths import locked_folder, temporary_folder
 from nima_build.repository import MODELS
 from nima_build.server._install import ServerLost
 from nima_build.server._mps import MPS_FOLDER, end_servers
@@ -151,12 +151,8 @@ def _is_forgotten(folder: Path) -> bool:
     if time.time() - folder.stat().st_mtime < _FORGOTTEN_SECONDS:
         return False
     # A cleaner may have taken the file from under a server: the folder itself is locked then.
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    finally:
-        os.close(descriptor)
-    return True
+    with locked_folder(folder):
+        return True
 
 
 def _remove(folder: Path) -> bool:
