@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -156,3 +158,22 @@ def infer() -> Callable[[str, list[bytes]], dict[str, np.ndarray]]:
         return {name: answer.as_numpy(name) for name in ("DISTRIBUTION", "MEAN", "STD")}
 
     return call
+
+
+@pytest.fixture
+def loopback_only() -> list[str]:
+    """Command prefix that runs a program in a namespace whose only interface is ``lo``."""
+    if shutil.which("unshare") is None or shutil.which("ip") is None:
+        pytest.skip("no unshare or no ip here (Debian: util-linux, iproute2)")
+    prefix = [
+        "unshare",
+        "--net",
+        "--map-root-user",
+        "sh",
+        "-c",
+        'ip link set lo up && exec "$@"',
+        "-",
+    ]
+    if subprocess.run([*prefix, "true"], capture_output=True).returncode != 0:
+        pytest.skip("network namespaces are not allowed here")
+    return prefix

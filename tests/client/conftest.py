@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 import signal
 import subprocess
 import sys
@@ -115,22 +114,3 @@ def backend(request: pytest.FixtureRequest) -> Iterator[dict[str, object]]:
         from nima_client.testing import FakeTransport
 
         yield {"transport": FakeTransport(refusing_answer, workers=4)}
-
-
-@pytest.fixture
-def loopback_only() -> list[str]:
-    """Command prefix that runs a program in a namespace whose only interface is ``lo``."""
-    if shutil.which("unshare") is None or shutil.which("ip") is None:
-        pytest.skip("no unshare or no ip here (Debian: util-linux, iproute2)")
-    prefix = [
-        "unshare",
-        "--net",
-        "--map-root-user",
-        "sh",
-        "-c",
-        'ip link set lo up && exec "$@"',
-        "-",
-    ]
-    if subprocess.run([*prefix, "true"], capture_output=True).returncode != 0:
-        pytest.skip("network namespaces are not allowed here")
-    return prefix
