@@ -28,7 +28,7 @@ CONTRAST = """
     const own = parse(getComputedStyle(e).backgroundColor);
     if (own[3] === 1) return own.slice(0, 3);
     // What is over a photo may be over a white one.
-    return over(own, e.classList.contains("rank") ? [255, 255, 255] : back(e.parentElement));
+    return over(own, e.matches(".rank, .open") ? [255, 255, 255] : back(e.parentElement));
   };
   const light = (c) => {
     const [r, g, b] = c.map((v) => v / 255).map((v) => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);

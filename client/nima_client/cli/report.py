@@ -11,7 +11,7 @@ import jinja2  # noqa: F401  (missing, it names the extra at once, not after the
 import typer
 from rich.console import Console
 
-from nima_client._files import atomic_file, check_output
+from nima_client._files import atomic_file, check_output, is_stream
 from nima_client.cli._job import say
 from nima_client.cli._progress import tracking
 from nima_client.library.files import read_rows
@@ -40,8 +40,9 @@ def report(
 ) -> None:
     """Make one self-contained HTML page: a ranked gallery with every photo's predicted ratings.
 
-    The page needs no network and no other file. Photos that are gone keep their place, without a
-    picture.
+    The page needs no network and no other file. Its links to the photos are relative for those
+    beside the page or in folders there, which may be moved with it. Photos that are gone keep their
+    place, without a picture.
     """
     errors = Console(stderr=True)
     try:
@@ -51,7 +52,7 @@ def report(
         _check_output(output, results)
         shown = len(rows) if limit is None else min(limit, len(rows))
         with tracking(errors, shown, doing="Pictures") as track:
-            options = ReportOptions(title, limit)
+            options = ReportOptions(title, limit, _home(output))
             pictures = Thumbnails(side, root)
             page = build_page(list(rows.values()), options, pictures, track)
         with atomic_file(output) as file:
@@ -64,6 +65,12 @@ def report(
     if pictures.missing:
         photos += f" ({pictures.missing} not found or unreadable: relative names start from --root)"
     say(errors, f"{output}: {photos}, {size:.1f} MB")
+
+
+def _home(output: Path) -> Path | None:
+    """The folder in which a browser will find the page; None where that cannot be told."""
+    # A page behind a link can be opened in two places.
+    return None if is_stream(output) or output.is_symlink() else output.parent
 
 
 def _check_output(output: Path, results: Sequence[Path]) -> None:

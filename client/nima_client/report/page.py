@@ -13,11 +13,13 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nima_client.contract import RATINGS
 from nima_client.library.rows import Row
 from nima_client.library.text import common_folder, printable
+from nima_client.report.links import link_to
 from nima_client.report.thumbnails import Thumbnails
 from nima_client.results import percentile_text
 
@@ -32,10 +34,13 @@ class ReportOptions:
     Attributes:
         title: heading and window title.
         limit: only so many photos, the best ones; None for all.
+        folder: where the page will lie: links to photos there and below are relative. None for a
+            page that may be anywhere.
     """
 
     title: str = "Photo scores"
     limit: int | None = None
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class Card:
     shows_folder: bool
     row: Row
     thumbnail: str | None
+    link: str | None
     bars: str
     percentile: str
     ratings: str
@@ -64,8 +70,8 @@ def build_page(
 
     Args:
         rows: the scores.
-        options: title and limit.
-        thumbnails: makes the pictures.
+        options: title, limit and place.
+        thumbnails: makes the pictures, and finds the files.
         progress: passes the photos through and may count them.
 
     Raises:
@@ -77,10 +83,11 @@ def build_page(
     folder = common_folder([row.file for row in ranked])
     pictures = progress(thumbnails.make([row.file for row in ranked]))
     names = Counter(row.file.rpartition("/")[2] for row in ranked)
-    cards = [
-        _card(rank, row, picture, folder, names)
-        for rank, (row, (_, picture)) in enumerate(zip(ranked, pictures, strict=True), 1)
-    ]
+    cards = []
+    for rank, (row, (_, picture)) in enumerate(zip(ranked, pictures, strict=True), 1):
+        file = thumbnails.file_of(row.file)
+        link = None if file is None else link_to(file, options.folder)
+        cards.append(_card(rank, row, picture, link, folder, names))
     style, script = _asset("style.css"), _asset("script.js")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -120,7 +127,14 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _card(rank: int, row: Row, picture: str | None, folder: str, names: Mapping[str, int]) -> Card:
+def _card(
+    rank: int,
+    row: Row,
+    picture: str | None,
+    link: str | None,
+    folder: str,
+    names: Mapping[str, int],
+) -> Card:
     head, _, name = row.file[len(folder) :].rpartition("/")
     return Card(
         rank=rank,
@@ -131,6 +145,7 @@ def _card(rank: int, row: Row, picture: str | None, folder: str, names: Mapping[
         shows_folder=bool(head) and names[name] > 1,
         row=row,
         thumbnail=picture,
+        link=link,
         bars=_bars(row.distribution),
         percentile="" if row.percentile is None else percentile_text(row.percentile),
         ratings=",".join(f"{p:.4f}" for p in row.distribution),

@@ -58,7 +58,7 @@ class Thumbnails:
                 if name in archived:
                     return archived[name].result()
                 try:
-                    data = named_path(str(self._root / name)).read_bytes()
+                    data = self._path(name).read_bytes()
                 except (OSError, ValueError):
                     return None
                 return self._encode(data)
@@ -66,6 +66,14 @@ class Thumbnails:
             for name, picture in zip(names, pool.map(one, names), strict=True):
                 self.missing += picture is None
                 yield name, picture
+
+    def file_of(self, name: str) -> Path | None:
+        """The file of a photo; None of one that is gone, or has none: inside an archive, say."""
+        path = self._path(name)
+        return path if os.path.isfile(path) else None
+
+    def _path(self, name: str) -> Path:
+        return named_path(str(self._root / name))
 
     def _encode(self, data: bytes) -> str | None:
         try:

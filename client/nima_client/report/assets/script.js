@@ -33,11 +33,11 @@
     shown = cards.filter((card) => {
       const name = comparable(`${card.dataset.folder}/${card.dataset.name}`);
       const fits = value(card, "mean") >= low && value(card, "mean") <= high && name.includes(wanted);
-      card.hidden = !fits;
+      card.hidden = card.parentElement.hidden = !fits;
       return fits;
     });
     shown.sort((a, b) => order(a, b) || value(a, "rank") - value(b, "rank"));
-    gallery.append(...shown);
+    gallery.append(...shown.map((card) => card.parentElement));
     for (const bin of bins) {
       bin.classList.toggle("out", Number(bin.dataset.high) <= low || Number(bin.dataset.low) > high);
     }
@@ -52,10 +52,24 @@
     return td;
   }
 
+  function leave(control) {
+    // A control that goes loses the focus to the page behind, and with it the arrow keys.
+    if (document.activeElement === control) find("detail-name").focus();
+  }
+
   function disable(button, ends) {
-    // A disabled button loses the focus to the page behind, and with it the arrow keys.
-    if (ends && document.activeElement === button) find("detail-name").focus();
+    if (ends) leave(button);
     button.disabled = ends;
+  }
+
+  function link(card) {
+    const address = card.parentElement.querySelector(".open")?.getAttribute("href");
+    const open = find("detail-open");
+    if (!address) leave(open);
+    open.hidden = !address;
+    for (const anchor of [open, find("detail-picture")]) {
+      if (address) anchor.setAttribute("href", address); else anchor.removeAttribute("href");
+    }
   }
 
   function show(card) {
@@ -96,6 +110,7 @@
     const at = shown.indexOf(card);
     disable(find("previous"), at <= 0);
     disable(find("next"), at < 0 || at >= shown.length - 1);
+    link(card);
     if (!dialog.open) dialog.showModal();
   }
 
@@ -105,8 +120,8 @@
   }
 
   function columns() {
-    const top = shown[0].offsetTop;
-    const next = shown.findIndex((card) => card.offsetTop > top);
+    const top = shown[0].parentElement.offsetTop;
+    const next = shown.findIndex((card) => card.parentElement.offsetTop > top);
     return next < 1 ? shown.length : next;
   }
 
@@ -115,7 +130,7 @@
     if (card) show(card);
   });
   gallery.addEventListener("keydown", (event) => {
-    const at = shown.indexOf(document.activeElement);
+    const at = shown.findIndex((card) => card.parentElement.contains(document.activeElement));
     if (at < 0 || event.ctrlKey || event.metaKey || event.altKey) return;
     const moves = {
       ArrowRight: () => at + 1, ArrowLeft: () => at - 1,
