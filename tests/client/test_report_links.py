@@ -186,6 +186,20 @@ def test_the_keyboard_leads_to_the_links_and_on_from_them(browser: Browser, page
     assert browser.run(here) == first
 
 
+def test_the_controls_cover_no_link_that_has_the_focus(browser: Browser, page: Path) -> None:
+    browser.call(
+        "Emulation.setDeviceMetricsOverride",
+        width=1000, height=400, deviceScaleFactor=1, mobile=False,
+    )  # fmt: skip
+    browser.open(page)
+    covered = browser.run("document.getElementById('controls').getBoundingClientRect().height")
+    link = f"document.querySelectorAll('.open')[{len(NAMES) // 2}]"
+    browser.run(f"window.scrollBy(0, {link}.getBoundingClientRect().top - 10)")
+    assert browser.run(f"{link}.getBoundingClientRect().top") < covered
+    browser.run(f"{link}.focus()")
+    assert browser.run(f"{link}.getBoundingClientRect().top") >= covered
+
+
 def test_a_photo_without_a_link_keeps_the_arrow_keys(browser: Browser, page: Path) -> None:
     browser.open(page)
     last = f"document.querySelectorAll('.card')[{len(NAMES) - 1}]"
