@@ -42,6 +42,9 @@ def test_a_folder_is_walked_in_natural_order(folder: Path, url: str) -> None:
     assert names(run(folder, "--no-recursive", "-f", "jsonl", url=url)) == [
         "1.jpg", "2.jpg", "10.jpg",
     ]  # fmt: skip
+    by_name = ["1.jpg", "2.jpg", "10.jpg", "A.JPEG"]
+    for sort, expected in (("file", by_name), ("-file", by_name[::-1])):
+        assert names(run(folder, "-f", "jsonl", f"--sort={sort}", url=url)) == expected
 
 
 def test_patterns_and_single_files(folder: Path, url: str) -> None:

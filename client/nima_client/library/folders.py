@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from nima_client.library.formats import is_hidden, is_passed_over, scored_suffixes, suffix_of
+from nima_client.library.text import natural
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
@@ -117,16 +117,10 @@ def walk(
             and not f.startswith(".")
             and (left_out is None or os.path.realpath(os.path.join(here, f)) != left_out)
         )
-        folders.sort(key=_natural)
-        for name in sorted(names, key=_natural):
+        folders.sort(key=natural)
+        for name in sorted(names, key=natural):
             if _is_wanted(path := Path(here, name)):
                 yield path
-
-
-def _natural(name: str) -> tuple[tuple[tuple[int, str], ...], str]:
-    """Sort key that counts the digits in a name as numbers."""
-    parts = re.split(r"([0-9]+)", name)
-    return tuple((int(p), "") if p.isdecimal() else (-1, p.casefold()) for p in parts), name
 
 
 def _is_wanted(path: Path) -> bool:

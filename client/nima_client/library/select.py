@@ -5,14 +5,16 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from nima_client.library.rows import Row
+from nima_client.library.text import natural
 
-SORT_KEYS: dict[str, Callable[[Row], float | str]] = {
+SORT_KEYS: dict[str, Callable[[Row], Any]] = {
     "mean": lambda row: row.mean,
     "std": lambda row: row.std,
     "percentile": lambda row: -1.0 if row.percentile is None else row.percentile,
-    "file": lambda row: row.file,
+    "file": lambda row: [natural(part) for part in row.file.split("/")],
 }
 """What rows can be sorted by; a leading ``-`` sorts downwards."""
 

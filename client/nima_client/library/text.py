@@ -1,8 +1,9 @@
-"""Names and counts of files as text for people: on a terminal, on a page."""
+"""Names and counts of files as people read them: on a terminal, on a page."""
 
 from __future__ import annotations
 
 import itertools
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -26,6 +27,14 @@ def _is_shown(char: str) -> bool:
 def counted(count: int, thing: str) -> str:
     """``1 photo``, ``2 photos``."""
     return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
+def natural(name: str) -> tuple[tuple[tuple[int, str], ...], str]:
+    """Sort key that counts the digits in a name as numbers: 2.jpg comes before 10.jpg."""
+    parts = re.split(r"0*([0-9]+)", name)
+    # The longer number is the larger one; as an int it might have more digits than Python takes.
+    numbers = ((len(p), p) if p.isdecimal() else (-1, p.casefold()) for p in parts)
+    return tuple(numbers), name
 
 
 def common_folder(names: Sequence[str]) -> str:
