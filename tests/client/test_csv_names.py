@@ -49,6 +49,15 @@ def test_a_csv_that_is_none_is_told_in_one_line(tmp_path: Path) -> None:
         read_rows(whole)
 
 
+def test_a_csv_with_other_separators_is_told_so(tmp_path: Path) -> None:
+    """Spreadsheets write them where a comma is part of a number."""
+    path = tmp_path / "scores.csv"
+    write_rows([Row("a.jpg", 4.0, 1.0, None, (0.1,) * 10)], path, "csv")
+    path.write_text(path.read_text().replace(",", ";").replace(".", ","))
+    with pytest.raises(ValueError, match="line 1: its columns are not separated by commas"):
+        read_rows(path)
+
+
 @pytest.mark.parametrize("form", ["csv", "jsonl", "json"])
 @pytest.mark.parametrize("text", ["nan", "inf"])
 def test_a_score_that_is_no_number_is_told(tmp_path: Path, form: str, text: str) -> None:

@@ -174,6 +174,8 @@ def _records(path: Path, form: str, lines: _Lines) -> Iterator[dict[str, Any]]:
             table = csv.DictReader(lines.of(text))
             if not table.fieldnames:
                 raise ValueError("no scores in it, not even the names of the columns")
+            if len(table.fieldnames) == 1:  # what programs for tables make of it in some countries
+                raise ValueError("its columns are not separated by commas")
             yield from table
         elif form == "json":
             records = json.load(text)
