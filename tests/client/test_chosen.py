@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import stat
+import tarfile
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -197,6 +198,19 @@ def test_a_finished_run_does_what_is_asked_of_its_photos(
     assert output.stat().st_mtime_ns == before
     again = run(*arguments, "--copy-to", best, "--top", 2, url="127.0.0.1:1")
     assert again.returncode == 0, again.stderr
+
+
+def test_photos_in_archives_are_told_where_they_have_no_file(
+    folder: Path, url: str, tmp_path: Path
+) -> None:
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        tar.add(folder / "1.jpg", "inside.jpg")
+    for options in (("--copy-to", tmp_path / "best"), ("--xmp",)):
+        done = run(folder, tmp_path / "shard.tar", *options, url=url)
+        assert done.returncode == 0, done.stderr
+        assert "1 photo inside archives passed over" in done.stderr
+    assert len(list((tmp_path / "best").iterdir())) == 4
+    assert "archives" not in run(tmp_path / "shard.tar", url=url).stderr
 
 
 @pytest.mark.parametrize("action", list(Action))

@@ -18,7 +18,7 @@ from nima_client._files import check_output_folder, is_stream
 from nima_client.cli._progress import Tracker, tracking
 from nima_client.cli._table import print_scores
 from nima_client.errors import NimaError
-from nima_client.library.actions import Action, place, rate
+from nima_client.library.actions import Action, place, rate, without_file
 from nima_client.library.files import format_of, read_rows, write_failures, write_rows, write_text
 from nima_client.library.formats import passed_over_text
 from nima_client.library.journal import Journal
@@ -205,6 +205,7 @@ class Job:
                 tell(row, error)
 
         named = self.sources.named
+        archived = without_file(chosen, named) if self._acts else 0
         # Sidecars first: they go along with their photos.
         if self.xmp:
             written = rate(chosen, named=named, report=tell_of_sidecar)
@@ -215,6 +216,8 @@ class Job:
             placed = place(chosen, folder, action, named=named, report=tell)
             photos = counted(len(placed), "photo")
             say(self.errors, f"{action.value}: {photos} into {folder}")
+        if archived:
+            say(self.errors, f"{counted(archived, 'photo')} inside archives passed over")
         return len(failed)
 
     def _write_failures(self, failures: Iterable[FailedRow]) -> None:

@@ -128,6 +128,11 @@ def rate(
     return written
 
 
+def without_file(rows: Sequence[Row], named: Mapping[str, Path] | None = None) -> int:
+    """How many of these rows :func:`place` and :func:`rate` pass over: members of archives."""
+    return sum(_inside_archive(_file_of(row, named)) for row in rows)
+
+
 def _file_of(row: Row, named: Mapping[str, Path] | None) -> Path:
     return (named or {}).get(row.file) or named_path(row.file)
 
