@@ -292,6 +292,22 @@ def test_photos_inside_archives_and_below_a_root(
     assert re.search(r"\b1 photo\s", (tmp_path / "r.html").read_text())
 
 
+def test_scores_of_one_name_in_two_files_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of two cameras, say, each scored from its own folder."""
+    for name, seed in (("a", 1), ("b", 2)):
+        rows = [make_row("IMG_1.jpg", seed), make_row(f"{name}.jpg", seed)]
+        write_rows(rows, tmp_path / f"{name}.csv", "csv")
+    files = (tmp_path / "a.csv", tmp_path / "b.csv")
+    assert report(*files, "-o", tmp_path / "r.html") == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "1 score replaced by later ones of the same names" in told
+    assert "3 photos" in told
+    assert report(files[0], "-o", tmp_path / "r.html") == 0
+    assert "replaced" not in capsys.readouterr().err
+
+
 def test_an_output_that_cannot_be_is_told_before_the_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -47,8 +47,11 @@ def report(
     errors = Console(stderr=True)
     try:
         rows: dict[str, Row] = {}
+        doubled = 0
         for path in results:
-            rows.update((row.file, row) for row in read_rows(path))
+            for row in read_rows(path):
+                doubled += row.file in rows
+                rows[row.file] = row
         _check_output(output, results)
         shown = len(rows) if limit is None else min(limit, len(rows))
         with tracking(errors, shown, doing="Pictures") as track:
@@ -64,6 +67,8 @@ def report(
     photos = counted(shown, "photo")
     if pictures.missing:
         photos += f" ({pictures.missing} not found or unreadable: relative names start from --root)"
+    if doubled:
+        say(errors, f"{counted(doubled, 'score')} replaced by later ones of the same names")
     say(errors, f"{output}: {photos}, {size:.1f} MB")
 
 
