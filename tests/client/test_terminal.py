@@ -99,6 +99,17 @@ def test_a_dumb_terminal_and_a_pipe_get_no_bar(monkeypatch: pytest.MonkeyPatch) 
         assert shown(console) == ""
 
 
+@pytest.mark.parametrize("width", [40, 50, 60, 80])
+def test_a_narrow_terminal_cuts_nothing_from_the_bar(width: int) -> None:
+    console = terminal(width)
+    with tracking(console, 120_000, done=119_990) as track:
+        assert len(list(track(range(10)))) == 10
+    text = shown(console)
+    assert "120000/120000" in text
+    assert "…" not in text
+    assert ("photos/s" in text) is (width >= 60)
+
+
 def run(monkeypatch: pytest.MonkeyPatch, console: Console, arguments: Sequence[object]) -> str:
     monkeypatch.setattr("nima_client.cli.compare.Console", lambda **_: console)
     with pytest.raises(SystemExit) as ended:

@@ -15,8 +15,12 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 T = TypeVar("T")
+
+_WIDE = 60
+"""Cells in which counts of six digits leave room for the rate."""
 
 
 class Tracker:
@@ -71,12 +75,13 @@ def tracking(
     if not bar or not console.is_terminal or console.is_dumb_terminal:
         yield Tracker(None, total, done)
         return
+    rate = (TextColumn("{task.fields[rate]}"),) if console.width >= _WIDE else ()
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
+        BarColumn(),  # the only one that gives way
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        *rate,
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
     )
     # rich would send what goes to standard output to this console: results belong in their file.
     with Progress(
