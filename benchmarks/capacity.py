@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nima_build.bench.arguments import positive
+from nima_client._os_errors import reason
 
 DAY = 86_400
 DAILY_LOADS = (1_000_000, 10_000_000, 100_000_000)
@@ -185,7 +186,7 @@ def main() -> None:
     try:
         document = json.loads(options.results.read_text())
     except (OSError, ValueError) as error:
-        parser.error(f"{options.results} cannot be read: {error}")
+        parser.error(f"{options.results} cannot be read: {reason(error)}")
     assumed = Assumptions(options.price, options.utilisation, options.peak)
     print(page(document, assumed, options.results.as_posix()))
 

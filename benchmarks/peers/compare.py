@@ -37,6 +37,7 @@ from nima_build.bench.photos import photo_set
 from nima_build.cores import available_cores
 from nima_build.repository import GRAPHS, default_repository, load_metadata
 from nima_client._files import write_atomic
+from nima_client._os_errors import in_words
 from nima_client._signals import stoppable
 
 PEERS = {
@@ -100,7 +101,7 @@ class Run:
         try:
             yield
         except (RuntimeError, OSError) as error:
-            self.failures[name] = " ".join(str(error).split())[:600]
+            self.failures[name] = " ".join(in_words(error).split())[:600]
             print(f"{name} is left out: {self.failures[name]}", flush=True)
 
     @property
@@ -245,7 +246,8 @@ def main() -> None:
         try:
             compare(run, setting, peers, programs, options.rounds)
         except (RuntimeError, OSError) as error:
-            raise SystemExit(f"ended early, rounds that were over are kept: {error}") from None
+            why = in_words(error)
+            raise SystemExit(f"ended early, rounds that were over are kept: {why}") from None
     run.finished = run.names[0] not in run.failures
     run.save()
     if run.samples:

@@ -16,6 +16,7 @@ from turns import Turns
 
 from nima_build.bench.limit import LimitMeter
 from nima_build.bench.open_loop import percentiles
+from nima_client._os_errors import in_words
 
 OFFLINE_CONCURRENCY = 8
 
@@ -44,7 +45,7 @@ def load(target: servers.Target, concurrency: int, seconds: float) -> dict[str, 
 
 
 def _fail(failures: Failures, name: str, when: str, error: Exception) -> None:
-    failures[name] = f"{when}: {' '.join(str(error).split())[:300]}"
+    failures[name] = f"{when}: {' '.join(in_words(error).split())[:300]}"
     print(f"{name} is left out from here on, {failures[name]}", flush=True)
 
 

@@ -23,6 +23,7 @@ from nima_build.bench.cpu import cpu_seconds
 from nima_build.metadata import ModelMetadata
 from nima_build.repository import check_graph
 from nima_build.server import EmbeddedServer, ServerOptions
+from nima_client._os_errors import in_words
 
 HERE = Path(__file__).resolve().parent
 CLIENT = HERE.parents[1] / "client"
@@ -111,7 +112,7 @@ def _wait(target: Target, process: subprocess.Popen[bytes], log: Path) -> None:
             target.mean(0)
             return
         except (OSError, LoadError, ValueError) as error:
-            problem = str(error)
+            problem = in_words(error)
             time.sleep(0.25)
     tail = " / ".join(log.read_text(errors="replace").splitlines()[-6:])
     raise RuntimeError(f"{target.name} did not start ({problem}): {tail}")

@@ -23,6 +23,7 @@ from nima_build.repository import (
     set_precision,
 )
 from nima_client._files import write_together
+from nima_client._os_errors import in_words
 from nima_client.contract import MODEL_NAME, PREPROCESS_MODEL
 from nima_client.preprocess import DEFAULT_LIMITS, Limits
 
@@ -86,7 +87,7 @@ def main(arguments: list[str]) -> int:
         images = _whole("NIMA_INSTANCES", count, available_cores())
         set_cpu_profile(Path(repository), images, precision or "fp32", limits)
     except (ArtefactError, ValueError, OSError) as error:
-        print(f"nima: cannot set up the profile cpu: {error}", file=sys.stderr)
+        print(f"nima: cannot set up the profile cpu: {in_words(error)}", file=sys.stderr)
         return 1
     return 0
 

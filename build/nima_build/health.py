@@ -18,6 +18,7 @@ from collections.abc import Mapping
 
 import nima_client
 from nima_build.triton_client import still_works, triton_client
+from nima_client._os_errors import in_words
 
 _LOOK_SECONDS = 4.0
 """The photo may wait in the queue for half of its timeout before; Kubernetes allows 10 s in all."""
@@ -58,7 +59,7 @@ def check(url: str, timeout: float = 8.0, tls: nima_client.TLS | None = None) ->
             busy = still_works(triton, _LOOK_SECONDS)
         return "" if busy else f"no photo gets through, and the queue says: {error}"
     except (nima_client.NimaError, OSError) as error:
-        return " ".join(str(error).split())
+        return " ".join(in_words(error).split())
     return ""
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from nima_build.metadata import ArtefactError, ModelMetadata
 from nima_build.triton_client import triton_client
+from nima_client._os_errors import reason
 from nima_client.contract import NETWORK_MODEL, PIXELS, RATINGS
 from nima_client.preprocess import PreprocessSpec, preprocess
 
@@ -152,7 +153,7 @@ def read_pixels(photos: Sequence[Path], spec: PreprocessSpec) -> npt.NDArray[Any
         try:
             pixels.append(preprocess(path.read_bytes(), spec))
         except (OSError, ValueError) as error:
-            raise ArtefactError(f"cannot score {path}: {error}") from None
+            raise ArtefactError(f"cannot score {path}: {reason(error)}") from None
     return np.stack(pixels)
 
 

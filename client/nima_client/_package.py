@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nima_client._files import sha256_file
+from nima_client._os_errors import reason
 
 PACKAGE_NAME = "model.pt2"
 REBUILD = "nima build --target inductor"
@@ -86,7 +87,7 @@ class PackageManifest:
         except FileNotFoundError:
             raise PackageError(f"no {path}: compile the network with `{REBUILD}`") from None
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise PackageError(f"{path} is unreadable ({error}): run `{REBUILD}`") from None
+            raise PackageError(f"{path} is unreadable ({reason(error)}): run `{REBUILD}`") from None
 
 
 def package_manifest_path(package: Path) -> Path:

@@ -39,7 +39,7 @@ def test_every_script_starts(name, monkeypatch, capsys):
         ("overload.py", ["--factors"], "--factors: expected at least one"),
         ("gpu/serve.py", ["SMALL", "--loads", "32"], "'32' is no load such as 32x4"),
         ("sdk_overhead.py", ["--photos", "EMPTY"], "no JPEG files in"),
-        ("capacity.py", ["/nosuch"], "/nosuch cannot be read"),
+        ("capacity.py", ["/nosuch"], "/nosuch cannot be read: No such file or directory"),
         ("capacity.py", ["x.json", "--utilisation", "1.1"], "--utilisation: '1.1' is more than"),
     ],
 )

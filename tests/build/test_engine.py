@@ -370,7 +370,7 @@ def test_a_folder_is_no_engine_and_is_told_before_the_work(
     arguments += ["--onnx", str(exported / "model.onnx"), "-o", str(tmp_path)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 1
-    assert result.output.startswith("nima build: [Errno 21] Is a directory")
+    assert result.output.startswith(f"nima build: {tmp_path}: Is a directory")
     assert result.output.count("\n") == 1
 
 

@@ -18,6 +18,7 @@ from nima_client.preprocess import PreprocessSpec
 from nima_training.benchmark import app as benchmark_app
 from nima_training.checkpoint import reference_quantiles, save_checkpoint
 from nima_training.cli.evaluate import app as evaluate_app
+from nima_training.cli.prepare import app as prepare_app
 from nima_training.cli.train import app as train_app
 from nima_training.distill.measure import app as measure_app
 from nima_training.models import create_model
@@ -50,6 +51,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "reference": {"set": "x", "quantiles": reference_quantiles(np.arange(9.0))},
     }  # fmt: skip
     return save_checkpoint(folder, create_model("mobilenet_v3_small", "none", 0.0), meta)
+
+
+def test_a_file_that_is_not_there(refused: Callable[..., str], tmp_path: Path) -> None:
+    gone = tmp_path / "gone.toml"
+    told = refused(train_app, "--config", gone)
+    assert told == f"nima train: {gone}: No such file or directory\n"
+    labels = tmp_path / "gone.txt"
+    told = refused(prepare_app, labels, "--photos", tmp_path, "--out", tmp_path / "m.parquet")
+    assert told == f"nima prepare: {labels}: No such file or directory\n"
 
 
 def test_a_manifest_that_is_no_parquet(

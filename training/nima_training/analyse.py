@@ -19,6 +19,7 @@ from PIL import Image
 from nima_client._connection import TLS
 from nima_client._files import check_output_folder
 from nima_client._names import display_name
+from nima_client._os_errors import reason
 from nima_client.preprocess import (
     DEFAULT_LIMITS,
     ImageRejected,
@@ -116,7 +117,7 @@ def analyse(
         try:
             image = open_working_copy(path)
         except (ImageRejected, OSError) as error:
-            unreadable[name] = str(error)
+            unreadable[name] = reason(error)
             continue
         progress(name)
         cases = [(CLEAN, 0.0)] + [(k, s) for k in chosen for s in DISTORTIONS[k].levels]

@@ -13,6 +13,8 @@ from typing import Annotated
 
 import typer
 
+from nima_client._os_errors import in_words
+
 app = typer.Typer(add_completion=False)
 
 
@@ -60,7 +62,7 @@ def benchmark(
         if unknown := [name for name in chosen_backbones if name not in BACKBONES]:
             raise ValueError(f"unknown backbones {unknown}; known: {', '.join(sorted(BACKBONES))}")
     except (ValueError, OSError) as error:
-        typer.echo(f"nima_training.benchmark: {error}", err=True)
+        typer.echo(f"nima_training.benchmark: {in_words(error)}", err=True)
         raise typer.Exit(2) from error
     torch.set_num_threads(1)
     frame = pd.DataFrame({"image_id": [path.stem for path in paths]})

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from nima_client._os_errors import reason
 from nima_client.preprocess import PreprocessSpec
 from nima_training.data.dataset import Augmentation
 from nima_training.metrics import METRICS
@@ -148,7 +149,7 @@ def load_config(file: Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
         try:
             values = tomllib.loads(file.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"{file}: {error}") from error
+            raise ConfigError(f"{file}: {reason(error)}") from error
     values = _merged(values, {n: value for n, value in overrides.items() if value is not None})
     known = {item.name: item for item in fields(TrainConfig)}
     if unknown := sorted(set(values) - set(known)):

@@ -15,6 +15,8 @@ from typing import Annotated
 
 import typer
 
+from nima_client._os_errors import in_words
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHECKPOINT = REPOSITORY / "training" / "checkpoints" / "nima_mobilenet"
 MARKER = ".nima-train-demo"
@@ -80,7 +82,7 @@ def demo(
         paths = list_photos(source, limit)
         take_folder(out, source)
     except (ValueError, OSError) as error:
-        typer.echo(f"nima_training.demo: {error}", err=True)
+        typer.echo(f"nima_training.demo: {in_words(error)}", err=True)
         raise typer.Exit(2) from error
     photos = out / "photos"
     photos.mkdir()

@@ -66,7 +66,9 @@ def evaluate(
     model = _on_device(checkpoint.model, device)
     tensor, good, failures = predict_files(model, paths, checkpoint.spec, workers=workers)
     if not good:
-        raise ValueError(f"none of the {len(paths)} photos is readable, e.g. {failures[0]}")
+        raise ValueError(
+            f"none of the {len(paths)} photos is readable, e.g. {paths[0]}: {failures[0]}"
+        )
     unreadable = {str(frame["image_id"][index]): reason for index, reason in failures.items()}
     frame, paths = frame.iloc[good].reset_index(drop=True), [paths[i] for i in good]
     predicted = tensor.double().numpy()

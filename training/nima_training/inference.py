@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nima_client._os_errors import reason
 from nima_client.preprocess import ImageRejected, PreprocessSpec, normalize, preprocess
 from nima_training import distribution
 
@@ -68,7 +69,7 @@ def predict_files(
         try:
             return preprocess(path.read_bytes(), spec)
         except (ImageRejected, OSError) as error:
-            return str(error)
+            return reason(error)
 
     parts: list[Tensor] = []
     good: list[int] = []

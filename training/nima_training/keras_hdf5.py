@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nima_client._os_errors import reason
 from nima_training.distribution import NUM_RATINGS
 from nima_training.folded import conv_norm_pairs
 from nima_training.models import create_model, head_module
@@ -68,7 +69,9 @@ def read_layers(path: Path) -> dict[str, dict[str, np.ndarray]]:
                     layers[name] = found
             return layers
     except (OSError, KeyError) as error:
-        raise KerasError(f"{path.name} is not a readable HDF5 file of Keras: {error}") from error
+        raise KerasError(
+            f"{path.name} is not a readable HDF5 file of Keras: {reason(error)}"
+        ) from error
 
 
 def _strings(group: h5py.Group, name: str) -> Iterator[str]:

@@ -11,6 +11,7 @@ from nima_build.bench import BenchError
 from nima_build.bench.perf_analyzer import Load
 from nima_build.metadata import ArtefactError, ExportError
 from nima_client._numbers import real, whole
+from nima_client._os_errors import in_words
 
 
 def count(text: str) -> int:
@@ -80,4 +81,4 @@ def told_by(parser: argparse.ArgumentParser) -> Iterator[None]:
     try:
         yield
     except (BenchError, ArtefactError, ExportError, OSError) as error:
-        parser.error(str(error))
+        parser.error(in_words(error))

@@ -16,6 +16,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from nima_build.bench import BenchError
+from nima_client._os_errors import in_words
 from nima_client.contract import INPUT_IMAGE, MODEL_NAME
 
 _BINARY = "perf_analyzer"
@@ -172,7 +173,8 @@ def _run_once(
         except subprocess.TimeoutExpired:
             raise BenchError(f"perf_analyzer did not end at {load.label}") from None
         except OSError as error:
-            raise BenchError(f"perf_analyzer cannot be run ({error}): {_HOW_TO_GET}") from None
+            why = in_words(error)
+            raise BenchError(f"perf_analyzer cannot be run ({why}): {_HOW_TO_GET}") from None
         if done.returncode != 0 or not report.is_file():
             said = (done.stdout + done.stderr).strip()
             if "No valid requests recorded" in said:

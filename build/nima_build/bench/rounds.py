@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 from nima_client import NimaError
+from nima_client._os_errors import in_words
 from nima_client._signals import Stopped
 
 T = TypeVar("T")
@@ -68,7 +69,8 @@ class Rounds(Generic[T]):
             yield
         except (Exception, KeyboardInterrupt) as error:
             stopped = isinstance(error, KeyboardInterrupt)
-            why = "stopped" if stopped else " ".join(str(error).split()) or type(error).__name__
+            why = "stopped" if stopped else " ".join(in_words(error).split())
+            why = why or type(error).__name__
             self._print(make, why)
             if isinstance(error, Stopped):
                 error.kept = self._progress()

@@ -18,6 +18,7 @@ from nima_build.bench.open_loop import run_open_loop
 from nima_build.bench.perf_analyzer import Load, Measured, run_perf_analyzer
 from nima_build.bench.photos import PhotoSet, write_perf_inputs
 from nima_build.bench.stages import StageMeter, Stages
+from nima_client._os_errors import in_words
 from nima_client.preprocess import PreprocessSpec
 
 _IMAGES = 300  # for a 99th percentile that says more than the slowest request does
@@ -189,7 +190,7 @@ def run_sweep(
         if not result.samples:
             raise
         stopped = isinstance(error, KeyboardInterrupt)
-        result.failure = "stopped" if stopped else " ".join(str(error).split())
+        result.failure = "stopped" if stopped else " ".join(in_words(error).split())
         measured = {sample.photos for sample in result.samples}
         for name in set(result.sets) - measured:
             del result.sets[name], result.limits[name]

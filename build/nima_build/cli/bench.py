@@ -13,6 +13,7 @@ import typer
 
 from nima_build.cli._precision import Precision
 from nima_client._numbers import real, whole
+from nima_client._os_errors import in_words
 from nima_client.contract import MAX_BATCH_SIZE
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
@@ -130,7 +131,7 @@ def bench(
             result = run_sweep(url, sets, metadata.spec, onnx, binary, sweep, network, report, pids)
         files = write_report(result, out)
     except (BenchError, ArtefactError, ServerError, ValueError, OSError) as error:
-        report(str(error))
+        report(in_words(error))
         raise typer.Exit(1) from None
     print(to_markdown(result))
     print(f"Written: {', '.join(str(path) for path in files)}")

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from nima_client._os_errors import in_words
 from nima_client.contract import MAX_BATCH_SIZE
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
@@ -151,7 +152,7 @@ def build(
                 force=force,
             )
     except (EngineError, ArtefactError, ValueError, OSError) as error:
-        typer.echo(f"nima build: {error}", err=True)
+        typer.echo(f"nima build: {in_words(error)}", err=True)
         raise typer.Exit(1) from None
     typer.echo(
         f"{plan}: {'built' if built else 'up to date'}, {plan.stat().st_size / 1e6:.1f} MB, "

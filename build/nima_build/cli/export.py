@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from nima_client._os_errors import in_words
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 
@@ -60,7 +62,7 @@ def export(
         into = export_to_repository if is_repository(target) else export_checkpoint
         done = into(source, target, fp16=fp16, calibration=int8)
     except (ExportError, ArtefactError, OSError) as error:
-        typer.echo(f"nima export: {error}", err=True)
+        typer.echo(f"nima export: {in_words(error)}", err=True)
         raise typer.Exit(1) from None
     typer.echo(
         f"{done.onnx_path}: {done.onnx_path.stat().st_size / 1e6:.1f} MB, opset "

@@ -9,6 +9,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from nima_client._os_errors import in_words
+
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
 
@@ -36,7 +38,7 @@ def perf_inputs(
         chosen = load_photos(photos)[:limit]
         write_perf_inputs(chosen, output)
     except (BenchError, OSError) as error:
-        print(f"nima perf-inputs: {error}", file=sys.stderr)
+        print(f"nima perf-inputs: {in_words(error)}", file=sys.stderr)
         raise typer.Exit(1) from None
     print(f"{counted(len(chosen), 'photo')} in {output}; use it with:")
     print(

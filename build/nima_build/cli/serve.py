@@ -16,6 +16,7 @@ from typing import Annotated, Optional
 import typer
 
 from nima_build.cli._precision import Precision
+from nima_client._os_errors import in_words
 from nima_client._signals import TWICE_S
 from nima_client.contract import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS
 
@@ -207,7 +208,7 @@ def serve(
             report(str(error))
         except Exception as error:
             # Nobody else would say a word of what ends this thread.
-            report(f"the version was not changed: {type(error).__name__}: {error}")
+            report(f"the version was not changed: {type(error).__name__}: {in_words(error)}")
         else:
             report(
                 f"version {done.version} ({done.metadata.name}, checkpoint "
@@ -262,7 +263,7 @@ def serve(
         server.stop()
         stopping = False
     except (ServerError, ArtefactError, OSError) as error:
-        report(str(error))
+        report(in_words(error))
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         cut = stopping

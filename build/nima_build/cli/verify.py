@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from nima_client._os_errors import in_words
 from nima_client.cli._connection import Header, TlsCa, TlsCert, TlsKey, credentials
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
@@ -85,7 +86,7 @@ def verify(
         if json_path is not None:
             write_atomic(json_path, (json.dumps(report.to_dict(), indent=2) + "\n").encode())
     except (ArtefactError, ValueError, OSError) as error:  # ValueError: a wrong address
-        typer.echo(f"nima verify: {error}", err=True)
+        typer.echo(f"nima verify: {in_words(error)}", err=True)
         raise typer.Exit(1) from None
 
     table = Table(title=f"{counted(len(report.photos), 'photo')} against {report.reference}")

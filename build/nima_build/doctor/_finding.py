@@ -12,6 +12,7 @@ from typing import Any, Literal
 import nima_client
 from nima_build.triton_client import triton_client
 from nima_client._address import normalise_url
+from nima_client._os_errors import in_words
 
 _LISTS = ("ipv4:", "ipv6:")  # gRPC's schemes for addresses that need no name server
 Status = Literal["ok", "warning", "failure", "skipped"]
@@ -146,5 +147,5 @@ def small_photo() -> bytes:
 
 def one_line(error: BaseException) -> str:
     """An error as one line of at most 300 characters; a cut one ends in three dots."""
-    text = " ".join(str(error).split())
+    text = " ".join(in_words(error).split())
     return text if len(text) <= 300 else text[:297] + "..."

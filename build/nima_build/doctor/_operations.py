@@ -103,6 +103,10 @@ def _open(ask: str | urllib.request.Request, address: str, timeout: float) -> An
     handlers = [urllib.request.ProxyHandler({})] if is_local(address) else []
     try:
         return urllib.request.build_opener(*handlers).open(ask, timeout=timeout)
+    except urllib.error.URLError as error:
+        if isinstance(error, urllib.error.HTTPError) or not isinstance(error.reason, OSError):
+            raise
+        raise error.reason from None  # its own text is that of a program
     except http.client.BadStatusLine:  # it holds what came instead, the bytes of gRPC say
         raise OSError("what listens there does not answer HTTP") from None
     except (http.client.HTTPException, UnicodeError) as error:  # the latter: of a host's name

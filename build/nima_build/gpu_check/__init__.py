@@ -31,6 +31,7 @@ from nima_build.gpu_check.context import Context, Skip, Step
 from nima_build.metadata import METADATA_NAME, ArtefactError, ModelMetadata
 from nima_build.repository import default_repository
 from nima_client._files import write_atomic
+from nima_client._os_errors import in_words, reason
 from nima_client.contract import NETWORK_MODEL
 from nima_client.preprocess import preprocess
 
@@ -126,7 +127,7 @@ def _as_jpeg(path: Path) -> bytes:
     try:
         Image.open(path).convert("RGB").save(file, "JPEG", quality=92)
     except OSError as error:
-        raise ArtefactError(f"cannot read the photo {path}: {error}") from None
+        raise ArtefactError(f"cannot read the photo {path}: {reason(error)}") from None
     return file.getvalue()
 
 
@@ -155,7 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         report = run_checks(options.photos or golden_photos(), save, options.steps)
     except (ArtefactError, OSError) as error:
-        print(f"gpu-check: {error}", file=sys.stderr)
+        print(f"gpu-check: {in_words(error)}", file=sys.stderr)
         return 1
     print(f"wrote {options.json}")
     if not report["machine"]["gpus"]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from nima_build.processes import end_with_parent
 from nima_build.server._arguments import NOBODYS_FOLDER, environment
 from nima_build.server._install import ServerError
+from nima_client._os_errors import reason
 from nima_client._signals import held_back
 
 MPS_FOLDER = "mps"
@@ -233,7 +234,7 @@ def _tell(command: str, environment: Mapping[str, str]) -> str:
             timeout=_COMMAND_SECONDS,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise MpsError(f"{_CONTROL}: {error}") from None
+        raise MpsError(f"{_CONTROL}: {reason(error)}") from None
     if done.returncode != 0:
         raise MpsError(f"{_CONTROL} does not answer (status {done.returncode})")
     return done.stdout

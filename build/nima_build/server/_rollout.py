@@ -37,6 +37,7 @@ from nima_build.server._gpu import GPU_MODEL, check_gpu
 from nima_build.server._install import ServerError
 from nima_build.server._security import GRPC_ADMIN_HEADER
 from nima_client._files import sha256_file, write_atomic
+from nima_client._os_errors import in_words
 from nima_client.contract import (
     MODEL_NAME,
     NETWORK_MODEL,
@@ -155,7 +156,7 @@ class Repository:
                 shutil.copyfile(source / CHECKSUMS_NAME, staged / CHECKSUMS_NAME)
             yield staged
         except OSError as error:
-            raise RolloutError(f"cannot copy the new network: {error}") from None
+            raise RolloutError(f"cannot copy the new network: {in_words(error)}") from None
         finally:
             shutil.rmtree(staged, ignore_errors=True)
 
@@ -208,7 +209,8 @@ class Repository:
             self._restore(configs)
             if not isinstance(error, Exception):
                 raise
-            raise RolloutError(f"version {version} was not put in place: {error}") from None
+            why = in_words(error)
+            raise RolloutError(f"version {version} was not put in place: {why}") from None
         remains = self._let_go(previous, version)
         self._keep_only(version, previous)
         return Rollout(version, previous, metadata, time.monotonic() - begin, remains)
@@ -222,13 +224,13 @@ class Repository:
         try:
             self._wait_unloaded(previous)
         except Exception as error:
-            remains = f"{error}"
+            remains = in_words(error)
         try:
             # Even where the server has gone meanwhile: the next one reads it.
             self._edit(NETWORK_MODEL, lambda config: _serve_only(config, version))
             self._client.load_model(NETWORK_MODEL, headers=self._headers)
         except Exception as error:
-            remains = f"{error}"
+            remains = in_words(error)
         return remains
 
     def _keep_only(self, *versions: int) -> None:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from nima_client._client import NimaClient
 from nima_client._files import check_output_folder, is_stream
+from nima_client._os_errors import in_words
 from nima_client.cli._progress import Tracker, tracking
 from nima_client.cli._table import print_scores
 from nima_client.errors import NimaError
@@ -197,7 +198,8 @@ class Job:
 
         def tell(row: Row, error: Exception) -> None:
             failed.add(row.file)
-            say(self.errors, f"{row.file}: {error}")
+            why = in_words(error).removeprefix(f"{row.file}: ")
+            say(self.errors, f"{row.file}: {why}")
 
         def tell_of_sidecar(row: Row, error: Exception) -> None:
             # What is not there has been moved earlier; or it is told below.

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from nima_client._os_errors import in_words
+
 EXIT_NO_OUTPUT = 2  # not 1, which says of the photos or the server that something is wrong
 EXIT_NO_READER = 141  # as shells say of a program ended by SIGPIPE
 
@@ -40,7 +42,7 @@ def output_may_end(program: str) -> Iterator[None]:
         raise SystemExit(EXIT_NO_READER) from None
     except OSError as error:
         with contextlib.suppress(OSError, AttributeError):  # it may be of standard error
-            sys.stderr.write(f"{program}: {error}\n")
+            sys.stderr.write(f"{program}: {in_words(error)}\n")
             sys.stderr.flush()
         _drop_what_is_left()
         raise SystemExit(EXIT_NO_OUTPUT) from None

@@ -13,6 +13,7 @@ from rich.console import Console
 from nima_client import _defaults
 from nima_client._client import NimaClient
 from nima_client._connection import TLS
+from nima_client._os_errors import in_words
 from nima_client._retry import NO_RETRIES
 from nima_client.errors import ContractError, NimaError
 from nima_client.library.run import PATIENT
@@ -99,7 +100,7 @@ def _embedded(console: Console) -> Iterator[str]:
             except Exception as error:
                 raise NoServer(
                     f"no server at {_defaults.URL} (pass --url host:port), and the embedded one "
-                    f"did not start: {error}"
+                    f"did not start: {in_words(error)}"
                 ) from error
         yield server.grpc_url
     finally:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nima_client._os_errors import in_words
 from nima_client.cli._console import add_file_column, as_shown, file_cell, fits, unclipped
 from nima_client.cli._job import say
 from nima_client.cli._output import ready_stdout
@@ -50,7 +51,7 @@ def command(
         ready_stdout()
         result = compare(read_rows(first), read_rows(second))
     except (ValueError, OSError) as error:
-        say(errors, f"nima compare: {error}")
+        say(errors, f"nima compare: {in_words(error)}")
         raise typer.Exit(2) from None
     if form is Output.json:
         print(json.dumps(result.to_dict(), indent=1))

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from nima_client._files import atomic_file, check_output, is_stream
+from nima_client._os_errors import in_words
 from nima_client.cli._job import say
 from nima_client.cli._progress import tracking
 from nima_client.library.files import read_rows
@@ -61,7 +62,7 @@ def report(
         with atomic_file(output) as file:
             file.write(page)
     except (ValueError, OSError) as error:
-        say(errors, f"nima report: {error}")
+        say(errors, f"nima report: {in_words(error)}")
         raise typer.Exit(2) from None
     size = len(page.encode()) / 2**20
     photos = counted(shown, "photo")

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from nima_client import _defaults
 from nima_client._files import is_stream
+from nima_client._os_errors import in_words
 from nima_client._signals import Stopped
 from nima_client.cli._connection import Header, TlsCa, TlsCert, TlsKey, credentials
 from nima_client.cli._job import Format, Job, choose_format, has_begun, say
@@ -141,7 +142,7 @@ def score(
     except BrokenPipeError:
         raise  # of standard output
     except (ValueError, OSError) as error:
-        say(errors, f"nima score: {error}")
+        say(errors, f"nima score: {in_words(error)}")
         raise typer.Exit(EXIT_USAGE) from None
     except NimaError as error:
         say(errors, f"nima score: {error}")

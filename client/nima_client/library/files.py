@@ -161,6 +161,7 @@ def _records(path: Path, form: str, lines: _Lines) -> Iterator[dict[str, Any]]:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        path.open("rb").close()  # of what cannot be opened, Arrow speaks as to programmers
         try:
             with pq.ParquetFile(path) as file:
                 for batch in file.iter_batches():

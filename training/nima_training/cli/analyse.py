@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from nima_client._os_errors import in_words
 from nima_client.cli._connection import Header, TlsCa, TlsCert, TlsKey, credentials
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
@@ -57,7 +58,7 @@ def analyse(
                 score, paths, out, source, kind, lambda name: status.update(Text(printable(name)))
             )
     except (ValueError, OSError, NimaError) as error:
-        typer.echo(f"nima analyse: {error}", err=True)
+        typer.echo(f"nima analyse: {in_words(error)}", err=True)
         raise typer.Exit(2) from error
     for name, missing in result["unreadable"].items():
         typer.echo(printable(f"skipped {name}: {missing}"), err=True)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from nima_client._os_errors import in_words
+
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
 
@@ -66,7 +68,7 @@ def distill(
         )
         metrics = run(config, console)
     except (ValueError, OSError) as error:
-        typer.echo(f"nima distill: {error}", err=True)
+        typer.echo(f"nima distill: {in_words(error)}", err=True)
         raise typer.Exit(2) from error
     for part, values in metrics.items():
         console.print(agreement_line(f"held-out {part}", values), soft_wrap=True)

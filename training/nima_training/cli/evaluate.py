@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from nima_client._os_errors import in_words
+
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
 
@@ -36,7 +38,7 @@ def evaluate(
             load_checkpoint(checkpoint), manifest, photos, out, split, bootstrap, device, workers
         )
     except (ValueError, OSError) as error:
-        typer.echo(f"nima evaluate: {error}", err=True)
+        typer.echo(f"nima evaluate: {in_words(error)}", err=True)
         raise typer.Exit(2) from error
     for image_id, reason in result["unreadable"].items():
         typer.echo(f"skipped {image_id}: {reason}", err=True)

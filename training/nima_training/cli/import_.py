@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nima_client._os_errors import in_words
+
 if TYPE_CHECKING:
     from nima_training.imports import Imported
 
@@ -39,7 +41,7 @@ def import_(
         imported = import_weights(source)
         metrics = _write(imported, source, out, photos, name, check)
     except (ValueError, OSError) as error:
-        typer.echo(f"nima import: {error}", err=True)
+        typer.echo(f"nima import: {in_words(error)}", err=True)
         raise typer.Exit(2) from error
     if metrics:
         typer.echo(f"against ai-edge-litert: {metrics['interpreter']}")

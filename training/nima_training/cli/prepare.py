@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from nima_client._os_errors import in_words
+
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 KINDS = "ava, json, tid2013 or table"
 
@@ -62,7 +64,7 @@ def prepare(
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )  # fmt: skip
     except (ValueError, OSError) as error:
-        typer.echo(f"nima prepare: {error}", err=True)
+        typer.echo(f"nima prepare: {in_words(error)}", err=True)
         raise typer.Exit(2) from error
     typer.echo(report.summary())
     for warning in report.warnings:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from nima_client._os_errors import in_words
+
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
 
@@ -47,7 +49,7 @@ def train(
         settings = load_config(config, {**parse_assignments(set_ or []), **given})
         best = None if print_config else run(settings, Console())
     except (ValueError, OSError, TrainingError) as error:
-        typer.echo(f"nima train: {error}", err=True)
+        typer.echo(f"nima train: {in_words(error)}", err=True)
         raise typer.Exit(2) from error
     if best is None:
         as_given = ("manifest", "photos", "out", "weights")

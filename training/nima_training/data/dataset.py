@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from nima_client._os_errors import in_words, reason
 from nima_client.contract import RejectionCode
 from nima_client.preprocess import (
     DEFAULT_LIMITS,
@@ -71,9 +72,9 @@ def read_manifest(path: Path) -> pd.DataFrame:
     try:
         frame = pd.read_parquet(path).reset_index(drop=True)
     except (ValueError, OSError) as error:  # Arrow's errors are these
-        reason = str(error).splitlines()[0]
+        why = reason(error).splitlines()[0]
         raise LabelError(
-            f"{path} cannot be read as Parquet ({reason}): make a manifest with nima prepare"
+            f"{path} cannot be read as Parquet ({why}): make a manifest with nima prepare"
         ) from error
     needed = ["image_id", "path", "split", *PROBABILITIES]
     if missing := [name for name in needed if name not in frame]:
@@ -122,7 +123,7 @@ class Photos(Dataset[dict[str, Any]]):
         try:
             pixels = self._train(row) if self.augmentation else self._evaluate(row)
         except (ImageRejected, OSError) as error:
-            return {"row": row, "error": f"{self.paths[row].name}: {error}"}
+            return {"row": row, "error": f"{self.paths[row].name}: {in_words(error)}"}
         return {"pixels": pixels, "target": self.targets[row], "row": row}
 
     def _evaluate(self, row: int) -> Tensor:

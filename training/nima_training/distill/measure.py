@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from nima_client._os_errors import in_words
+
 app = typer.Typer(add_completion=False)
 
 
@@ -36,7 +38,7 @@ def measure(
         labeller = TFLiteTeacher(teacher, threads)
         metrics = measure_once(loaded.model, test, labeller, loaded.spec, seed)
     except (ValueError, OSError) as error:
-        typer.echo(f"nima_training.distill.measure: {error}", err=True)
+        typer.echo(f"nima_training.distill.measure: {in_words(error)}", err=True)
         raise typer.Exit(2) from error
     for part, values in metrics.items():
         typer.echo(agreement_line(f"held-out {part}", values))
