@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -157,6 +158,51 @@ def test_a_full_disk_is_waited_out(
     finally:
         supervisor.stop()
         thread.join(30)
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("unshare") is None,
+    reason="a small tmpfs needs root and unshare",
+)
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    """Which one it is: that of the private folder, at a restart and at the first start."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    program = """
+import pathlib, sys
+from nima_build.server import EmbeddedServer, ServerError, ServerOptions
+ballast = pathlib.Path(sys.argv[1], "ballast")
+def launched(action):
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            for size in (1 << 16, 1):
+                while file.write(bytes(size)) == size: pass
+        except OSError: pass
+    try:
+        action()
+    except (ServerError, OSError) as error:
+        print("said", error, flush=True)
+    ballast.unlink()
+with EmbeddedServer(ServerOptions(instances=1)) as server:
+    server.end_processes(grace=0)
+    launched(server.launch)
+launched(EmbeddedServer().start)
+"""
+    ended = subprocess.run(
+        ["unshare", "-m", "sh", "-c",
+         f'mount -t tmpfs -o size=96m tmpfs {disk} || exit 77; exec "$@"',
+         "sh", sys.executable, "-c", program, str(disk)],
+        env={**os.environ, "TMPDIR": str(disk)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    if ended.returncode == 77:
+        pytest.skip("no tmpfs may be mounted here")
+    assert ended.returncode == 0, ended.stderr[-600:]
+    restart, start = (line for line in ended.stdout.splitlines() if line.startswith("said"))
+    assert re.fullmatch(
+        rf"said cannot start tritonserver: {disk}/nima-serve-\w+: No space left on device", restart
+    )
+    assert "No space left on device" in start
+    assert str(disk) in start
 
 
 def test_it_ends_where_its_folder_was_deleted(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from types import TracebackType
 
 from nima_build.cores import available_cores
 from nima_build.metadata import ModelMetadata
+from nima_build.paths import temporary_folder
 from nima_build.rendering import RenderOptions, cpu_instances, render
 from nima_build.repository import default_repository
 from nima_build.server._gpu import check_gpu
@@ -17,7 +18,12 @@ from nima_build.server._install import check_numpy, lay_out_backends
 from nima_build.server._launched import LaunchedServer
 from nima_build.server._options import ServerOptions
 from nima_build.server._ports import Ports
-from nima_build.server._private import PrivateFolder, clear_leftovers, close_shared_memory
+from nima_build.server._private import (
+    PrivateFolder,
+    clear_leftovers,
+    close_shared_memory,
+    naming_full,
+)
 from nima_build.server._rollout import Repository, Rollout, RolloutError
 from nima_client._signals import held_back
 from nima_client.contract import NETWORK_MODEL, PREPROCESS_MODEL
@@ -65,39 +71,43 @@ class EmbeddedServer(LaunchedServer):
             ServerError: see the class.
         """
         check_numpy()
-        on_cpu = self.options.device == "cpu"
         source = self.options.model_repository or default_repository()
-        if not on_cpu:
+        if self.options.device != "cpu":
             self._gpus = check_gpu(source)
         self.cleared = clear_leftovers()
         try:
-            with held_back():
-                self._private = PrivateFolder()
-            count = self.options.instances
-            if on_cpu:
-                instances = cpu_instances(count or available_cores())
-            else:
-                instances = {PREPROCESS_MODEL: count, NETWORK_MODEL: count} if count else {}
-            self.metadata = render(
-                source,
-                self._folder / "models",
-                RenderOptions(
-                    profile=self.options.profile,
-                    instances=instances,
-                    limits=self.options.limits,
-                    precision=self.options.precision,
-                    gate=self._folder / "gate" if on_cpu else None,
-                ),
-            )
-            lay_out_backends(self._folder / "backends")
-            chosen = self.options
-            self._ports = Ports.choose(
-                chosen.host, chosen.grpc_port, chosen.http_port, chosen.metrics_port
-            )
+            with naming_full(temporary_folder()):
+                self._prepare(source)
             self._launch_patiently()
         except BaseException:
             self.stop()
             raise
+
+    def _prepare(self, source: Path) -> None:
+        """Make the private folder, with all that a launch needs."""
+        with held_back():
+            self._private = PrivateFolder()
+        count, on_cpu = self.options.instances, self.options.device == "cpu"
+        if on_cpu:
+            instances = cpu_instances(count or available_cores())
+        else:
+            instances = {PREPROCESS_MODEL: count, NETWORK_MODEL: count} if count else {}
+        self.metadata = render(
+            source,
+            self._folder / "models",
+            RenderOptions(
+                profile=self.options.profile,
+                instances=instances,
+                limits=self.options.limits,
+                precision=self.options.precision,
+                gate=self._folder / "gate" if on_cpu else None,
+            ),
+        )
+        lay_out_backends(self._folder / "backends")
+        chosen = self.options
+        self._ports = Ports.choose(
+            chosen.host, chosen.grpc_port, chosen.http_port, chosen.metrics_port
+        )
 
     def roll_out(self, source: Path) -> Rollout:
         """Serve the network of another repository from now on, without a failed request.

@@ -19,6 +19,7 @@ from nima_build.server._private import (
     TEMPORARY_FOLDER,
     PrivateFolder,
     close_shared_memory,
+    naming_full,
     remove_shared_memory,
     require_intact,
 )
@@ -26,6 +27,7 @@ from nima_build.server._probe import Probe
 from nima_build.server._process import ask_to_end, begin_group, kill_group, wait_ready
 from nima_build.server._stubs import StubWatch, stub_pids
 from nima_client._gate import create_gate
+from nima_client._os_errors import in_words
 from nima_client._signals import held_back
 
 _CRASHES_WHILE_STARTING = 2
@@ -139,9 +141,10 @@ class LaunchedServer:
         """
         require_intact(self._folder)
         try:
-            self._launch()
+            with naming_full(self._folder):
+                self._launch()
         except OSError as error:
-            raise ServerError(f"cannot start tritonserver: {error}") from error
+            raise ServerError(f"cannot start tritonserver: {in_words(error)}") from error
 
     def _launch(self) -> None:
         require_free(self.options.host, self._listened_ports)
