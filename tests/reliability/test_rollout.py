@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import os
 import re
 import shutil
 import signal
@@ -23,7 +24,7 @@ from _metrics import metrics, queries, rows
 
 from nima_build.checksums import write_checksums
 from nima_build.metadata import METADATA_NAME, ModelMetadata
-from nima_build.server import EmbeddedServer, RolloutError, ServerOptions
+from nima_build.server import EmbeddedServer, RestartPolicy, RolloutError, ServerOptions
 from nima_build.server._rollout import Repository
 from nima_client import NO_RETRIES, ImageScore, NimaClient
 from nima_client.contract import NETWORK_MODEL
@@ -218,6 +219,22 @@ def test_by_signals_and_across_a_restart(repository: Path, tmp_path: Path) -> No
         no_longer.cancel()
         process.terminate()
         process.communicate(timeout=60)
+
+
+def test_a_change_that_meets_a_hung_server_waits_for_its_restart(
+    repository: Path, tmp_path: Path
+) -> None:
+    """As `nima serve` makes one: frozen, the server shows no defect until probes have failed."""
+    second = variant(repository, tmp_path, "second", 0.5)
+    options = ServerOptions(model_repository=repository, instances=1)
+    policy = RestartPolicy(probe_seconds=0.5, probe_timeout=2.0)
+    with supervised(options, policy) as (server, supervisor, lines):
+        os.kill(server.pid, signal.SIGSTOP)
+        assert supervisor.wait_answering("SIGHUP")
+        done = server.roll_out(second)
+        assert (done.version, supervisor.restarts) == (2, 1)
+        assert {s.checkpoint_name for s in scores_of(server.grpc_url)} == {"second"}
+    assert "SIGHUP waits until the server answers again" in lines
 
 
 def test_a_server_that_is_given_up_meanwhile_is_named(

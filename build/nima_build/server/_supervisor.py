@@ -90,7 +90,7 @@ class Supervisor:
         self._stop.set()
 
     def wait_answering(self, what: str) -> bool:
-        """Return when the server is up: not dead, not given up by the probe, not being restarted.
+        """Return when the server is up: not dead, not hung, not being restarted.
 
         Args:
             what: has to wait, and is named in a report where it does.
@@ -98,14 +98,19 @@ class Supervisor:
         Returns:
             False when :meth:`stop` came first.
         """
-        told = False
-        # In this order: a server that is being launched has no defect yet.
-        while self._server.defect() or self._defect or self.launching:
+        told, restarts = False, self.restarts
+        probe = self._server.probe(self._policy.probe_timeout)
+        while not self._stop.is_set():
+            # In this order: a server that is being launched has no defect yet.
+            away = self._server.defect() or self._defect or self.launching
+            # One that hangs has none before a minute is over; a restarted one has just answered.
+            if not away and (restarts != self.restarts or probe().alive):
+                break
             if not told:
                 told = True
                 self._say(f"{what} waits until the server answers again")
-            if self._stop.wait(self._policy.check_seconds):
-                break
+            self._stop.wait(self._policy.check_seconds)
+        probe.close()
         return not self._stop.is_set()
 
     def run(self) -> None:
