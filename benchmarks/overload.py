@@ -32,6 +32,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from nima_build.bench import BenchError
 from nima_build.bench.arguments import not_negative, positive
 from nima_build.bench.machine import describe_machine
+from nima_build.bench.rounds import told_in_a_line
 from nima_build.repository import GRAPHS
 from nima_build.server import EmbeddedServer, ServerOptions
 from nima_client._defaults import QUEUE_SHARE
@@ -233,5 +234,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    with stoppable("overload.py"):
+    with stoppable("overload.py"), told_in_a_line("overload.py"):
         sys.exit(main())

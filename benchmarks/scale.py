@@ -36,6 +36,7 @@ from nima_build.bench.arguments import count, not_negative, positive, told_by
 from nima_build.bench.limit import LimitMeter
 from nima_build.bench.machine import describe_machine
 from nima_build.bench.photos import load_photos, split_by_size
+from nima_build.bench.rounds import told_in_a_line
 from nima_build.cores import available_cores
 from nima_build.repository import default_repository, load_metadata
 from nima_build.server import EmbeddedServer, ServerOptions
@@ -255,5 +256,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with stoppable("scale.py"):
+    with stoppable("scale.py"), told_in_a_line("scale.py"):
         main()

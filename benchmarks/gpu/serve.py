@@ -34,6 +34,7 @@ from nima_build.bench.arguments import count, load, positive, told_by
 from nima_build.bench.machine import describe_machine
 from nima_build.bench.perf_analyzer import find_perf_analyzer, run_perf_analyzer
 from nima_build.bench.photos import Photo, load_photos, write_perf_inputs
+from nima_build.bench.rounds import told_in_a_line
 from nima_build.bench.stages import StageMeter
 from nima_build.gpu import find_gpus
 from nima_build.gpu_check.pixels import model_file
@@ -296,5 +297,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with stoppable("gpu/serve.py"):
+    with stoppable("gpu/serve.py"), told_in_a_line("gpu/serve.py"):
         main()

@@ -29,6 +29,7 @@ from nima_build.bench.arguments import count, positive, told_by
 from nima_build.bench.machine import describe_machine
 from nima_build.bench.perf_analyzer import Load, find_perf_analyzer, run_perf_analyzer
 from nima_build.bench.photos import load_photos, write_perf_inputs
+from nima_build.bench.rounds import told_in_a_line
 from nima_build.bench.stages import StageMeter
 from nima_build.bench.variant import copy_repository, edit_config
 from nima_build.gpu import find_gpus
@@ -257,5 +258,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with stoppable("gpu/variants.py"):
+    with stoppable("gpu/variants.py"), told_in_a_line("gpu/variants.py"):
         main()

@@ -57,6 +57,29 @@ def test_arguments_that_cannot_be_meant_are_told(
     assert told in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize("name", ["overload.py", "scale.py", "gpu/serve.py"])
+def test_what_fails_on_the_way_is_told_in_a_line(name, encode, tmp_path, monkeypatch, capsys):
+    """A server that does not start, or a perf_analyzer that cannot be run: no traceback."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(encode("JPEG", (320, 240)))
+    (tmp_path / "perf_analyzer").touch(0o755)
+    monkeypatch.setenv("NIMA_PERF_ANALYZER", str(tmp_path / "perf_analyzer"))
+    photos, gone = str(tmp_path / "photos"), str(tmp_path / "gone")
+    out = ["--out", str(tmp_path / "out")]
+    arguments = {
+        "overload.py": ["--model-repository", gone],
+        "scale.py": ["--photos", photos, "--files", "1", "--model-repository", gone, *out],
+        "gpu/serve.py": [photos, "--url", "127.0.0.1:1", "--no-limits", *out],
+    }
+    with pytest.raises(SystemExit) as ended:
+        run_script(monkeypatch, name, *arguments[name])
+    # What Python prints of such an end, with status 1.
+    told = str(ended.value)
+    assert told.startswith(f"{name}: ended early: ")
+    assert "\n" not in told
+    assert ("127.0.0.1:1" if name == "gpu/serve.py" else gone) in told
+
+
 COUNTS = {
     "variants.py": ["--concurrency", "--rounds"],
     "bursts.py": ["--together", "--bursts"],

@@ -16,6 +16,8 @@ from nima_client._os_errors import in_words
 from nima_client._signals import Stopped
 
 T = TypeVar("T")
+_FAILURES = (RuntimeError, OSError, NimaError)
+"""Of a server or a load."""
 
 
 class Rounds(Generic[T]):
@@ -69,12 +71,11 @@ class Rounds(Generic[T]):
             yield
         except (Exception, KeyboardInterrupt) as error:
             stopped = isinstance(error, KeyboardInterrupt)
-            why = "stopped" if stopped else " ".join(in_words(error).split())
-            why = why or type(error).__name__
+            why = "stopped" if stopped else _why(error)
             self._print(make, why)
             if isinstance(error, Stopped):
                 error.kept = self._progress()
-            if stopped or not isinstance(error, (RuntimeError, OSError, NimaError)):
+            if stopped or not isinstance(error, _FAILURES):
                 raise
             raise SystemExit(f"{self._program}: ended early, {self._progress()}: {why}") from None
         self._print(make, "")
@@ -89,3 +90,23 @@ class Rounds(Generic[T]):
             print(f"**Incomplete**: {self._progress()} when the run ended early ({why}).\n")
         print(make({name: [found[name] for found in self._over] for name in self._over[0]}))
         sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def told_in_a_line(program: str) -> Iterator[None]:
+    """Around a script that keeps itself what it has measured: a failure ends it with one line.
+
+    Args:
+        program: the script's name.
+
+    Raises:
+        SystemExit: a server or the load failed, which is told; with status 1.
+    """
+    try:
+        yield
+    except _FAILURES as error:
+        raise SystemExit(f"{program}: ended early: {_why(error)}") from None
+
+
+def _why(error: BaseException) -> str:
+    return " ".join(in_words(error).split()) or type(error).__name__
