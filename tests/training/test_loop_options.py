@@ -267,12 +267,13 @@ def test_what_a_kill_left_half_written_is_removed(
     out = tmp_path / "run"
     (out / "best").mkdir(parents=True)
     halves = []
-    for path in (out / "state.pt", out / "best/model.safetensors"):
+    weights = "best/model.0123456789abcdef.safetensors"  # until the JSON names them
+    for path in (out / "state.pt", out / "best/model.safetensors", out / weights):
         try:
             with atomic_file(path, "wb") as file:
                 file.write(b"half")
                 file.flush()
-                (half,) = path.parent.glob(".*")
+                (half,) = (p for p in path.parent.glob(".*") if "killed" not in p.name)
                 left = half.with_suffix("").with_suffix(".killed00.partial")
                 left.write_bytes(b"half")  # what no handler removes
                 raise InterruptedError

@@ -262,6 +262,7 @@ def test_a_kill_between_any_two_file_operations_leaves_a_whole_checkpoint(
         save_checkpoint(place, models[2], meta(name="2"))
         assert saved(place) == 2
         assert not list(place.glob("model.?*.safetensors"))
+        assert len(list(place.iterdir())) == 2  # nor a hidden file, as large as the weights
 
 
 def test_reading_while_a_checkpoint_is_replaced_finds_one_of_both(

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from nima_client._files import write_atomic
+from nima_client._files import remove_unfinished, write_atomic
 from nima_training.distribution import NUM_RATINGS
 from nima_training.files import json_bytes
 
@@ -206,8 +206,19 @@ def _names(directory: Path, sha256: str) -> tuple[Path, Path]:
     return weights, weights.with_name(f"{_STEM}.{sha256[:16]}{_SUFFIX}")
 
 
+def remove_half_written(directory: Path) -> None:
+    """Remove what a killed process had half written of a checkpoint: as large as its weights."""
+    final, _ = _names(directory, "")
+    for path in (directory / META_FILE, final):
+        remove_unfinished(path)
+    for left in final.parent.glob(f".{_STEM}.{'?' * 16}.*"):
+        _, pending = _names(directory, left.name.split(".")[2])
+        remove_unfinished(pending)
+
+
 def _replace(directory: Path, weights: bytes, sha256: str, described: bytes) -> None:
     final, pending = _names(directory, sha256)
+    remove_half_written(directory)
     left_over = set(final.parent.glob(f"{_STEM}.{'?' * 16}{_SUFFIX}"))  # by a kill
     try:
         write_atomic(pending, weights)

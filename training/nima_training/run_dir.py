@@ -16,12 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from nima_client._files import check_output_folder, remove_unfinished, write_atomic
-from nima_training.checkpoint import (
-    META_FILE,
-    WEIGHTS_FILE,
-    reference_quantiles,
-    save_checkpoint,
-)
+from nima_training.checkpoint import reference_quantiles, remove_half_written, save_checkpoint
 from nima_training.config import TrainConfig
 from nima_training.files import write_json
 from nima_training.models import create_model
@@ -84,12 +79,10 @@ class RunDirectory:
 
         What it had half written is removed: each is as large as a state or a checkpoint.
         """
-        written = [STATE_FILE, HISTORY_FILE, CONFIG_FILE]
-        written += [
-            f"{name}/{part}" for name in ("best", "last") for part in (WEIGHTS_FILE, META_FILE)
-        ]
-        for name in written:
+        for name in (STATE_FILE, HISTORY_FILE, CONFIG_FILE):
             remove_unfinished(self.config.out / name)
+        for name in ("best", "last"):
+            remove_half_written(self.config.out / name)
         write_json(self.config.out / CONFIG_FILE, self.config.to_dict())
         history = self.config.out / HISTORY_FILE
         if history.exists():
