@@ -291,6 +291,19 @@ def test_what_a_kill_left_half_written_is_removed(
     ]
 
 
+def test_a_second_run_is_kept_out(
+    small_config: SmallConfig, write_toml: WriteToml, one_thread: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    file = write_toml(tmp_path / "c.toml", out, epochs=1, batch_size=16)
+    first = Trainer(small_config(out, epochs=1, batch_size=16), quiet())
+    second = run_alone(file, one_thread)
+    assert second.returncode == 2
+    assert f"another run is writing to {out}" in second.stderr
+    first.run()
+    assert len(history(out)) == 1
+
+
 def test_a_run_goes_on_with_the_processes_it_was_started_with(
     small_config: SmallConfig, tmp_path: Path
 ) -> None:

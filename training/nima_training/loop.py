@@ -65,6 +65,8 @@ class Trainer:
                 f"few for batches of {config.batch_size} x {ranks} x {config.accumulate}"
             )
         self.updates_per_epoch = self.per_epoch // config.accumulate
+        if self.accelerator.is_main_process:
+            self.files.claim()
         # A run that goes on has its own weights; those it began with may be gone.
         weights = WEIGHTS_NONE if self.files.begun() else config.weights
         self.learner = Learner(config, self.accelerator, weights)

@@ -5,17 +5,23 @@
 <out>/history.jsonl   one line an epoch
 <out>/tensorboard/    the same figures for TensorBoard
 <out>/best/, last/    checkpoints
+<out>/.lock           empty; held while a run writes here
 """
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from torch import Tensor
 
-from nima_client._files import check_output_folder, remove_unfinished, write_atomic
+from nima_client._files import (
+    check_output_folder,
+    make_parent,
+    remove_unfinished,
+    write_atomic,
+)
 from nima_training.checkpoint import reference_quantiles, remove_half_written, save_checkpoint
 from nima_training.config import TrainConfig
 from nima_training.files import write_json
@@ -23,6 +29,7 @@ from nima_training.models import create_model
 from nima_training.state import load_state, save_state
 
 STATE_FILE, HISTORY_FILE, CONFIG_FILE = "state.pt", "history.jsonl", "config.json"
+LOCK_FILE = ".lock"
 # What a resumed run may change without becoming another run.
 FREE_FIELDS = frozenset({"workers", "threads", "save_seconds", "cpu", "compile", "out"})
 
@@ -41,6 +48,28 @@ class RunDirectory:
     def __init__(self, config: TrainConfig, data_sha256: str | None) -> None:
         check_output_folder(config.out)
         self.config, self.data_sha256 = config, data_sha256
+        self._lock: IO[bytes] | None = None
+
+    def claim(self) -> None:
+        """Keep a second run out; the system lets go when this process ends, however it does.
+
+        Raises:
+            TrainingError: another run is writing here.
+        """
+        path = self.config.out / LOCK_FILE
+        make_parent(path)
+        self._lock = path.open("ab")
+        try:
+            import fcntl
+
+            # No flock: workers inherit it, and outlive a killed run by seconds.
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise TrainingError(
+                f"another run is writing to {self.config.out}: let it end, or choose another --out"
+            ) from None
+        except (ModuleNotFoundError, OSError):  # Windows; a file system without locks
+            return
 
     def begun(self) -> bool:
         """Whether there is a state to go on from."""
