@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from nima_training.checkpoint import load_checkpoint
 from nima_training.config import ConfigError, TrainConfig, load_config
 from nima_training.data.dataset import Augmentation, EpochBatches, read_manifest
 from nima_training.data.sources import PROBABILITIES, LabelError
+from nima_training.demo import CHECKPOINT as BUNDLED
 from nima_training.loop import Trainer, TrainingError, train
 from nima_training.metrics import RATINGS
 
@@ -88,6 +91,36 @@ def test_resume_after_sigkill_gives_the_same_weights(
     assert whole.keys() == killed.keys()
     for name in whole:
         assert torch.equal(whole[name], killed[name]), name
+
+
+def test_the_bundled_network_is_trained_further(
+    small_config: SmallConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is pruned; its head goes on too; and a run that goes on needs it no more."""
+    bundled = tmp_path / "bundled"
+    shutil.copytree(BUNDLED, bundled)
+    config = small_config(
+        tmp_path / "run", backbone="mobilenet_v1", weights=str(bundled), epochs=2, patience=0,
+        head_lr=1e-9, backbone_lr=0.0, norm_statistics="frozen", weight_decay=0.0, batch_size=16,
+    )  # fmt: skip
+
+    class Killed(Exception):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed  # in the first epoch, with a state on the disk
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_checkpoint", killed)
+        with pytest.raises(Killed):
+            train(replace(config, save_seconds=0.0), quiet())
+    shutil.rmtree(bundled)
+    train(config, quiet())
+    before, after = load_checkpoint(BUNDLED), load_checkpoint(config.out / "last")
+    assert after.meta["widths"] == before.meta["widths"]
+    own = after.model.state_dict()
+    for name, value in before.model.state_dict().items():
+        assert torch.allclose(own[name], value, atol=1e-6), name
 
 
 def test_a_corrupt_file_is_reported_not_fatal(

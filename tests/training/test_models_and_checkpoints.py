@@ -96,6 +96,23 @@ def test_backbone_weights_from_a_file(tmp_path: Path) -> None:
         create_model("mobilenet_v2", tmp_path / "whole_run.pth")
 
 
+@pytest.mark.parametrize("backbone", ["mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small"])
+def test_a_nima_brings_its_head_along(backbone: str, tmp_path: Path) -> None:
+    widths = [8] * 13 + [24] if backbone == "mobilenet_v1" else None
+    source = create_model(backbone, "none", widths=widths)
+    fields = meta(backbone=backbone, **({} if widths is None else {"widths": widths}))
+    folder = save_checkpoint(tmp_path / "c", source, fields)
+    for weights in (folder, folder / "model.safetensors"):
+        model = create_model(backbone, weights).state_dict()
+        assert model.keys() == source.state_dict().keys()
+        assert all(torch.equal(model[n], value) for n, value in source.state_dict().items())
+    with pytest.raises(WeightsError, match=f"is a {backbone}: pass it as the backbone"):
+        create_model("resnet50", folder)
+    (folder / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(CheckpointError, match="damaged or half copied"):
+        create_model(backbone, folder)
+
+
 def meta(**changes: object) -> dict[str, object]:
     return {
         "name": "tiny", "backbone": "mobilenet_v3_small", "dropout": 0.2,

@@ -180,7 +180,7 @@ def load_checkpoint(directory: str | Path) -> Checkpoint:
     from nima_training.models import create_model
 
     directory = Path(directory)
-    meta, weights = _read(directory)
+    meta, weights = read_weights(directory)
     try:
         spec = PreprocessSpec.from_dict(meta["preprocessing"])
         model = create_model(
@@ -241,8 +241,12 @@ def _named(directory: Path) -> str | None:
         return None
 
 
-def _read(directory: Path) -> tuple[dict[str, Any], bytes]:
-    """The metadata and the weights that it names; of one save, while another is under way."""
+def read_weights(directory: Path) -> tuple[dict[str, Any], bytes]:
+    """The metadata and the weights file that it names; of one save, while another is under way.
+
+    Raises:
+        CheckpointError: files missing, metadata malformed, or another hash than it names.
+    """
     while True:
         meta = read_meta(directory)
         found = ""

@@ -15,7 +15,7 @@ from nima_training.data.dataset import normalise_on_device
 from nima_training.distribution import probabilities
 from nima_training.ema import EMA
 from nima_training.losses import emd
-from nima_training.models import create_model, head_module
+from nima_training.models import WEIGHTS_NONE, create_model, head_module, pruned_widths
 from nima_training.run_dir import TrainingError
 
 
@@ -28,10 +28,17 @@ class Learner:
         TrainingError: the network does not take images of the configured size.
     """
 
-    def __init__(self, config: TrainConfig, accelerator: Accelerator, weights: str) -> None:
+    def __init__(
+        self, config: TrainConfig, accelerator: Accelerator, saved: dict[str, Any] | None = None
+    ) -> None:
+        """Begin with ``config.weights``, or go on with the weights of a ``saved`` :meth:`state`."""
         self.config, self.accelerator = config, accelerator
         torch.manual_seed(config.seed)
-        self.model = create_model(config.backbone, weights, config.dropout)
+        if saved is None:
+            self.model = create_model(config.backbone, config.weights, config.dropout)
+        else:  # those it began with may be gone
+            widths = pruned_widths(config.backbone, saved["model"])
+            self.model = create_model(config.backbone, WEIGHTS_NONE, config.dropout, widths)
         self._try_size()
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network: Any = None
@@ -40,6 +47,10 @@ class Learner:
         """Whether only the head learns; None before the first phase."""
         self.raw_optimiser: torch.optim.AdamW | None = None
         self.ema = EMA(self.model, config.ema_decay) if config.ema_decay else None
+        if saved is not None:
+            self.model.load_state_dict(saved["model"])
+            if self.ema is not None:
+                self.ema.load(*saved["ema"])
 
     def _try_size(self) -> None:
         size = self.config.preprocessing.crop_size
@@ -193,7 +204,7 @@ class Learner:
         return self.ema.state if self.ema is not None else self.model.state_dict()
 
     def state(self) -> dict[str, Any]:
-        """Everything to go on from, for :meth:`load` and :meth:`start_phase`.
+        """Everything to go on from, for a learner made of it and its :meth:`start_phase`.
 
         Raises:
             TrainingError: a weight is not finite, and what was saved before is better kept.
@@ -210,9 +221,3 @@ class Learner:
             "scaler": scaler.state_dict() if scaler is not None else None,
             "ema": None if self.ema is None else (self.ema.state, self.ema.updates),
         }
-
-    def load(self, saved: dict[str, Any]) -> None:
-        """Take over the weights of :meth:`state`; :meth:`start_phase` takes the rest."""
-        self.model.load_state_dict(saved["model"])
-        if self.ema is not None:
-            self.ema.load(*saved["ema"])

@@ -31,7 +31,6 @@ from nima_training.data.dataset import (
 from nima_training.data.manifest import data_sha256
 from nima_training.data.sources import PROBABILITIES
 from nima_training.learner import Learner
-from nima_training.models import WEIGHTS_NONE
 from nima_training.processes import make_accelerator, total, union, what_ran_out
 from nima_training.run_dir import RunDirectory, TrainingError
 from nima_training.schedule import Progressed, learning_rate_factor
@@ -67,9 +66,8 @@ class Trainer:
         self.updates_per_epoch = self.per_epoch // config.accumulate
         if self.accelerator.is_main_process:
             self.files.claim()
-        # A run that goes on has its own weights; those it began with may be gone.
-        weights = WEIGHTS_NONE if self.files.begun() else config.weights
-        self.learner = Learner(config, self.accelerator, weights)
+        saved = self._saved = self.files.load(ranks)
+        self.learner = Learner(config, self.accelerator, saved)
         self.model = self.learner.model
         self.at = Progressed()
         self.skipped: dict[int, str] = {}
@@ -250,12 +248,11 @@ class Trainer:
             )
 
     def _load(self) -> dict[str, Any] | None:
-        saved = self.files.load(self.accelerator.num_processes)
+        saved, self._saved = self._saved, None
         if self.accelerator.is_main_process:
             self.files.start(0 if saved is None else saved["at"]["epoch"])
         if saved is None:
             return None
-        self.learner.load(saved)
         self.at, self.skipped = Progressed(**saved["at"]), saved["skipped"]
         self._say(f"resuming at epoch {self.at.epoch}, batch {self.at.batch}")
         return saved

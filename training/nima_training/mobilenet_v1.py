@@ -6,7 +6,7 @@ that padding is explicit here, so that imported weights give the same activation
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -67,6 +67,13 @@ class MobileNetV1(nn.Module):
         pooled: Tensor = self.features(x).mean(dim=(2, 3))
         logits: Tensor = self.classifier(pooled)
         return logits
+
+
+def widths_of(state: Mapping[str, Tensor]) -> list[int] | None:
+    """The widths of the network that a state dict is of; None if it is no :class:`MobileNetV1`."""
+    names = ["features.0.1.weight"]
+    names += [f"features.{part}.1.0.weight" for part in range(1, len(WIDTHS))]
+    return [len(state[name]) for name in names] if state.keys() >= set(names) else None
 
 
 def multiply_adds(widths: Sequence[int], size: int = 224) -> int:

@@ -8,7 +8,7 @@ torchvision's own parameter names, so that a state dict means the same in both l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from torchvision import models as tv
 from nima_client.preprocess import PreprocessSpec
 from nima_training.distribution import NUM_RATINGS
 from nima_training.inception_keras import inception_v3_keras
-from nima_training.mobilenet_v1 import MobileNetV1
+from nima_training.mobilenet_v1 import WIDTHS, MobileNetV1, widths_of
 
 WEIGHTS_NONE = "none"
 WEIGHTS_IMAGENET = "imagenet"
@@ -141,9 +141,11 @@ def create_model(
         backbone: a key of :data:`BACKBONES`.
         weights: ``"imagenet"`` (torchvision's weights, from its cache or downloaded), ``"none"``
             (random initialisation), or the path of a ``.pth``/``.safetensors`` state dict of the
-            plain torchvision backbone.
+            plain torchvision backbone, or of a NIMA as made here, or a checkpoint directory; a
+            NIMA's head comes along.
         dropout: rate before the head, of the only dropout there; the paper uses 0.75.
-        widths: channels of a pruned ``mobilenet_v1``; None builds the backbone as published.
+        widths: channels of a pruned ``mobilenet_v1``; None builds the backbone as the weights
+            have it, else as published.
 
     Returns:
         A module mapping FP32 ``[B, 3, H, W]`` to logits ``[B, 10]``.
@@ -151,11 +153,15 @@ def create_model(
     Raises:
         ValueError: unknown backbone, or ``widths`` for one that has none to choose.
         WeightsError: a file that is no state dict, or weights that do not fit the backbone.
+        CheckpointError: a directory that is no checkpoint, or a damaged one.
         WeightsUnavailable: ImageNet weights asked for but not to be had.
     """
     if backbone not in BACKBONES:
         raise ValueError(f"unknown backbone {backbone!r}; known: {', '.join(sorted(BACKBONES))}")
     spec = BACKBONES[backbone]
+    state = None if str(weights) == WEIGHTS_NONE else _backbone_state(backbone, weights)
+    if widths is None and state is not None:
+        widths = pruned_widths(backbone, state)
     if backbone in ("inception_v3", "inception_v3_keras"):
         # init_weights=True draws truncated normals for a minute; our head is initialised below.
         model = spec.build(weights=None, init_weights=False, transform_input=False)
@@ -168,9 +174,10 @@ def create_model(
         model = spec.build(weights=None, widths=widths)
     else:
         model = spec.build(weights=None)
-    if str(weights) != WEIGHTS_NONE:
-        _load_backbone(model, _backbone_state(backbone, weights), spec.head)
     head = _head(spec.features if widths is None else widths[-1], dropout)
+    if state is not None:
+        _load_backbone(model, state, spec.head)
+        _load_head(head, state, spec.head)
     if spec.head in ("classifier", "fc", "head"):
         setattr(model, spec.head, head)
     else:
@@ -197,10 +204,18 @@ def head_module(model: nn.Module, backbone: str) -> nn.Module:
     return model.get_submodule(BACKBONES[backbone].head)
 
 
+def pruned_widths(backbone: str, state: Mapping[str, Tensor]) -> list[int] | None:
+    """``widths`` of the network that a state dict is of; None if it is not pruned."""
+    widths = widths_of(state) if backbone == "mobilenet_v1" else None
+    return None if widths == list(WIDTHS) else widths
+
+
 def _backbone_state(backbone: str, weights: str | Path) -> dict[str, Tensor]:
     spec = BACKBONES[backbone]
     if str(weights) != WEIGHTS_IMAGENET:
         path = Path(weights)
+        if path.is_dir():
+            return _checkpoint_state(backbone, path)
         if not path.is_file():
             raise WeightsUnavailable(f"no weights file at {path}")
         try:
@@ -233,6 +248,17 @@ def _backbone_state(backbone: str, weights: str | Path) -> dict[str, Tensor]:
         ) from error
 
 
+def _checkpoint_state(backbone: str, directory: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load
+
+    from nima_training.checkpoint import read_weights
+
+    meta, weights = read_weights(directory)
+    if meta["backbone"] != backbone:
+        raise WeightsError(f"{directory} is a {meta['backbone']}: pass it as the backbone")
+    return load(weights)
+
+
 def _load_backbone(model: nn.Module, state: dict[str, Tensor], head: str) -> None:
     """Load everything but the layer that the NIMA head replaces (and Inception's auxiliary one)."""
 
@@ -254,3 +280,10 @@ def _load_backbone(model: nn.Module, state: dict[str, Tensor], head: str) -> Non
     except RuntimeError as error:
         first = str(error).splitlines()[-1].strip()
         raise WeightsError(f"weights do not fit the backbone: {first}") from error
+
+
+def _load_head(head: nn.Sequential, state: dict[str, Tensor], name: str) -> None:
+    """Load the ratings' layer, if the state is a NIMA's; ImageNet's has other names or shapes."""
+    own = {key: state.get(f"{name}.{key}") for key in head.state_dict()}
+    if all(v is not None and v.shape == head.state_dict()[key].shape for key, v in own.items()):
+        head.load_state_dict(own)

@@ -25,7 +25,7 @@ from nima_client._files import (
 from nima_training.checkpoint import reference_quantiles, remove_half_written, save_checkpoint
 from nima_training.config import TrainConfig
 from nima_training.files import write_json
-from nima_training.models import create_model
+from nima_training.models import create_model, pruned_widths
 from nima_training.state import load_state, save_state
 
 STATE_FILE, HISTORY_FILE, CONFIG_FILE = "state.pt", "history.jsonl", "config.json"
@@ -70,10 +70,6 @@ class RunDirectory:
             ) from None
         except (ModuleNotFoundError, OSError):  # Windows; a file system without locks
             return
-
-    def begun(self) -> bool:
-        """Whether there is a state to go on from."""
-        return (self.config.out / STATE_FILE).exists()
 
     def load(self, processes: int) -> dict[str, Any] | None:
         """The state to go on from, or None for a new run.
@@ -146,7 +142,8 @@ class RunDirectory:
             skipped_val: validation files that could not be read.
         """
         config = self.config
-        model = create_model(config.backbone, "none", config.dropout)
+        widths = pruned_widths(config.backbone, weights)
+        model = create_model(config.backbone, "none", config.dropout, widths)
         model.load_state_dict(weights)
         save_checkpoint(
             config.out / name,
@@ -154,6 +151,7 @@ class RunDirectory:
             {
                 "name": config.name,
                 "backbone": config.backbone,
+                **({} if widths is None else {"widths": widths}),
                 "dropout": config.dropout,
                 "preprocessing": config.preprocessing.to_dict(),
                 "reference": {

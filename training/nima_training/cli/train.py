@@ -21,7 +21,9 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Run directory; holds best/ and last/.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of TrainConfig fields.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Name of the backbone.")] = None,
-    weights: Annotated[str | None, typer.Option(help="imagenet, none, or a file.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="imagenet, none, a file, or a checkpoint.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs in all.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step and process.")] = None,
     set_: Annotated[
