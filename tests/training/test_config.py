@@ -59,6 +59,12 @@ def test_values_that_no_run_can_have(assignment: str, message: str) -> None:
         loaded(assignment)
 
 
+def test_a_file_of_windows_editors(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_bytes(b"\xef\xbb\xbfepochs = 3\r\nname = 'n'\r\n")
+    assert loaded(file=file).epochs == 3
+
+
 def test_an_augmentation_is_checked_where_it_is_made() -> None:
     wrong: Any
     for wrong in ({"resize": "80"}, {"resize": True}, {"resize": -1}, {"mirror": 1}):

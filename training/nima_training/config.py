@@ -147,7 +147,8 @@ def load_config(file: Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
     values: dict[str, Any] = {}
     if file is not None:
         try:
-            values = tomllib.loads(file.read_text(encoding="utf-8"))
+            # Windows' editors put a byte order mark first.
+            values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"{file}: {reason(error)}") from error
     values = _merged(values, {n: value for n, value in overrides.items() if value is not None})
