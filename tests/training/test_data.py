@@ -243,6 +243,24 @@ def test_names_that_look_like_no_value_or_a_number(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        ("image_id;mean", "a column image_id, separated by commas; its header is 'image_id;mean'"),
+        ("image_id\tmean", r"a column image_id, separated by commas; its header is 'image_id\\t"),
+        ("Image_ID,mean", "a column image_id; it has 'Image_ID', 'mean'$"),
+        ("image_id, mean", r"or mean \(and std\); it has 'image_id', ' mean'$"),
+        ("image_id,r1,r2,r3,r4,r5", "; it has 'image_id', 'r1', 'r2', 'r3', 'r4', 'r5'$"),
+    ],
+)
+def test_a_header_of_other_columns_is_shown(tmp_path: Path, header: str, reason: str) -> None:
+    path = tmp_path / "own.csv"
+    separator = next((s for s in ";\t" if s in header), ",")
+    path.write_text(f"{header}\n{separator.join('1' for _ in header.split(separator))}\n")
+    with pytest.raises(sources.LabelError, match=reason):
+        sources.read_own(path)
+
+
+@pytest.mark.parametrize(
     ("rows", "reason"),
     [
         (["a,5,1", "a,6,1"], "own.csv, row 3: image a appears twice"),

@@ -197,8 +197,10 @@ def read_own(path: Path) -> pd.DataFrame:
     ``tags`` (separated by ``;`` in CSV).
     """
     frame = _own_frame(path)
-    if "image_id" not in frame or frame.empty:
-        raise LabelError(f"{path.name}: needs a column image_id and at least one row")
+    if "image_id" not in frame:
+        raise LabelError(f"{path.name}: needs a column image_id{_found(frame)}")
+    if frame.empty:
+        raise LabelError(f"{path.name}: needs at least one row")
     count = len(frame)
     numbers = range(1, count + 1) if path.suffix == ".parquet" else csv_rows(path, count)
     unnamed = frame["image_id"].isna() | (frame["image_id"].astype(str).str.strip() == "")
@@ -230,7 +232,7 @@ def read_own(path: Path) -> pd.DataFrame:
                 raise LabelError(f"{path.name}, row {row}: {error}") from error
         probabilities = np.array(rows)
     else:
-        raise LabelError(f"{path.name}: needs p1..p10, r1..r10, or mean (and std)")
+        raise LabelError(f"{path.name}: needs p1..p10, r1..r10, or mean (and std){_found(frame)}")
     if votes is None:
         votes = np.full(len(frame), np.nan)
     votes = np.where(votes > 0, votes, np.nan)
@@ -245,6 +247,15 @@ def read_own(path: Path) -> pd.DataFrame:
         ]
     ids = frame["image_id"].tolist()
     return table(ids, probabilities, votes, groups, tags, path.name, numbers)
+
+
+def _found(frame: pd.DataFrame) -> str:
+    """What a table has in the place of the columns it needs."""
+    names = [str(name) for name in frame.columns]
+    if len(names) == 1 and any(separator in names[0] for separator in ";\t|"):
+        return f", separated by commas; its header is {names[0][:80]!r}"
+    shown = ", ".join(repr(name) for name in names[:16])
+    return f"; it has {shown}{' …' if len(names) > 16 else ''}"
 
 
 def _own_frame(path: Path) -> pd.DataFrame:
