@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from nima_client.library.formats import IMAGE_SUFFIXES
 from nima_client.preprocess import (
@@ -65,7 +66,8 @@ class PhotoNames:
     """The photos below a folder, by what a label file may call them.
 
     A name is a photo's path from the folder, or else its file name, or else its file name without
-    the suffix. Case decides only between photos whose names differ in nothing else.
+    the suffix. Case, and how Unicode composes a letter, which differs between systems, decide only
+    between photos whose names differ in nothing else.
     """
 
     def __init__(self, photos: Path) -> None:
@@ -82,15 +84,22 @@ class PhotoNames:
             if path.suffix.lower() in IMAGE_SUFFIXES:
                 names = (path.relative_to(photos).as_posix(), path.name, path.stem)
                 for name, known in zip(names, self._tables, strict=True):
-                    known.setdefault(name.lower(), []).append((name, path))
+                    known.setdefault(_composed(name).lower(), []).append((name, path))
 
     def find(self, image_id: str) -> list[Path]:
         """The photos that ``image_id`` names: none, one, or several it cannot tell apart."""
+        wanted = str(PurePosixPath(image_id))  # as find(1) prints ./it
         for known in self._tables:
-            if found := known.get(image_id.lower()):
-                exact = [path for name, path in found if name == image_id]
-                return exact or [path for _, path in found]
+            if found := known.get(_composed(wanted).lower()):
+                for form in (str, _composed):
+                    if exact := [path for name, path in found if form(name) == form(wanted)]:
+                        return exact
+                return [path for _, path in found]
         return []
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def check_files(

@@ -124,7 +124,11 @@ def build_manifest(
         own = (styles[name] for name in _names(found) if styles and name in styles)
         kept.append({**found, "styles": next(own, [])})
     if not kept:
-        raise ValueError(f"no labelled photo is usable; {report.summary()}; searched {photos}")
+        first = next((name for names in report.dropped.values() for name in names), "")
+        raise ValueError(
+            f"no labelled photo is usable, e.g. not {first!r}; {report.summary()}; "
+            f"searched {photos}"
+        )
     labels = [str(row["group"]) for row in kept]
     hashes = [int(row["dhash"], 16) for row in kept]
     shares = fractions or DEFAULT_FRACTIONS
