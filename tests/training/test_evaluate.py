@@ -22,7 +22,7 @@ from nima_training.data.manifest import build_manifest
 from nima_training.data.sources import PROBABILITIES, read_own
 from nima_training.demo import MARKER, take_folder
 from nima_training.demo import app as demo_app
-from nima_training.evaluate import by_label
+from nima_training.evaluate import by_label, evaluate
 from nima_training.inference import predict_files
 from nima_training.models import create_model
 
@@ -161,7 +161,18 @@ def test_an_empty_split_is_refused(
              "--out", str(tmp_path / "o")],
             standalone_mode=True,
         )  # fmt: skip
-    assert "no photo in the split 'test'" in capsys.readouterr().err
+    assert "no photo in the split 'test'; it has train\n" in capsys.readouterr().err
+
+
+def test_all_photos_of_a_set_are_scored(
+    checkpoint: Path, tmp_path: Path, make_set: MakeSet
+) -> None:
+    photos, labels = make_set(tmp_path, 6)
+    manifest = tmp_path / "m.parquet"
+    build_manifest(read_own(labels), photos, manifest)
+    loaded = load_checkpoint(checkpoint)
+    result = evaluate(loaded, manifest, photos, tmp_path / "o", "all", bootstrap=0)
+    assert (result["photos"], result["split"]) == (6, "all")
 
 
 def test_a_device_that_is_not_there_is_one_line(

@@ -19,6 +19,8 @@ from nima_training.data.sources import PROBABILITIES, labels_of
 from nima_training.files import write_json, write_parquet
 from nima_training.inference import predict_files
 
+ALL = "all"
+"""In the place of a split: every photo, as of a set that nothing was trained on."""
 MIN_GROUP = 20
 SHOWN = 6
 MAX_ROWS = 40
@@ -47,7 +49,7 @@ def evaluate(
         manifest: Parquet of ``nima prepare``.
         photos: folder that the manifest's paths start at.
         out: folder for the three files.
-        split: rows of the manifest to score.
+        split: rows of the manifest to score; ``"all"`` takes every one.
         bootstrap: resamples behind each interval.
         device: a torch device that runs the network.
         workers: threads that decode photos.
@@ -59,9 +61,13 @@ def evaluate(
     """
     check_output_folder(out)
     frame = read_manifest(manifest)
-    frame = frame[frame["split"] == split].reset_index(drop=True)
+    parts = sorted(frame["split"].astype(str).unique())
+    if split != ALL:
+        frame = frame[frame["split"] == split].reset_index(drop=True)
     if frame.empty:
-        raise ValueError(f"{manifest} has no photo in the split {split!r}")
+        raise ValueError(
+            f"{manifest} has no photo in the split {split!r}; it has {', '.join(parts) or 'none'}"
+        )
     paths = [photos / path for path in frame["path"]]
     model = _on_device(checkpoint.model, device)
     tensor, good, failures = predict_files(model, paths, checkpoint.spec, workers=workers)

@@ -18,7 +18,9 @@ def evaluate(
     manifest: Annotated[Path, typer.Option(help="Manifest of nima prepare.")],
     photos: Annotated[Path, typer.Option(help="Folder the manifest's paths start at.")],
     out: Annotated[Path, typer.Option(help="Folder for metrics, predictions and the page.")],
-    split: Annotated[str, typer.Option(help="Split to score.")] = "test",
+    split: Annotated[
+        str, typer.Option(help="Split to score; all: every photo, as of a set not trained on.")
+    ] = "test",
     bootstrap: Annotated[int, typer.Option(min=0, help="Resamples behind each interval.")] = 1000,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, …; auto takes a GPU.")] = (
         "auto"
