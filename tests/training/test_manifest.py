@@ -422,6 +422,10 @@ def test_data_hash_depends_on_ratings_split_and_order(tmp_path: Path, make_set: 
     changed = frame.copy()
     changed.loc[0, "p3"] += 0.01
     assert data_sha256(changed) != original
+    by_hand = [
+        table[["image_id", "path", "split", *sources.PROBABILITIES]] for table in (frame, changed)
+    ]
+    assert len({original, *map(data_sha256, by_hand)}) == 3
 
 
 def test_an_output_that_is_a_folder_is_told_before_photos_are_read(

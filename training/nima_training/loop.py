@@ -49,7 +49,7 @@ class Trainer:
             torch.set_num_threads(config.threads)
         self.accelerator = make_accelerator(config)
         frame = read_manifest(config.manifest)
-        self.files = RunDirectory(config, data_sha256(frame) if "sha256" in frame else None)
+        self.files = RunDirectory(config, data_sha256(frame))
         self.train_set = Photos(
             frame[frame["split"] == "train"], config.photos, config.preprocessing,
             config.augmentation, config.seed,

@@ -229,8 +229,10 @@ def _warnings(split: list[str], groups: list[int], counts: dict[str, int]) -> li
 def data_sha256(frame: pd.DataFrame) -> str:
     """Hash of what a training run depends on: photos, ratings and split, in the order of the rows.
 
-    The order counts, since the batches of a run are drawn by row numbers.
+    The order counts, since the batches of a run are drawn by row numbers. In a manifest made by
+    other means, without hashes of the photos, their paths stand for them.
     """
-    columns = ["image_id", "sha256", "split", *[f"p{rating}" for rating in range(1, 11)]]
+    photo = "sha256" if "sha256" in frame else "path"
+    columns = ["image_id", photo, "split", *[f"p{rating}" for rating in range(1, 11)]]
     text = frame[columns].to_csv(index=False, float_format="%.9g")
     return hashlib.sha256(text.encode()).hexdigest()
