@@ -116,6 +116,8 @@ def test_a_damaged_state(
         state.write_bytes(damaged)
         text = refused(train_app, "--config", file)
         assert f"{state} is damaged: put a copy of it back, or delete it" in text
+    torch.save({"features.0.0.weight": torch.zeros(3)}, state)
+    assert f"{state} is no state of a run: delete it" in refused(train_app, "--config", file)
 
 
 def test_only_a_mapping_is_a_state(tmp_path: Path) -> None:

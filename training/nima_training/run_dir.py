@@ -26,7 +26,7 @@ from nima_training.checkpoint import reference_quantiles, remove_half_written, s
 from nima_training.config import TrainConfig
 from nima_training.files import write_json
 from nima_training.models import create_model, pruned_widths
-from nima_training.state import load_state, save_state
+from nima_training.state import StateError, load_state, save_state
 
 STATE_FILE, HISTORY_FILE, CONFIG_FILE = "state.pt", "history.jsonl", "config.json"
 LOCK_FILE = ".lock"
@@ -45,7 +45,7 @@ class RunDirectory:
         OSError: ``config.out`` cannot be written into.
     """
 
-    def __init__(self, config: TrainConfig, data_sha256: str | None) -> None:
+    def __init__(self, config: TrainConfig, data_sha256: str) -> None:
         check_output_folder(config.out)
         self.config, self.data_sha256 = config, data_sha256
         self._lock: IO[bytes] | None = None
@@ -76,11 +76,13 @@ class RunDirectory:
 
         Raises:
             TrainingError: the directory holds a run with other settings, data or processes.
-            StateError: the state is damaged.
+            StateError: the state is damaged, or no run's.
         """
         saved = load_state(self.config.out / STATE_FILE)
         if saved is None:
             return None
+        if not {"config", "data_sha256", "at", "model"} <= saved.keys():
+            raise StateError(f"{self.config.out / STATE_FILE} is no state of a run: delete it")
         if saved.get("processes", processes) != processes:
             raise TrainingError(
                 f"{self.config.out} holds a run of {saved['processes']} processes, and this is one "
