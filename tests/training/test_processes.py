@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -76,6 +78,11 @@ def test_two_processes_match_one_with_the_doubled_batch(
         (first[n] - second[n]).abs().max().item() for n in first if first[n].is_floating_point()
     )
     assert moved > 1e-3
+    losses = [
+        [json.loads(line)["train_loss"] for line in (tmp_path / out / "history.jsonl").open()]
+        for out in ("one", "two")
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-3)
     # Gradients summed in another order; Adam divides small ones by their own size.
     assert apart < 0.05 * moved
 

@@ -75,6 +75,8 @@ class Trainer:
         self.skipped_val: dict[int, str] = {}
         self.pending = 0
         """Readable photos behind the gradients of the next update, of this process."""
+        self.pending_loss = 0.0
+        """The sum of their losses."""
         self.empty = 0
         """Batches in a row without one."""
 
@@ -134,7 +136,7 @@ class Trainer:
         self._end_of_epoch(speed)
 
     def _micro_batch(self, batch: dict[str, Any]) -> None:
-        """Gradients of one micro-batch, and its part of the epoch's loss."""
+        """Gradients of one micro-batch, and its losses."""
         at = self.at
         note_unreadable(self.console, self.skipped, batch["errors"])
         self.empty = 0 if batch["rows"] else self.empty + 1
@@ -157,17 +159,20 @@ class Trainer:
                 f"{len(rows)} images: {names}. Look at them, or lower the learning rates"
             )
         self.pending += len(losses)
-        at.photos += len(losses)
-        at.loss_sum += float(losses.sum())
+        self.pending_loss += float(losses.sum())
 
     def _update(self, due: bool) -> bool:
         """One update; whether the main process is ``due`` to save."""
         # In one exchange: every process takes part in the saving, and knows all photos.
         main = self.accelerator.is_main_process
-        photos, save = total(self.accelerator, self.pending, int(due and main))
+        photos, loss, save = total(
+            self.accelerator, self.pending, self.pending_loss, int(due and main)
+        )
         factor = learning_rate_factor(self.at, self.config, self.updates_per_epoch)
-        self.learner.update(factor, photos)
-        self.pending = 0
+        self.learner.update(factor, int(photos))
+        self.pending, self.pending_loss = 0, 0.0
+        self.at.photos += int(photos)
+        self.at.loss_sum += loss
         self.at.update += 1
         return bool(save)
 
@@ -197,9 +202,9 @@ class Trainer:
 
     def _end_of_epoch(self, speed: float) -> None:
         config, at = self.config, self.at
-        if total(self.accelerator, at.photos) == [0]:
+        if at.photos == 0:
             raise TrainingError(f"no training photo of epoch {at.epoch} is readable")
-        loss = at.loss_sum / at.photos if at.photos else None
+        loss = at.loss_sum / at.photos
         result, means = self.validate()
         self.skipped = union(self.accelerator, self.skipped)
         self.skipped_val = union(self.accelerator, self.skipped_val)

@@ -40,11 +40,12 @@ def share_buffers(model: nn.Module) -> None:
         broadcast(buffer)  # leaves a single process alone
 
 
-def total(accelerator: Accelerator, *counts: int) -> list[int]:
-    """The sum of each count over all processes, the same on every process."""
+def total(accelerator: Accelerator, *values: float) -> list[float]:
+    """The sum of each value over all processes, the same on every process."""
     if accelerator.num_processes == 1:
-        return list(counts)
-    summed: list[int] = reduce(torch.tensor(counts, device=accelerator.device), "sum").tolist()
+        return list(values)
+    mine = torch.tensor(values, dtype=torch.float64, device=accelerator.device)
+    summed: list[float] = reduce(mine, "sum").tolist()
     return summed
 
 

@@ -22,7 +22,7 @@ class Progressed:
     stale: int = 0
     """Epochs since the best one."""
     loss_sum: float = 0.0
-    """Of this epoch's readable photos, as the saving process saw them."""
+    """Of this epoch's readable photos, of all processes."""
     photos: int = 0
     """How many these are."""
     plateau_scale: float = 1.0
