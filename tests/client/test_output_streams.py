@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -64,6 +65,21 @@ def test_piped_comparisons_keep_the_names_whole(two_sets: list[str]) -> None:
         [*NIMA, "compare", *two_sets], capture_output=True, env=LATIN, timeout=60, check=True
     )
     assert b"-0-\\u65e5\\u672c.jpg" in latin.stdout
+
+
+@pytest.mark.parametrize("form", ["table", "csv"])
+def test_forced_colours_neither_cut_names_nor_move_bars(folder: Path, url: str, form: str) -> None:
+    name = f"{'long' * 40}.jpg"
+    (folder / "1.jpg").rename(folder / name)
+    forced = {**os.environ, "PYTHONIOENCODING": "utf-8", "FORCE_COLOR": "1", "COLUMNS": "80"}
+    done = subprocess.run(
+        [*NIMA, "score", str(folder), "--url", url, "-f", form],
+        capture_output=True, env=forced, timeout=60, check=True,
+    )  # fmt: skip
+    assert name in done.stdout.decode()
+    assert b"4 photos scored" in done.stderr
+    # Escapes that end in m are colours; others move the cursor, and hide it.
+    assert not re.search(rb"\x1b\[[0-9;?]*[^0-9;?m]|\r", done.stderr)
 
 
 TO_THE_SCREEN = pytest.mark.parametrize(

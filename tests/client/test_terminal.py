@@ -111,7 +111,7 @@ def test_a_narrow_terminal_cuts_nothing_from_the_bar(width: int) -> None:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, console: Console, arguments: Sequence[object]) -> str:
-    monkeypatch.setattr("nima_client.cli.compare.Console", lambda **_: console)
+    monkeypatch.setattr("nima_client.cli.compare.open_console", lambda **_: console)
     with pytest.raises(SystemExit) as ended:
         main(list(map(str, arguments)))
     assert ended.value.code == 0

@@ -17,7 +17,7 @@ def progress_bar(console: Console, main_process: bool) -> Progress:
     """The bar of an epoch, on a terminal, of one process."""
     return Progress(
         TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(),
-        console=console, transient=True, disable=not (main_process and console.is_terminal),
+        console=console, transient=True, disable=not (main_process and console.is_interactive),
     )  # fmt: skip
 
 

@@ -86,7 +86,6 @@ def build(
     lies model.plan.json, which says what it was built from and for. A package of PyTorch (inductor:
     model.pt2) is treated alike; of the options of TensorRT it has precision and the largest batch.
     """
-    from rich.console import Console
     from rich.progress import Progress, TaskID
 
     from nima_build.cli._inductor import build_inductor
@@ -95,6 +94,7 @@ def build(
     from nima_build.metadata import ArtefactError
     from nima_build.repository import ONNX_NAME, default_repository
     from nima_build.tensorrt_api import EngineError
+    from nima_client.cli._console import open_console
     from nima_client.contract import NETWORK_MODEL
 
     try:
@@ -129,12 +129,12 @@ def build(
             version_compatible=version_compatible,
             hardware_compatible=hardware_compatible,
         )
-        console = Console(stderr=True)
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
+        console = open_console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_interactive) as bars:
             tasks: dict[str, TaskID] = {}
 
             def progress(phase: str, done: int, total: int) -> None:
-                if not tasks and not console.is_terminal:
+                if not tasks and not console.is_interactive:
                     # A log shows no bars, and this takes minutes.
                     typer.echo(f"nima build: building the engine of {source} …", err=True)
                 if phase not in tasks:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
@@ -10,12 +12,23 @@ from rich.text import Text
 from nima_client.library.text import printable
 
 
+def open_console(*, stderr: bool = False) -> Console:
+    """The console of standard output or standard error; interactive on a real terminal only.
+
+    Where ``FORCE_COLOR`` is set, as by CI services, rich takes a pipe and a log for a terminal too.
+    Colours are wanted there; bars that move and names cut to a width are not.
+    """
+    stream = sys.stderr if stderr else sys.stdout
+    there = stream is not None and stream.isatty()
+    return Console(stderr=stderr, force_interactive=None if there else False)
+
+
 def unclipped(console: Console, width: int) -> Console:
     """The console; where it is a pipe or a log, which has no width, one as wide as what is told.
 
     Cutting names there would lose them.
     """
-    if console.is_terminal:
+    if console.is_interactive or console.is_dumb_terminal:
         return console
     return Console(file=console.file, width=max(console.width, width))
 

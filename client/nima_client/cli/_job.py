@@ -16,6 +16,7 @@ from rich.console import Console
 from nima_client._client import NimaClient
 from nima_client._files import check_output_folder, is_stream
 from nima_client._os_errors import in_words
+from nima_client.cli._console import open_console
 from nima_client.cli._progress import Tracker, tracking
 from nima_client.cli._table import print_scores
 from nima_client.errors import NimaError
@@ -188,7 +189,7 @@ class Job:
                 write_text(chosen, sys.stdout, self.form.value)
                 sys.stdout.flush()
         if self.form is Format.table:
-            print_scores(kept, Console())
+            print_scores(kept, open_console())
         self._finish(track)
         return kept
 

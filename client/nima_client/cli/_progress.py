@@ -72,7 +72,7 @@ def tracking(
         bar: whether a bar is wanted at all.
         doing: what the bar is of.
     """
-    if not bar or not console.is_terminal or console.is_dumb_terminal:
+    if not bar or not console.is_interactive:
         yield Tracker(None, total, done)
         return
     rate = (TextColumn("{task.fields[rate]}"),) if console.width >= _WIDE else ()

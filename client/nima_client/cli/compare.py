@@ -17,7 +17,14 @@ from rich.table import Table
 from rich.text import Text
 
 from nima_client._os_errors import in_words
-from nima_client.cli._console import add_file_column, as_shown, file_cell, fits, unclipped
+from nima_client.cli._console import (
+    add_file_column,
+    as_shown,
+    file_cell,
+    fits,
+    open_console,
+    unclipped,
+)
 from nima_client.cli._job import say
 from nima_client.cli._output import ready_stdout
 from nima_client.library.compare import Comparison, Difference, compare
@@ -46,7 +53,7 @@ def command(
     top: Annotated[int, typer.Option(min=0, help="Show the N largest changes.")] = 10,
 ) -> None:
     """Compare two sets of scores: two models, two servers, or one before and after a change."""
-    errors = Console(stderr=True)
+    errors = open_console(stderr=True)
     try:
         ready_stdout()
         result = compare(read_rows(first), read_rows(second))
@@ -56,7 +63,7 @@ def command(
     if form is Output.json:
         print(json.dumps(result.to_dict(), indent=1))
         return
-    _print(result, top, Console())
+    _print(result, top, open_console())
 
 
 def _print(result: Comparison, top: int, console: Console) -> None:

@@ -9,10 +9,10 @@ from typing import Annotated, Optional
 
 import jinja2  # noqa: F401  (missing, it names the extra at once, not after the thumbnails)
 import typer
-from rich.console import Console
 
 from nima_client._files import atomic_file, check_output, is_stream
 from nima_client._os_errors import in_words
+from nima_client.cli._console import open_console
 from nima_client.cli._job import say
 from nima_client.cli._progress import tracking
 from nima_client.library.files import read_rows
@@ -45,7 +45,7 @@ def report(
     beside the page or in folders there, which may be moved with it. Photos that are gone keep their
     place, without a picture.
     """
-    errors = Console(stderr=True)
+    errors = open_console(stderr=True)
     try:
         rows: dict[str, Row] = {}
         doubled = 0

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from rich.console import Console
 
 from nima_client import _defaults
 from nima_client._files import is_stream
 from nima_client._os_errors import in_words
 from nima_client._signals import Stopped
 from nima_client.cli._connection import Header, TlsCa, TlsCert, TlsKey, credentials
+from nima_client.cli._console import open_console
 from nima_client.cli._job import Format, Job, choose_format, has_begun, say
 from nima_client.cli._output import ready_stdout
 from nima_client.cli._server import connected_client
@@ -102,7 +102,7 @@ def score(
     status is then 1 at the end; it is 3 when the server is gone (what was scored is kept:
     --resume), and 141, without a word, when nobody reads the output any more (`| head`).
     """
-    errors = Console(stderr=True)
+    errors = open_console(stderr=True)
     tls, headers = credentials(tls_ca, tls_cert, tls_key, header)
     try:
         if output is None:

@@ -42,8 +42,7 @@ def distill(
     """Prune a MobileNet v1 NIMA and train what is left to agree with it; resumes after a kill."""
     from dataclasses import replace
 
-    from rich.console import Console
-
+    from nima_client.cli._console import open_console
     from nima_training.distill.agreement import agreement_line
     from nima_training.distill.config import DistillConfig, StageConfig
     from nima_training.distill.recipe import distill as run
@@ -53,7 +52,7 @@ def distill(
     def stage(base: StageConfig, epochs: float, minutes: float | None) -> StageConfig:
         return replace(base, epochs=epochs, max_minutes=minutes)
 
-    console = Console()
+    console = open_console()
     try:
         config = replace(
             defaults,

@@ -32,9 +32,9 @@ def prepare(
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
 ) -> None:
     """Check every photo once, drop and report what is broken, split without leakage."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+    from nima_client.cli._console import open_console
     from nima_training.data import ava, sources
     from nima_training.data.manifest import build_manifest
 
@@ -54,7 +54,9 @@ def prepare(
         else:
             raise ValueError(f"--kind must be {KINDS}, not {chosen!r}")
         columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        console = open_console(stderr=True)
+        hidden = not console.is_interactive
+        with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
             task = bar.add_task("checking photos", total=None)
             report = build_manifest(
                 ratings, photos, out,

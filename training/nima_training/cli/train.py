@@ -36,8 +36,8 @@ def train(
     import json
 
     from accelerate import PartialState
-    from rich.console import Console
 
+    from nima_client.cli._console import open_console
     from nima_training.config import load_config, parse_assignments
     from nima_training.loop import TrainingError
     from nima_training.loop import train as run
@@ -49,7 +49,7 @@ def train(
     try:
         given = {name: value for name, value in flags.items() if value is not None}
         settings = load_config(config, {**parse_assignments(set_ or []), **given})
-        best = None if print_config else run(settings, Console())
+        best = None if print_config else run(settings, open_console())
     except (ValueError, OSError, TrainingError) as error:
         typer.echo(f"nima train: {in_words(error)}", err=True)
         raise typer.Exit(2) from error
