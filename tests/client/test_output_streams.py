@@ -140,6 +140,16 @@ def test_a_closed_standard_output_is_told(
     assert "Traceback" not in done.stderr
 
 
+def test_what_a_closed_standard_error_would_have_told_is_not_among_the_results(
+    tmp_path: Path,
+) -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" 2>&-', "-", *NIMA, "nothing"],
+        cwd=tmp_path, stdout=subprocess.PIPE, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+
+
 def test_a_way_out_of_a_folder_that_is_not_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

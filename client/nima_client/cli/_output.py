@@ -57,6 +57,16 @@ def _drop_what_is_left() -> None:
             os.dup2(nowhere, stream.fileno())
 
 
+def have_stderr() -> None:
+    """Where standard error is closed, let what is told there go nowhere.
+
+    ``print(file=None)`` would put it among the results on standard output; and the next file opened
+    would get the number 2, to which libraries in C write.
+    """
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the end
+
+
 def ready_stdout() -> None:
     """Make sure that standard output takes whatever a file name may hold.
 

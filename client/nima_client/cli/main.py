@@ -16,7 +16,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from nima_client._signals import stoppable
-from nima_client.cli._output import output_may_end
+from nima_client.cli._output import have_stderr, output_may_end
 
 PROJECT = "nima-triton"
 _OPTIONAL = re.compile(r"(?P<name>[\w.-]+).*\bextra == ['\"](?P<extra>[\w.-]+)['\"].*")
@@ -125,6 +125,7 @@ def main(argv: list[str] | None = None) -> None:
             output that takes no more, 141 when nobody reads it, 128 and the number of the signal
             that ended it).
     """
+    have_stderr()
     arguments = list(sys.argv[1:] if argv is None else argv)
     entry = COMMANDS.get(arguments[0] if arguments else "")
     program, kept = (f"nima {arguments[0]}", entry.kept) if entry else ("nima", "")
