@@ -93,7 +93,8 @@ def check_output_folder(folder: Path) -> None:
 def _final(path: Path) -> Path:
     """Where a file goes, through links, and its folder is there."""
     make_parent(path)
-    final = Path(os.path.realpath(path))
+    with _naming(path):  # in a folder that was deleted, the system names none
+        final = Path(os.path.realpath(path))
     final.parent.mkdir(parents=True, exist_ok=True)  # of a link to a folder that is not there yet
     return final
 

@@ -150,6 +150,19 @@ def test_what_a_closed_standard_error_would_have_told_is_not_among_the_results(
     assert (done.returncode, done.stdout) == (2, "")
 
 
+def test_an_output_in_a_deleted_folder_is_named(two_sets: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("jinja2", reason="nima report needs the extra report")
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    command = [*NIMA, "report", two_sets[0], "-o", "x.html"]
+    done = subprocess.run(
+        ["sh", "-c", 'rmdir "$PWD" && exec "$@"', "-", *command],
+        cwd=gone, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "nima report: [Errno 2] No such file or directory: 'x.html'\n"
+
+
 def test_a_way_out_of_a_folder_that_is_not_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -88,7 +88,7 @@ def _check_output(output: Path, results: Sequence[Path]) -> None:
     """
     if output.is_dir():
         raise ValueError(f"{output} is a folder: name a file")
+    check_output(output)
     final = Path(os.path.realpath(output))
     if final in map(Path, map(os.path.realpath, results)):
         raise ValueError(f"the page would overwrite the scores in {output}")
-    check_output(output)
