@@ -93,7 +93,7 @@ def check_checksums(repository: Path, model: str = "") -> int:
     if not path.is_file():
         raise ArtefactError(f"no {path}: run `nima export`, which writes it")
     try:
-        lines = path.read_text().split("\n")
+        lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError:
         raise ArtefactError(f"{path} is unreadable: run `nima export` again") from None
     named = [line.split("  ", 1) for line in lines if line]

@@ -86,7 +86,7 @@ class ModelMetadata:
             ArtefactError: missing, not JSON, a field missing or of the wrong kind.
         """
         try:
-            values = json.loads(path.read_text())
+            values = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(values, dict):
                 raise TypeError("it is no object")
             known = {f.name for f in fields(cls)}

@@ -82,9 +82,12 @@ def read_config(path: Path) -> Any:
     from tritonclient.grpc import model_config_pb2
 
     try:
-        return text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+        text = path.read_text(encoding="utf-8")
+        return text_format.Parse(text, model_config_pb2.ModelConfig())
     except FileNotFoundError:
         raise ArtefactError(f"no model config at {path}") from None
+    except UnicodeDecodeError as error:
+        raise ArtefactError(f"{path} is not UTF-8: {error}") from None
     except text_format.ParseError as error:
         raise ArtefactError(f"{path}: {error}") from None
 
@@ -150,7 +153,8 @@ def config_contents(repository: Path, metadata: ModelMetadata) -> dict[Path, byt
         for path in _configs(repository, model):
             if not path.is_file():
                 continue
-            text = _PIXELS_DIMS.sub(f"[ {size}, {size}, 3 ]", path.read_text())
+            given = path.read_text(encoding="utf-8")
+            text = _PIXELS_DIMS.sub(f"[ {size}, {size}, 3 ]", given)
             head, found, _ = text.partition(MARKER)
             if found:
                 text = f"{head}{MARKER}\n{_parameter_block(facts(model, metadata))}"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -110,6 +113,20 @@ def test_export_writes_its_facts_into_every_profile_once(tmp_path):
         path = config_path(repository, contract.MODEL_NAME, profile)
         assert path.read_text().count(MARKER) == 1
         assert ServedModel.from_parameters(parameters(read_config(path))) == facts.served()
+
+
+@pytest.mark.parametrize("variables", [{}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
+def test_a_config_is_utf8_whatever_the_locale(tmp_path, variables):
+    repository = copy_of_source(tmp_path / "repository")
+    path = config_path(repository, contract.NETWORK_MODEL, "embedded")
+    text = path.read_text(encoding="utf-8")
+    path.write_text(f"# für 写真\n{text}", encoding="utf-8")
+    code = "import sys; from nima_build.repository import *; read_config(Path(sys.argv[1]))"
+    environment = {**os.environ, **variables}
+    subprocess.run([sys.executable, "-c", code, path], env=environment, check=True, timeout=60)
+    path.write_text(f"# für\n{text}", encoding="latin-1")
+    with pytest.raises(ArtefactError, match="is not UTF-8"):
+        read_config(path)
 
 
 def test_missing_and_broken_files_say_what_to_do(tmp_path):
