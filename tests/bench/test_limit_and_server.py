@@ -139,7 +139,10 @@ def perf_analyzer():
         pytest.skip(str(error))
 
 
-def test_perf_analyzer_loads_the_server(triton, photos, perf_analyzer, tmp_path):
+def test_perf_analyzer_loads_the_server(triton, photos, perf_analyzer, tmp_path, monkeypatch):
+    # It asks no proxy for this machine's own loopback.
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_grpc_proxy", "")
     inputs = tmp_path / "inputs.json"
     write_perf_inputs(photos, inputs)
     measured = run_perf_analyzer(

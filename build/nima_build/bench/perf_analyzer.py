@@ -16,6 +16,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from nima_build.bench import BenchError
+from nima_client._address import endpoints, is_local
 from nima_client._os_errors import in_words
 from nima_client.contract import INPUT_IMAGE, MODEL_NAME
 
@@ -104,12 +105,15 @@ def find_perf_analyzer() -> Path:
     raise BenchError(_HOW_TO_GET)
 
 
-def _environment(binary: Path) -> dict[str, str]:
-    """Adds the CUDA runtime that was installed beside the binary."""
+def _environment(binary: Path, url: str) -> dict[str, str]:
+    """Adds the CUDA runtime that was installed beside the binary; dials as our own client does."""
     environment = dict(os.environ)
     found = binary.parent.parent.glob("lib/python3*/site-packages/nvidia/cuda_runtime/lib")
     known = environment.get("LD_LIBRARY_PATH", "")
     environment["LD_LIBRARY_PATH"] = ":".join([*map(str, found), *filter(None, [known])])
+    if is_local(url):
+        # No proxy can reach this machine's own loopback.
+        environment["no_grpc_proxy"] = ",".join(host for host, _ in endpoints(url))
     return environment
 
 
@@ -165,7 +169,7 @@ def _run_once(
         try:
             done = subprocess.run(
                 command,
-                env=_environment(binary),
+                env=_environment(binary, url),
                 capture_output=True,
                 text=True,
                 timeout=seconds * 10 + 60,
