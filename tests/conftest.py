@@ -24,6 +24,19 @@ from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+# What rich and Typer take the shape of their output from; each test sets what it is about.
+TERMINAL_VARIABLES = (
+    "COLUMNS",
+    "FORCE_COLOR",
+    "GITHUB_ACTIONS",
+    "LINES",
+    "NO_COLOR",
+    "PY_COLORS",
+    "TERMINAL_WIDTH",
+    "TTY_COMPATIBLE",
+    "TTY_INTERACTIVE",
+)
+
 # Reasons, as regular expressions, that concern another machine than this one: nothing is missing.
 EXPECTED_SKIPS = (
     "no pyspark",
@@ -66,6 +79,20 @@ def _skips(config: pytest.Config) -> dict[str, str]:
 def _surprises(config: pytest.Config) -> dict[str, str]:
     known = re.compile("|".join(UNTESTED_HERE))
     return {r: place for r, place in _skips(config).items() if not known.search(r)}
+
+
+def pytest_sessionstart() -> None:
+    """Make what is tested the same on any terminal, on any CI service, and behind any proxy.
+
+    Here pytest has taken the colours of its own output from these variables already, and no test
+    has loaded what reads them.
+    """
+    for name in TERMINAL_VARIABLES:
+        os.environ.pop(name, None)
+    os.environ["TERM"] = "xterm"
+    # Some tests ask their servers without the client's code, which passes a proxy by itself.
+    elsewhere = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
+    os.environ["no_proxy"] = ",".join(filter(None, (elsewhere, "127.0.0.1", "localhost")))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

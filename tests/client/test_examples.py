@@ -59,7 +59,7 @@ def rows(text: str) -> dict[str, tuple[float, float, float]]:
 
 def test_the_demo_prints_what_the_readme_shows() -> None:
     """Who tries it compares: a table of an earlier model would look like a defect."""
-    shown = rows((EXAMPLES.parent / "README.md").read_text())
+    shown = rows((EXAMPLES.parent / "README.md").read_text(encoding="utf-8"))
     assert len(shown) == 12
     printed = rows(run("demo.py", url=""))
     assert printed.keys() == shown.keys()

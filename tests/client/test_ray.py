@@ -24,6 +24,7 @@ def test_a_local_ray_scores_datasets_and_partitions(
 ) -> None:
     # Nothing outside can reach the namespace: no token, which Ray would leave in the home folder.
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment["RAY_TMPDIR"] = "/tmp"  # for its sockets, whose paths may not be long
     done = subprocess.run(
         [*loopback_only, sys.executable, str(JOB), str(tmp_path)],
         capture_output=True, text=True, timeout=280, check=False, env=environment,

@@ -283,13 +283,13 @@ def test_photos_inside_archives_and_below_a_root(
     rows = [make_row("shard.tar/inside.jpg", 1), make_row("0.jpg", 2), make_row("none.jpg", 3)]
     write_rows(rows, tmp_path / "scores.csv", "csv")
     assert report(tmp_path / "scores.csv", "-o", tmp_path / "r.html", "--root", tmp_path) == 0
-    assert (tmp_path / "r.html").read_text().count("data:image/jpeg") == 2
+    assert (tmp_path / "r.html").read_text(encoding="utf-8").count("data:image/jpeg") == 2
     assert "3 photos (1 not found" in " ".join(capsys.readouterr().err.split())
     assert report(tmp_path / "scores.csv", "-o", tmp_path / "r.html", "--limit", 1) == 0
-    assert "1 of 3 photos" in (tmp_path / "r.html").read_text()
+    assert "1 of 3 photos" in (tmp_path / "r.html").read_text(encoding="utf-8")
     write_rows(rows[:1], tmp_path / "one.csv", "csv")
     assert report(tmp_path / "one.csv", "-o", tmp_path / "r.html", "--root", tmp_path) == 0
-    assert re.search(r"\b1 photo\s", (tmp_path / "r.html").read_text())
+    assert re.search(r"\b1 photo\s", (tmp_path / "r.html").read_text(encoding="utf-8"))
 
 
 def test_scores_of_one_name_in_two_files_are_told(
@@ -337,4 +337,4 @@ def test_what_is_no_result_file(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not (tmp_path / "r.html").exists()
     bad.write_text("")
     assert report(bad, "-o", tmp_path / "r.html") == 0
-    assert "no scores" in (tmp_path / "r.html").read_text()
+    assert "no scores" in (tmp_path / "r.html").read_text(encoding="utf-8")

@@ -166,7 +166,7 @@ def as_another_user(photo: Photo) -> Iterator[Path]:
             (folder / part / "in" / "a.jpg").write_bytes(photo(1))
             (folder / part / "b.jpg").write_bytes(photo(2))
         (folder / "c.jpg").write_bytes(photo(3))
-        for part, mode in ((".", 0o755), ("listed", 0o744), ("shut", 0o700)):
+        for part, mode in ((".", 0o755), ("listed", 0o744), ("shut", 0o700), ("c.jpg", 0o644)):
             (folder / part).chmod(mode)
         os.seteuid(65534)
         try:

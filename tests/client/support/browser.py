@@ -44,6 +44,8 @@ class Browser:
         self._process = subprocess.Popen(
             ["bash", "-c", line], pass_fds=(command_read, answer_write),
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+            # It makes a socket there, whose path may not be long.
+            env={**os.environ, "TMPDIR": "/tmp"},
         )  # fmt: skip
         os.close(command_read)
         os.close(answer_write)
