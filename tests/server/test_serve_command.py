@@ -120,10 +120,17 @@ def test_it_stops_while_it_restarts_the_server(serve):
     assert alive(children) == []
 
 
-def test_a_killed_supervisor_leaves_nothing_to_the_next(serve, tmp_path):
+@pytest.fixture
+def plain_tmp() -> Iterator[Path]:
+    """A folder that may stand for the temporary one, wherever TMPDIR, and so tmp_path, is."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_a_killed_supervisor_leaves_nothing_to_the_next(serve, plain_tmp):
     """SIGKILL of `nima serve` while its tritonserver is stopped: the worst case of an orphan."""
     # Any other server that starts on this machine would clear it too, and first.
-    private = {"TMPDIR": str(tmp_path)}
+    private = {"TMPDIR": str(plain_tmp)}
     ports = free_ports("127.0.0.1", 3)
     names = ("grpc", "http", "metrics")
     fixed = [f"--{name}-port={port}" for name, port in zip(names, ports)]
@@ -138,7 +145,7 @@ def test_a_killed_supervisor_leaves_nothing_to_the_next(serve, tmp_path):
     first.kill()
     first.wait()
     assert folder.is_dir()
-    assert folder.is_relative_to(tmp_path)
+    assert folder.is_relative_to(plain_tmp)
     assert glob.glob(f"/dev/shm/{prefix}*")
 
     second = serve(*fixed, "--instances=1", **private)
@@ -151,7 +158,7 @@ def test_a_killed_supervisor_leaves_nothing_to_the_next(serve, tmp_path):
     assert f"removed {folder}" in said
 
 
-def test_only_what_nobody_owns_is_cleared(triton, encode, infer, monkeypatch, tmp_path):
+def test_only_what_nobody_owns_is_cleared(triton, encode, infer, monkeypatch, plain_tmp):
     """A second server on this machine, and the clearing itself, leave the first one alone."""
     with EmbeddedServer(ServerOptions(instances=1)) as second:
         assert second.grpc_url != triton.grpc_url
@@ -161,14 +168,14 @@ def test_only_what_nobody_owns_is_cleared(triton, encode, infer, monkeypatch, tm
     assert triton.defect() is None
     assert infer(triton.grpc_url, [encode()])["MEAN"].shape == (1, 1)
 
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(plain_tmp))
     kept = PrivateFolder()
-    strange = tmp_path / "nima-serve-of-another-kind"
+    strange = plain_tmp / "nima-serve-of-another-kind"
     strange.mkdir()
-    outside = tmp_path / "outside"
+    outside = plain_tmp / "outside"
     shutil.copytree(kept.path, outside)
-    (tmp_path / "nima-serve-link").symlink_to(outside)
-    left = tmp_path / "nima-serve-left"
+    (plain_tmp / "nima-serve-link").symlink_to(outside)
+    left = plain_tmp / "nima-serve-left"
     shutil.copytree(kept.path, left)
     assert clear_leftovers() == [left]
     assert kept.path.is_dir()
