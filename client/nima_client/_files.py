@@ -110,6 +110,17 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def naming_full(path: Path) -> Iterator[None]:
+    """Of a disk that is full, an error of writing names no file: let it name this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def atomic_file(path: Path, mode: str = "w", *, one_of_many: bool = False) -> Iterator[IO[Any]]:
     """A file that takes its place only when it has been written whole and is on the disk.
 
@@ -141,7 +152,7 @@ def atomic_file(path: Path, mode: str = "w", *, one_of_many: bool = False) -> It
                 if fcntl is not None:  # Windows renames no open file
                     locked.callback(os.close, os.dup(descriptor))
                 file = os.fdopen(descriptor, mode, **text)  # type: ignore[call-overload]
-            with file:
+            with naming_full(path), file:
                 yield file
                 _to_disk(file)
             with held_back():

@@ -7,6 +7,7 @@ the size of a file stands in for it.
 from __future__ import annotations
 
 import errno
+import re
 import resource
 import shutil
 import signal
@@ -89,7 +90,8 @@ def test_export_into_a_full_repository(disk: Disk, repository: Path, checkpoint:
     before = content(disk.folder)
     result = CliRunner().invoke(export_app, [str(checkpoint), "-o", str(models / "nima_network/1")])
     assert result.exit_code == 1
-    assert result.output.startswith("nima export: No space left on device")
+    named = rf"nima export: {models}/nima_network/1/\S+: No space left on device"
+    assert re.match(named, result.output), result.output
     assert result.output.count("\n") == 1
     assert content(disk.folder) == before
 
@@ -108,7 +110,7 @@ def test_engine_onto_a_full_disk(disk: Disk, exported: Path) -> None:
     before = content(disk.folder)
     again = CliRunner().invoke(build_app, [*arguments, "--force"])
     assert again.exit_code == 1
-    assert "nima build: No space left on device" in again.output
+    assert f"nima build: {plan}: No space left on device" in again.output
     assert content(disk.folder) == before
     assert "up to date" in CliRunner().invoke(build_app, arguments).output
 

@@ -22,9 +22,9 @@ from nima_build.server._private import (
     PrivateFolder,
     clear_leftovers,
     close_shared_memory,
-    naming_full,
 )
 from nima_build.server._rollout import Repository, Rollout, RolloutError
+from nima_client._files import naming_full
 from nima_client._signals import held_back
 from nima_client.contract import NETWORK_MODEL, PREPROCESS_MODEL
 

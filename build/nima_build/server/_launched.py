@@ -19,13 +19,13 @@ from nima_build.server._private import (
     TEMPORARY_FOLDER,
     PrivateFolder,
     close_shared_memory,
-    naming_full,
     remove_shared_memory,
     require_intact,
 )
 from nima_build.server._probe import Probe
 from nima_build.server._process import ask_to_end, begin_group, kill_group, wait_ready
 from nima_build.server._stubs import StubWatch, stub_pids
+from nima_client._files import naming_full
 from nima_client._gate import create_gate
 from nima_client._os_errors import in_words
 from nima_client._signals import held_back

@@ -8,7 +8,6 @@ owner dies, however it dies, so that what is left behind can be told from what i
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import re
@@ -17,7 +16,6 @@ import stat
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,17 +71,6 @@ class PrivateFolder:
         if self._folder is not None:
             os.close(self._folder)
             self._folder = None
-
-
-@contextlib.contextmanager
-def naming_full(folder: Path) -> Iterator[None]:
-    """Of a disk that is full, an error of writing names no file: let it name the folder."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
-            error.filename = str(folder)
-        raise
 
 
 def require_intact(folder: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from nima_client._files import make_parent
+from nima_client._files import make_parent, naming_full
 from nima_client.library.rows import FailedRow, Row
 from nima_client.library.run import Outcome
 from nima_client.library.sources import Photo
@@ -126,8 +126,9 @@ class Journal:
     def close(self) -> None:
         """Close the file; it stays."""
         if self._file is not None:
-            self._file.close()
-            self._file = None
+            file, self._file = self._file, None
+            with naming_full(self.path):  # it writes again what a full disk did not take
+                file.close()
 
     def remove(self) -> None:
         """Delete the journal of a finished run."""
@@ -150,8 +151,9 @@ class Journal:
 
     def _append(self, entry: dict[str, Any]) -> None:
         assert self._file is not None
-        self._file.write(json.dumps(entry).encode() + b"\n")
-        self._file.flush()
+        with naming_full(self.path):
+            self._file.write(json.dumps(entry).encode() + b"\n")
+            self._file.flush()
 
     def _claim(self) -> IO[bytes]:
         """Open it and keep a second run out; the kernel lets go when this process ends."""
