@@ -64,7 +64,7 @@ def report(
     except (ValueError, OSError) as error:
         say(errors, f"nima report: {in_words(error)}")
         raise typer.Exit(2) from None
-    size = len(page.encode()) / 2**20
+    size = len(page.encode()) / 1e6
     photos = counted(shown, "photo")
     if pictures.missing:
         photos += f" ({pictures.missing} not found or unreadable: relative names start from --root)"
