@@ -114,3 +114,14 @@ def backend(request: pytest.FixtureRequest) -> Iterator[dict[str, object]]:
         from nima_client.testing import FakeTransport
 
         yield {"transport": FakeTransport(refusing_answer, workers=4)}
+
+
+@pytest.fixture
+def browser() -> Iterator[object]:
+    """A headless Chromium."""
+    from browser import Browser, chromium
+
+    if chromium() is None:
+        pytest.skip("no Chromium here (Debian: apt-get install chromium)")
+    with Browser() as running:
+        yield running

@@ -6,7 +6,7 @@ import base64
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("jinja2", reason="nima report needs the extra report")
 pytest.importorskip("typer", reason="nima report needs the extra report")
 
-from browser import Browser, chromium
+from browser import Browser
 
 from nima_client._names import display_name
 from nima_client.cli.main import main
@@ -132,14 +132,6 @@ def page(album: Path, photo: Photo) -> Path:
     write_rows(rows, album / "s.csv", "csv")
     report("s.csv", "-o", "r.html")
     return album / "r.html"
-
-
-@pytest.fixture
-def browser() -> Iterator[Browser]:
-    if chromium() is None:
-        pytest.skip("no Chromium here (Debian: apt-get install chromium)")
-    with Browser() as running:
-        yield running
 
 
 def content(browser: Browser, address: str) -> bytes:

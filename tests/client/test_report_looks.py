@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("jinja2", reason="nima report needs the extra report")
 pytest.importorskip("typer", reason="nima report needs the extra report")
 
-from browser import Browser, chromium
+from browser import Browser
 
 from nima_client.library.rows import Row
 from nima_client.report import ReportOptions, Thumbnails, build_page
@@ -82,14 +82,6 @@ def page(tmp_path_factory: pytest.TempPathFactory, photo: Callable[..., bytes]) 
     rows = [row, replace(row, file="gone.jpg", mean=4.125, std=1.625)]
     (folder / "page.html").write_text(make_page(rows, folder), "utf-8")
     return folder / "page.html"
-
-
-@pytest.fixture
-def browser() -> Iterator[Browser]:
-    if chromium() is None:
-        pytest.skip("no Chromium here (Debian: apt-get install chromium)")
-    with Browser() as running:
-        yield running
 
 
 def look(browser: Browser, scheme: str, media: str = "screen") -> None:

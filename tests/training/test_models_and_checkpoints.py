@@ -18,7 +18,7 @@ from torch import nn
 
 from nima_client._files import sha256_file
 from nima_client.preprocess import PreprocessSpec
-from nima_training import checkpoint, distribution
+from nima_training import checkpoint_files, distribution
 from nima_training.checkpoint import (
     CheckpointError,
     load_checkpoint,
@@ -287,7 +287,7 @@ def test_reading_while_a_checkpoint_is_replaced_finds_one_of_both(
 ) -> None:
     old, new = (create_model("mobilenet_v3_small", "none") for _ in range(2))
     save_checkpoint(tmp_path, old, meta(name="old"))
-    read = checkpoint.read_meta
+    read = checkpoint_files.read_meta
 
     def then_replaced(directory: Path) -> dict[str, Any]:
         found = read(directory)
@@ -295,7 +295,7 @@ def test_reading_while_a_checkpoint_is_replaced_finds_one_of_both(
         save_checkpoint(tmp_path, new, meta(name="new"))
         return found
 
-    monkeypatch.setattr(checkpoint, "read_meta", then_replaced)
+    monkeypatch.setattr(checkpoint_files, "read_meta", then_replaced)
     assert load_checkpoint(tmp_path).meta["name"] == "new"
 
 

@@ -251,7 +251,7 @@ def _backbone_state(backbone: str, weights: str | Path) -> dict[str, Tensor]:
 def _checkpoint_state(backbone: str, directory: Path) -> dict[str, Tensor]:
     from safetensors.torch import load
 
-    from nima_training.checkpoint import read_weights
+    from nima_training.checkpoint_files import read_weights
 
     meta, weights = read_weights(directory)
     if meta["backbone"] != backbone:

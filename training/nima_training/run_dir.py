@@ -22,7 +22,8 @@ from nima_client._files import (
     remove_unfinished,
     write_atomic,
 )
-from nima_training.checkpoint import reference_quantiles, remove_half_written, save_checkpoint
+from nima_training.checkpoint import reference_quantiles, save_checkpoint
+from nima_training.checkpoint_files import remove_half_written
 from nima_training.config import TrainConfig
 from nima_training.files import write_json
 from nima_training.models import create_model, pruned_widths
