@@ -160,7 +160,7 @@ def test_an_output_in_a_deleted_folder_is_named(two_sets: list[str], tmp_path: P
         cwd=gone, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr == "nima report: [Errno 2] No such file or directory: 'x.html'\n"
+    assert done.stderr == "nima report: x.html: No such file or directory\n"
 
 
 def test_a_way_out_of_a_folder_that_is_not_there(
