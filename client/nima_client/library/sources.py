@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
-import itertools
-import lzma
 import os
-import tarfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -25,10 +21,14 @@ from nima_client.library.formats import (
     scored_suffixes,
     suffix_of,
 )
+from nima_client.library.tar_stream import DAMAGE, open_tar, read_member
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+
+_FIRST = 2  # behind the second of equal names
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class Sources:
     def named(self) -> dict[str, Path]:
         """The files by the names that results give them, in order."""
         # An escaped name gives way to a file that is really called so.
-        taken = set(map(str, self.files))
+        taken = dict.fromkeys(map(str, self.files), _FIRST)
         names = {}
         for path in self.files:
             name = display_name(path)
@@ -191,9 +191,9 @@ def read_tar(archive: Path, passed_over: Counter[str] | None = None) -> Iterator
     Raises:
         SourceError: the archive is damaged, cannot be read, or is none; what came before is whole.
     """
-    taken: set[str] = set()
+    taken: dict[str, int] = {}
     try:
-        with tarfile.open(archive, "r|*", tarinfo=_Member) as tar:
+        with open_tar(archive) as tar:
             for member in tar:
                 is_link = member.islnk() or member.issym()
                 if not (member.isfile() or is_link) or is_hidden(member.name):
@@ -207,39 +207,25 @@ def read_tar(archive: Path, passed_over: Counter[str] | None = None) -> Iterator
                     if passed_over is not None:
                         passed_over["links in archives"] += 1
                     continue
-                file = tar.extractfile(member)
-                if file is not None:
-                    # A byte more than the client takes: what is larger is refused, not held.
-                    data = file.read(DEFAULT_MAX_BYTES + 1)
-                    name = _unique(display_name(f"{archive}/{member.name}"), taken)
-                    yield Photo(name, data=data)
-    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+                # A byte more than the client takes: what is larger is refused, not held.
+                data = read_member(tar, member, DEFAULT_MAX_BYTES + 1)
+                name = _unique(display_name(f"{archive}/{member.name}"), taken)
+                yield Photo(name, data=data)
+    except DAMAGE as error:
         why = getattr(error, "strerror", None) or error
         raise SourceError(f"{display_name(archive)}: not a readable tar archive: {why}") from error
 
 
-class _Member(tarfile.TarInfo):
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
-        """A header; unlike tarfile, which takes a damaged one for the end of the archive.
+def _unique(name: str, taken: dict[str, int]) -> str:
+    """The name, or with a number behind it if it is taken; taken from then on.
 
-        Raises:
-            ReadError: it is cut short or damaged.
-        """
-        try:
-            return super().frombuf(buf, encoding, errors)
-        except tarfile.HeaderError as error:
-            if not buf.strip(b"\0"):  # nothing more, or the zeros that end an archive
-                raise
-            raise tarfile.ReadError(str(error)) from error
-
-
-def _unique(name: str, taken: set[str]) -> str:
-    """The name, or with a number behind it if it is taken; taken from then on."""
-    given = name
-    for number in itertools.count(2):
-        if name not in taken:
-            break
-        name = f"{given}#{number}"
-    taken.add(name)
+    Args:
+        name: wanted.
+        taken: names, and behind each the number that is tried next.
+    """
+    given, number = name, taken.get(name, _FIRST)
+    while name in taken:
+        name, number = f"{given}#{number}", number + 1
+    taken[given] = number
+    taken.setdefault(name, _FIRST)
     return name
