@@ -21,6 +21,11 @@ _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _XMP = "http://ns.adobe.com/xap/1.0/"
 _RATING = f"{{{_XMP}}}Rating"
 
+_MOST_BYTES = 16 << 20
+"""Of a sidecar: those of photo managers have thousands; 16 MiB take some seconds and 1 GB."""
+
+_DEEPEST = 200  # elements: ElementTree calls itself for each level as it writes
+
 _DECLARATION = '<?xml version="1.0" encoding="utf-8"?>\n'
 
 _PERCENTILES = (10.0, 35.0, 65.0, 90.0)
@@ -56,7 +61,7 @@ def write_rating(photo: Path, rating: int) -> Path:
         (:func:`nima_client._files.flush_folder`).
 
     Raises:
-        XmpError: what lies there is no XMP file; it stays as it is.
+        XmpError: what lies there is no XMP file, or too large for one; it stays as it is.
         ValueError: a rating out of range.
     """
     if not 0 <= rating <= 5:
@@ -101,6 +106,10 @@ class _Packet:
     after: str = ""
 
 
+class _Doctype(Exception):
+    """No XMP has one; entities in a stranger's file may expand without end."""
+
+
 class _Outside(ET.TreeBuilder):
     """Builds the root with its comments, and collects what lies before and after it."""
 
@@ -109,8 +118,13 @@ class _Outside(ET.TreeBuilder):
         self.texts = ["", ""]
         self._depth = self._roots = 0
 
+    def doctype(self, *_: Any) -> None:
+        raise _Doctype
+
     def start(self, tag: Any, attrs: Any, /) -> ET.Element:
         self._depth += 1
+        if self._depth > _DEEPEST:
+            raise ValueError(f"elements nested more than {_DEEPEST} deep")
         self._roots = 1
         return super().start(tag, attrs)
 
@@ -138,14 +152,18 @@ def _new() -> _Packet:
 
 
 def _read(path: Path) -> _Packet:
-    text = path.read_bytes()
-    if b"<!DOCTYPE" in text or b"<!ENTITY" in text:
-        # No XMP has one; entities in a stranger's file may expand without end.
-        raise XmpError(f"{path}: has a DOCTYPE: not changed")
+    if not path.is_file():  # a pipe or a device may have no end
+        raise XmpError(f"{path}: not a file: not changed")
+    with path.open("rb") as file:
+        text = file.read(_MOST_BYTES + 1)
+    if len(text) > _MOST_BYTES:
+        raise XmpError(f"{path}: has more than {_MOST_BYTES >> 20} MiB: not changed")
     try:
-        prefixes = [pair for _, pair in ET.iterparse(io.BytesIO(text), events=("start-ns",))]
         root = ET.fromstring(text, ET.XMLParser(target=(outside := _Outside())))
-    except ET.ParseError as error:
+        prefixes = [pair for _, pair in ET.iterparse(io.BytesIO(text), events=("start-ns",))]
+    except _Doctype:
+        raise XmpError(f"{path}: has a DOCTYPE: not changed") from None
+    except (ET.ParseError, LookupError, ValueError) as error:  # LookupError: its encoding
         raise XmpError(f"{path}: not XML ({error}): not changed") from error
     _register(prefixes)
     before, after = outside.texts
