@@ -291,6 +291,21 @@ def test_failures_do_not_overwrite_the_scores(folder: Path, tmp_path: Path) -> N
     assert not output.exists()
 
 
+def test_a_photo_is_not_overwritten(folder: Path, tmp_path: Path) -> None:
+    """``-o *.jpg``: the shell makes of it the output and the photos."""
+    photos = sorted(folder.glob("*.jpg"))
+    linked = tmp_path / "scores.csv"
+    linked.symlink_to(photos[1])
+    (tmp_path / "no ending").hardlink_to(photos[1])
+    before = [photo.read_bytes() for photo in photos]
+    for output in (photos[0], photos[1], linked, tmp_path / "no ending"):
+        for options in (("-f", "csv", "-o", output), ("--failures", output)):
+            done = run(*options, *photos[1:], url="127.0.0.1:1")
+            assert done.returncode == 2
+            assert "is a photo: name another file" in done.stderr
+    assert [photo.read_bytes() for photo in photos] == before
+
+
 @pytest.mark.parametrize("action", ["copy", "link"])
 @pytest.mark.parametrize("pattern", ["**/*.[jJ]*", "**", "*"])
 def test_a_pattern_does_not_lead_to_the_copies_either(

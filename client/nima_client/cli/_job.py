@@ -6,7 +6,7 @@ import enum
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +22,7 @@ from nima_client.cli._table import print_scores
 from nima_client.errors import NimaError
 from nima_client.library.actions import Action, place, rate, without_file
 from nima_client.library.files import format_of, read_rows, write_failures, write_rows, write_text
+from nima_client.library.folders import is_photo_or_archive
 from nima_client.library.formats import passed_over_text
 from nima_client.library.journal import Journal
 from nima_client.library.rows import FailedRow, Row
@@ -79,6 +80,7 @@ class Job:
         if self.resume and self._to_stream:
             raise ValueError(f"--resume: {self.output} is no file to go on with")
         self._check_failures_file()
+        self._check_photos_stay()
         if self.placement is not None:
             check_output_folder(self.placement[1])
         if self.form is Format.parquet:
@@ -90,6 +92,22 @@ class Job:
         theirs = (self.output, Journal.beside(self.output).path)
         if os.path.realpath(self.failures_file) in map(os.path.realpath, theirs):
             raise ValueError(f"--failures {self.failures_file} would overwrite the scores")
+
+    def _check_photos_stay(self) -> None:
+        """Refuse to write over a photo: the shell makes one of the first of ``-o *.jpg``."""
+        for path in (self.output, self.failures_file):
+            if path is None or not path.is_file():
+                continue
+            if is_photo_or_archive(path.name) or self._is_source(path):
+                raise ValueError(f"{path} would be overwritten, and is a photo: name another file")
+
+    def _is_source(self, path: Path) -> bool:
+        place = path.stat()
+        for source in (*self.sources.files, *self.sources.archives):
+            with suppress(OSError):  # gone: told when its turn comes
+                if os.path.samestat(place, source.stat()):
+                    return True
+        return False
 
     @property
     def _acts(self) -> bool:

@@ -125,10 +125,14 @@ def walk(
 
 def _is_wanted(path: Path) -> bool:
     """Whether a file that was found, not named, is a photo of any format or a tar archive."""
-    suffix = suffix_of(path.name)
+    return is_photo_or_archive(path.name) and not is_hidden(path.name) and _is_file(path)
+
+
+def is_photo_or_archive(name: str) -> bool:
+    """Whether a name ends as those of photos of any format, or of tar archives."""
+    suffix = suffix_of(name)
     is_known = suffix in scored_suffixes() or is_passed_over(suffix)
-    is_known = is_known or path.name.lower().endswith(TAR_SUFFIXES)
-    return is_known and not is_hidden(path.name) and _is_file(path)
+    return is_known or name.lower().endswith(TAR_SUFFIXES)
 
 
 def _is_file(path: Path) -> bool:
