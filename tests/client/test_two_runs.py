@@ -86,8 +86,9 @@ HUGE = json.dumps(row("a").to_dict() | {"mean": 10**400})
         (HEADER + DEEP, "line 2 is damaged: maximum recursion"),
         (HEADER + '{"score": "a"}\n', "line 2 is damaged"),
         (HEADER + f'{{"score": {HUGE}}}\n', "line 2 is damaged: int too large"),
+        (HEADER + '{"failure": {"file": ["a"], "code": "", "message": ""}}\n', "line 2 is damaged"),
     ],
-    ids=["deep header", "numeric weights", "deep", "text", "huge"],
+    ids=["deep header", "numeric weights", "deep", "text", "huge", "list"],
 )
 def test_a_damaged_journal_is_told(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "journal"

@@ -238,7 +238,10 @@ class Journal:
             entry = json.loads(line)
             if "score" in entry:
                 return Row.from_dict(entry["score"])
-            return FailedRow(**entry["failure"])
+            failure = FailedRow(**entry["failure"])
+            if not all(isinstance(text, str) for text in failure.to_dict().values()):
+                raise TypeError("a failure is of texts")
+            return failure
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise JournalError(f"{self.path}: line {number} is damaged: {error}") from error
 
