@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
+
+_LONGEST = 4096  # Linux's PATH_MAX; no other system takes more
 
 
 def display_name(path: str | os.PathLike[str]) -> str:
@@ -31,6 +34,15 @@ def named_path(name: str) -> Path:
     stored = re.sub(rb"\\x([89a-f][0-9a-f])", lambda b: bytes.fromhex(b[1].decode()), stored)
     unescaped = Path(os.fsdecode(stored))
     return unescaped if os.path.lexists(unescaped) else path
+
+
+def archives_above(path: Path) -> Iterator[Path]:
+    """The files that a path leads through as if they were folders: the archive a photo is in."""
+    # A member's name may have any length, and a million parts; what can be looked for has not.
+    for parent in Path(str(path)[:_LONGEST]).parents:
+        # os.path's, which takes what may not be looked at, or cannot be a name, for missing.
+        if parent.suffix and os.path.isfile(archive := named_path(str(parent))):
+            yield archive
 
 
 def writable(text: str) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nima_client._files import flush, flush_folder
-from nima_client._names import named_path
+from nima_client._names import archives_above, named_path
 from nima_client.library.rows import Row
 from nima_client.library.xmp import sidecar, stars, write_rating
 
@@ -138,7 +138,7 @@ def _file_of(row: Row, named: Mapping[str, Path] | None) -> Path:
 
 
 def _inside_archive(path: Path) -> bool:
-    return not path.exists() and any(named_path(str(p)).is_file() for p in path.parents)
+    return not os.path.exists(path) and any(archives_above(path))
 
 
 def _cut(name: str) -> str:

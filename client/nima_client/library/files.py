@@ -114,6 +114,9 @@ def _write_parquet(rows: Iterable[Row], path: Path) -> None:
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
 
 
+_RANGES = (("mean", 1.0, 10.0), ("std", 0.0, 4.5), ("percentile", 0.0, 100.0))
+_ROUNDED = 0.01  # as other programs may have
+
 _DAMAGE = (ValueError, TypeError, AttributeError, OverflowError, RecursionError, csv.Error)
 
 
@@ -137,11 +140,31 @@ def read_rows(path: Path, form: str | None = None) -> list[Row]:
     lines = _Lines()
     try:
         for fields in _records(path, form, lines):
-            rows.append(Row.from_dict(fields))
+            rows.append(_row(fields))
     except _DAMAGE as error:
         place = f"line {lines.read}" if lines.read else f"record {len(rows) + 1}"
         raise ValueError(f"{path}: {place}: {error}") from error
     return rows
+
+
+def _row(fields: Any) -> Row:
+    """A score as it is read, from a file that may not be one of ours.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(fields, dict):
+        raise ValueError("not a score, as nima score writes it")
+    if not isinstance(fields.get("file", ""), (str, int)):
+        raise ValueError("the name of its file is no text")
+    row = Row.from_dict(fields)
+    for name, low, high in _RANGES:
+        value = getattr(row, name)
+        if value is not None and not low - _ROUNDED <= value <= high + _ROUNDED:
+            raise ValueError(f"{name} is {value:g}, and not within {low:g} to {high:g}")
+    if not all(-_ROUNDED <= p <= 1 + _ROUNDED for p in row.distribution):
+        raise ValueError("its distribution is not of probabilities, which are 0 to 1")
+    return row
 
 
 class _Lines:
@@ -168,6 +191,8 @@ def _records(path: Path, form: str, lines: _Lines) -> Iterator[dict[str, Any]]:
                     yield from batch.to_pylist()
         except pa.ArrowInvalid as error:
             raise ValueError(f"not a Parquet file: {error}") from error
+        except (pa.ArrowException, OSError) as error:  # damaged within, or encrypted
+            raise ValueError(f"cannot be read as Parquet: {error}") from error
         return
     # Programs for tables put a byte order mark in front of what they save.
     with path.open(encoding="utf-8-sig", newline="") as text:

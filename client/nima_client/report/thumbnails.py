@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from nima_client._heic import decode_photo
-from nima_client._names import display_name, named_path
+from nima_client._names import archives_above, display_name, named_path
 from nima_client.library.folders import SourceError
 from nima_client.library.sources import read_tar
 from nima_client.preprocess import ImageRejected, PreprocessSpec
@@ -90,12 +90,7 @@ class Thumbnails:
     ) -> dict[str, Future[str | None]]:
         """Thumbnails of photos inside archives, each archive read once, few originals at a time."""
         wanted = set(names)
-        archives = {
-            archive
-            for name in names
-            for parent in (self._root / name).parents
-            if parent.suffix and (archive := named_path(str(parent))).is_file()
-        }
+        archives = {a for name in names for a in archives_above(self._root / name)}
         found: dict[str, Future[str | None]] = {}
         under_way: deque[Future[str | None]] = deque()
         for archive in sorted(archives):
