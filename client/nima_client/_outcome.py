@@ -9,20 +9,30 @@ from nima_client._arguments import OnError
 from nima_client._attempt import Attempt
 from nima_client._outlet import Result
 from nima_client._transport import InferReply
+from nima_client.contract import RATINGS
 from nima_client.errors import ModelError, RequestError, ScoringError
 from nima_client.results import ImageFailure, ImageScore, ModelInfo
+
+_ROUNDED = 0.05  # an engine that computes in FP16 may be beyond 10 by 0.01
 
 
 def scores_of(attempt: Attempt, reply: InferReply, info: ModelInfo) -> list[ImageScore]:
     """One score for each image of a request.
 
     Raises:
-        ModelError: a score that is no number, which a broken engine may give for some images.
+        ModelError: a score that is no number, or none that can be, which a broken engine may give
+            for some images.
     """
     served = info.served
     if not math.isfinite(sum(reply.means) + sum(reply.stds) + sum(map(sum, reply.distributions))):
         raise ModelError(
             "the server gave a score that is not a number: its network or its engine is broken",
+            request_id=reply.request_id,
+            retryable=False,
+        )
+    if not _can_be(reply):
+        raise ModelError(
+            "the server gave a score that cannot be: its network or its engine is broken",
             request_id=reply.request_id,
             retryable=False,
         )
@@ -42,6 +52,19 @@ def scores_of(attempt: Attempt, reply: InferReply, info: ModelInfo) -> list[Imag
         )
         for row, item in enumerate(attempt.items)
     ]
+
+
+def _can_be(reply: InferReply) -> bool:
+    """Whether means, deviations and probabilities are within their scales, but for rounding."""
+    low, high = RATINGS[0] - _ROUNDED, RATINGS[-1] + _ROUNDED
+    return (
+        low <= min(reply.means)
+        and max(reply.means) <= high
+        and min(reply.stds) >= -_ROUNDED
+        and max(reply.stds) <= (high - low) / 2
+        and min(map(min, reply.distributions)) >= -_ROUNDED
+        and max(map(max, reply.distributions)) <= 1 + _ROUNDED
+    )
 
 
 def raise_failures(results: Iterable[ImageScore | ImageFailure]) -> list[ImageScore]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from kserve_server import KServeServer
 from tritonclient.grpc import service_pb2
 
-from nima_client import NO_RETRIES, ContractError, ModelError, NimaClient
+from nima_client import NO_RETRIES, ContractError, ImageFailure, ImageScore, ModelError, NimaClient
 
 Make = Callable[..., Any]
 
@@ -88,6 +89,27 @@ def test_an_answer_without_an_output_says_which(server: KServeServer, photo: Mak
 
     said = refused_answer(server, photo(0), leave_out)
     assert re.search(r"not of this contract: it has no output STD \[", said)
+
+
+@pytest.mark.parametrize(("output", "value"), [(0, -3.0), (0, 2.0), (1, 50.0), (1, 0.0), (2, -1.0)])
+def test_an_answer_that_no_score_can_be_is_not_taken_for_one(
+    server: KServeServer, photo: Make, output: int, value: float
+) -> None:
+    answer = server._answer
+
+    def lie(request: Any, images: list[bytes]) -> Any:
+        response = answer(request, images)
+        if photo(1) in images:
+            numbers = len(response.raw_output_contents[output]) // 4
+            response.raw_output_contents[output] = struct.pack("<f", value) * numbers
+        return response
+
+    server._answer = lie  # type: ignore[method-assign]
+    with NimaClient(server.url) as client:
+        good, bad = client.score([photo(0), photo(1)], on_error="return")
+    assert isinstance(good, ImageScore)
+    assert isinstance(bad, ImageFailure)
+    assert (bad.code, "cannot be" in bad.message) == ("MODEL", True)
 
 
 # Whole messages, but for a field that nobody reads: without a limit they would be taken.
