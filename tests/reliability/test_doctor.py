@@ -19,8 +19,10 @@ import _faketime
 import pytest
 import trustme
 from _load import stubs_of
+from PIL import features
 
 from nima_build.doctor import Finding, Target, _model, examine
+from nima_build.doctor._local import installation
 from nima_build.repository import default_repository
 from nima_build.server import EmbeddedServer, ServerOptions, ServerTLS
 from nima_client import TLS, NimaClient
@@ -54,6 +56,16 @@ def test_a_sound_deployment(shared_server) -> None:
     )
     assert text.returncode == 0
     assert "closed without the admin token" in text.stdout
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_pillow_older_than_avif_is_told_without_a_warning_of_python(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delitem(features.modules, "avif", raising=False)  # as in Pillow 11.0
+    finding = installation()
+    assert finding.status == "warning"
+    assert "no AVIF" in finding.detail
 
 
 def test_nobody_there() -> None:

@@ -31,7 +31,8 @@ def installation() -> Finding:
     detail = f"nima-triton {nima_client.__version__}, " + ", ".join(
         f"{name} {version}" for name, version in found.items() if version
     )
-    if not features.check("avif"):
+    # Not `check`, which warns of a name that an older Pillow does not know.
+    if "avif" not in features.get_supported_modules():
         return Finding(
             "installation", "warning", f"{detail}; no AVIF",
             "AVIF files are refused as UNSUPPORTED: install a wheel of Pillow 11.3 or newer",
