@@ -199,6 +199,17 @@ def test_checkpoint_with_another_head_is_one_line(checkpoint: Path, tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
+def test_bundled_where_no_checkpoint_is_says_where_it_comes_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As in an installed wheel, which has none.
+    monkeypatch.setattr("nima_build.paths.BUNDLED_CHECKPOINT", tmp_path / "checkpoints")
+    result = CliRunner().invoke(app, ["--bundled", "--output", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert "comes with a checkout, not with an installed package" in result.output
+    assert not (tmp_path / "out").exists()
+
+
 def test_committed_graph_belongs_to_the_committed_checkpoint(pixels: np.ndarray) -> None:
     network = ROOT / "model_repository" / "nima_network" / "1"
     if not BUNDLED.is_dir():

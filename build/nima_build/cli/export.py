@@ -57,6 +57,13 @@ def export(
     if bundled == (checkpoint is not None):
         raise typer.BadParameter("give a checkpoint folder, or --bundled, and not both")
     source = checkpoint if checkpoint is not None else BUNDLED_CHECKPOINT
+    if bundled and not source.is_dir():
+        typer.echo(
+            "nima export: the bundled checkpoint comes with a checkout, not with an installed "
+            "package: pip install -e in a checkout, or give a checkpoint folder",
+            err=True,
+        )
+        raise typer.Exit(1)
     try:
         target = default_repository() if output is None else output
         into = export_to_repository if is_repository(target) else export_checkpoint
