@@ -15,7 +15,7 @@ import typer
 
 from nima_client._os_errors import in_words
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def rates(work: Callable[[], int], seconds: float = 3.0) -> list[float]:

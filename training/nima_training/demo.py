@@ -22,7 +22,7 @@ CHECKPOINT = REPOSITORY / "training" / "checkpoints" / "nima_mobilenet"
 MARKER = ".nima-train-demo"
 """In a folder that a demo has filled: what is in it may be made anew."""
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def photos_at_hand() -> Path:

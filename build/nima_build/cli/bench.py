@@ -16,7 +16,7 @@ from nima_client._numbers import real, whole
 from nima_client._os_errors import in_words
 from nima_client.contract import MAX_BATCH_SIZE
 
-app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 
 def _numbers(text: str, kind: Callable[[str], float]) -> tuple[float, ...]:

@@ -13,7 +13,7 @@ from nima_client.cli._connection import Header, TlsCa, TlsCert, TlsKey, credenti
 from nima_client.cli._output import ready_stdout
 
 # Markdown, so that the paragraphs of the help are filled.
-app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 _COLOURS = {"ok": "green", "warning": "yellow", "failure": "red", "skipped": "dim"}
 

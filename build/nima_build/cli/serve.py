@@ -29,7 +29,7 @@ class Device(str, Enum):
 
 
 # Markdown, so that the paragraphs of the help are filled.
-app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 
 @app.command()

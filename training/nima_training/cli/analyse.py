@@ -10,7 +10,7 @@ import typer
 from nima_client._os_errors import in_words
 from nima_client.cli._connection import Header, TlsCa, TlsCert, TlsKey, credentials
 
-app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 
 @app.command()

@@ -12,7 +12,7 @@ from nima_client._os_errors import in_words
 if TYPE_CHECKING:
     from nima_training.imports import Imported
 
-app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 
 @app.command()
