@@ -182,9 +182,11 @@ def _read(path: str | os.PathLike[str], limits: Limits) -> bytes:
         known = os.fstat(file.fileno())
         # Not read at all: a folder of photos also holds videos.
         check_bytes(known.st_size, limits)
-        if stat.S_ISREG(known.st_mode):
-            return file.read()
-        return _read_on(file, limits)
+        if not stat.S_ISREG(known.st_mode):
+            return _read_on(file, limits)
+        data = file.read(known.st_size + 1)
+        # One that grows, or whose system tells no size, may have no end.
+        return data if len(data) <= known.st_size else data + _read_on(file, limits)
 
 
 def _read_on(file: Any, limits: Limits) -> bytes:

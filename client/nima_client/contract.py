@@ -18,6 +18,7 @@ out ``STD``             FP32   [B, 1]   standard deviation of the rating, 0..4.5
 from __future__ import annotations
 
 import enum
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -188,7 +189,10 @@ class ServedModel:
             ContractError: a required parameter is missing or unreadable.
         """
         try:
-            quantiles = json.loads(parameters.get("reference_quantiles") or "[]")
+            given = json.loads(parameters.get("reference_quantiles") or "[]")
+            quantiles = tuple(float(q) for q in given)
+            if not all(low <= high for low, high in itertools.pairwise(quantiles)):
+                raise ValueError("the reference quantiles do not ascend")
             counts = {name: int(parameters.get(name) or 1) for name in _COUNTS}
             if min(counts.values()) < 1:
                 raise ValueError(f"a count is below 1: {counts}")
@@ -198,7 +202,7 @@ class ServedModel:
                 checkpoint_sha256=parameters["checkpoint_sha256"],
                 preprocessing_id=parameters["preprocessing_id"],
                 reference_set=parameters.get("reference_set", ""),
-                reference_quantiles=tuple(float(q) for q in quantiles),
+                reference_quantiles=quantiles,
                 precision=parameters.get("precision", ""),
                 **counts,
             )

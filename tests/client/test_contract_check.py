@@ -64,6 +64,10 @@ STRANGERS = [
         dataclasses.replace(GOOD, parameters=with_parameters(reference_quantiles="[" * 200_000)),
         "recursion",
     ),
+    *(
+        (dataclasses.replace(GOOD, parameters=with_parameters(reference_quantiles=q)), "ascend")
+        for q in ("[2, 1]", "[1, NaN, 3]")
+    ),
     (
         dataclasses.replace(GOOD, parameters=with_parameters(contract_version="0")),
         "upgrade the server",

@@ -117,6 +117,17 @@ def test_a_device_without_end_is_read_to_the_limit() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="no such file")
+def test_a_file_longer_than_its_system_says_is_read_to_the_limit() -> None:
+    assert os.stat("/proc/self/smaps").st_size == 0
+    with pytest.raises(ImageRejectedError) as caught:
+        prepare("/proc/self/smaps", PrepareOptions(Limits(max_bytes=1000)))
+    assert (caught.value.code, caught.value.detail) == (
+        "TOO_LARGE",
+        "more bytes than the limit of 1000",
+    )
+
+
 @pytest.mark.timeout(30)
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no fifos here")
 def test_a_pipe_is_read_to_its_end(photo: Make, tmp_path: Path) -> None:
