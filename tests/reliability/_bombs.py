@@ -97,10 +97,7 @@ def jpeg_exif_blocks(count: int) -> bytes:
 def jpeg_exif_overlapping(tags: int, size: int) -> bytes:
     """A JPEG whose Exif has many tags that all claim the same bytes."""
     photo = _save("JPEG")
-    directory = struct.pack("<H", tags) + b"".join(
-        struct.pack("<HHII", 40_000 + i, 7, size, 8) for i in range(tags)
-    )
-    block = b"Exif\0\0" + (b"II*\0\x08\0\0\0" + directory + bytes(4)).ljust(65_000, b"\0")
+    block = b"Exif\0\0" + _overlapping(tags, size).ljust(65_000, b"\0")
     return photo[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + photo[2:]
 
 
@@ -173,9 +170,32 @@ def tiff_strips(count: int) -> bytes:
     return _tiff(entries).ljust(256, b"\0") + bytes(4 * count)
 
 
+def _overlapping(tags: int, size: int) -> bytes:
+    return _tiff([(40_000 + i, 7, size, 8) for i in range(tags)])
+
+
 def tiff_overlapping(tags: int, size: int) -> bytes:
     """A TIFF whose tags all claim the whole file."""
-    return _tiff([(40_000 + i, 7, size, 8) for i in range(tags)]).ljust(size + 8, b"\0")
+    return _overlapping(tags, size).ljust(size + 8, b"\0")
+
+
+def png_exif_overlapping(tags: int, size: int) -> bytes:
+    """A PNG whose Exif has many tags that all claim all of it."""
+    png = _save("PNG")
+    return png[:33] + _chunk(b"eXIf", _overlapping(tags, size).ljust(size + 8, b"\0")) + png[33:]
+
+
+def png_profile_overlapping(tags: int, size: int) -> bytes:
+    """The same in text, as ImageMagick writes it."""
+    exif = b"Exif\0\0" + _overlapping(tags, size).ljust(size + 8, b"\0")
+    text = f"\nexif\n{len(exif):8}\n{exif.hex()}\n".encode()
+    png, packed = _save("PNG"), zlib.compress(text)
+    return png[:33] + _chunk(b"zTXt", b"Raw profile type exif\0\0" + packed) + png[33:]
+
+
+def webp_exif_overlapping(tags: int, size: int) -> bytes:
+    """A WebP whose Exif has many tags that all claim all of it."""
+    return _save("WEBP", exif=_overlapping(tags, size).ljust(size + 8, b"\0"))
 
 
 def tiff_pages(count: int) -> bytes:

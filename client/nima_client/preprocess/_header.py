@@ -13,7 +13,7 @@ from nima_client.contract import RejectionCode
 from nima_client.preprocess._errors import ImageRejected
 from nima_client.preprocess._quiet import QUIET
 from nima_client.preprocess._spec import DEFAULT_LIMITS, Limits
-from nima_client.preprocess._structure import check_structure
+from nima_client.preprocess._structure import check_structure, claims_too_much
 
 SUPPORTED_FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Pillow's names of the formats that are scored (AVIF where Pillow was built with it)."""
@@ -162,9 +162,19 @@ def orientation_of(info: Mapping[Any, Any]) -> int:
     return orientation_in_exif(holder)
 
 
+def _exif_of(info: Mapping[Any, Any]) -> bytes:
+    """The Exif block that Pillow would parse: its own, or as ImageMagick puts it into a PNG."""
+    exif = info.get("exif")
+    if exif is None and (profile := info.get("Raw profile type exif")):
+        exif = bytes.fromhex("".join(profile.split("\n")[3:]))
+    return exif or b""
+
+
 def orientation_in_exif(image: Image.Image) -> int:
     """EXIF orientation 1..8 of an image whose pixels are loaded; 1 when there is none."""
     try:
+        if claims_too_much(_exif_of(image.info)):
+            return 1
         with QUIET:  # of what is broken in it
             value = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:

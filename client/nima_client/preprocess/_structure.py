@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from nima_client.contract import RejectionCode
 from nima_client.preprocess._errors import ImageRejected
@@ -41,6 +41,25 @@ _TIFF_WIDTH, _TIFF_LENGTH = 256, 257
 _TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 322, 323
 _TIFF_OFFSETS = (273, 324)
 _TIFF_INTEGERS = {1: "B", 3: "H", 4: "I"}
+# Bytes of a value of each type.
+_TIFF_SIZES = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+    16: 8,
+}
+_MOST_CLAIMED = 4  # times what is there; the values of a sound file do not overlap
+_EXIF_MARK = b"Exif\0\0"
 
 
 def check_structure(data: bytes, name: str, limits: Limits) -> None:
@@ -172,8 +191,12 @@ def _check_bmp(data: bytes, _limits: Limits) -> None:
         raise _too_much(f"run-length coded BMP of {pixels} pixels")
 
 
-def _check_tiff(data: bytes, _limits: Limits) -> None:
-    """First directory: entries, strips, and the size of a tile."""
+def _tiff_entries(data: bytes) -> Iterator[tuple[str, int, int, int, bytes]]:
+    """Byte order, tag, type, count and value (or offset) of each entry of the first directory.
+
+    Raises:
+        ImageRejected: TOO_LARGE, for more entries than any file has.
+    """
     order = "<" if data[:2] == b"II" else ">"
     big = 43 in data[2:4]
     if big:
@@ -188,8 +211,38 @@ def _check_tiff(data: bytes, _limits: Limits) -> None:
         raise _too_much(f"TIFF with {count} tags")
     end = min(len(data), offset + count * entry.size)
     whole = (end - offset) // entry.size * entry.size
+    for values in entry.iter_unpack(data[offset : offset + whole]):
+        yield (order, *values)
+
+
+def _claimed(kind: int, number: int, value: bytes) -> int:
+    size = number * _TIFF_SIZES.get(kind, 0)
+    return size if size > len(value) else 0
+
+
+def claims_too_much(exif: bytes) -> bool:
+    """Whether an Exif block's tags claim far more bytes than it has.
+
+    Pillow before 13 holds a copy of each value, and so gigabytes where all lie over one another.
+    """
+    tiff = exif
+    while tiff.startswith(_EXIF_MARK):
+        tiff = tiff.removeprefix(_EXIF_MARK)
+    try:
+        claimed = sum(_claimed(*entry[2:]) for entry in _tiff_entries(tiff))
+    except (struct.error, IndexError, OverflowError):
+        return False  # as check_structure has it
+    except ImageRejected:
+        return True
+    return claimed > _MOST_CLAIMED * len(tiff)
+
+
+def _check_tiff(data: bytes, _limits: Limits) -> None:
+    """First directory: entries, what they claim, strips, and the size of a tile."""
     largest: dict[int, int] = {}
-    for tag, kind, number, value in entry.iter_unpack(data[offset : offset + whole]):
+    claimed = 0
+    for order, tag, kind, number, value in _tiff_entries(data):
+        claimed += _claimed(kind, number, value)
         if tag in _TIFF_OFFSETS:
             if number > _MAX_TIFF_STRIPS:
                 raise _too_much(f"TIFF with {number} strips")
@@ -201,6 +254,10 @@ def _check_tiff(data: bytes, _limits: Limits) -> None:
                 )
             side = struct.unpack_from(order + letter, value)[0]
             largest[tag] = max(largest.get(tag, 0), side)
+    if claimed > _MOST_CLAIMED * len(data):  # see claims_too_much
+        raise ImageRejected(
+            RejectionCode.UNDECODABLE, f"TIFF of {len(data)} bytes whose tags claim {claimed}"
+        )
     image = largest.get(_TIFF_WIDTH, 0) * largest.get(_TIFF_LENGTH, 0)
     tile = largest.get(_TIFF_TILE_WIDTH, 0) * largest.get(_TIFF_TILE_LENGTH, 0)
     if tile > max(_SMALL_TIFF_TILE, 2 * image):
