@@ -318,8 +318,18 @@ def test_streams_left_open_at_the_end_of_an_event_loop_end_quietly(
         if closes:
             await client.close()
 
+    async def one_call() -> None:
+        async with AsyncNimaClient(server.url) as client:
+            await client.score_one(photo(0))
+
+    # gRPC has one queue for all loops of a process. What earlier tests left in it is told once: at
+    # each call a part of it, and some of it later.
+    for _ in range(20):
+        caplog.clear()
+        asyncio.run(one_call())
+        if not caplog.records:
+            break
     server.delay = 0.05
-    # gRPC has one queue for all loops of a process: what an earlier test left in it is told once.
     for _ in range(2):
         caplog.clear()
         for _ in range(3):  # asyncio closes them in no certain order
