@@ -26,6 +26,7 @@ _JPEG_SCANS_AT_PIXEL_LIMIT = 16
 _MAX_JPEG_SCANS = 1000
 _FREE_BLOCKS = 10_000  # PNG chunks or GIF blocks that any file may have …
 _BYTES_A_BLOCK = 256  # … and, beyond those, one for so many bytes of the file
+_MAX_GIF_COMMENTS = 1 << 20  # bytes: Pillow before 13 copies them all for each of their blocks
 _MAX_PNG_PROFILES = 4  # each may inflate to a megabyte; the standard allows one
 _MAX_RLE_PIXELS = 2_000_000
 _MAX_TIFF_ENTRIES = 65_535
@@ -165,21 +166,25 @@ def _check_png(data: bytes, _limits: Limits) -> None:
 
 def _check_gif(data: bytes, _limits: Limits) -> None:
     """Blocks before the first picture; the rest of the file is not read."""
-    position, blocks, allowed = 13, 0, _blocks_allowed(data)
+    position, blocks, allowed, comments = 13, 0, _blocks_allowed(data), 0
     if data[10] & 0x80:
         position += 3 << ((data[10] & 7) + 1)
     while data[position] not in (0x2C, 0x3B):
         extension = data[position] == 0x21
+        is_comment = extension and data[position + 1] == 0xFE
         position += 2 if extension else 1
         blocks += 1
         while extension:
             size = data[position]
             position += 1 + size
             blocks += 1
+            comments += size if is_comment else 0
             if size == 0 or blocks > allowed:
                 break
         if blocks > allowed:
             raise _too_much(f"GIF with more than {allowed} blocks before its picture")
+    if comments > _MAX_GIF_COMMENTS:
+        raise _too_much(f"GIF with {comments} bytes of comments")
 
 
 def _check_bmp(data: bytes, _limits: Limits) -> None:
