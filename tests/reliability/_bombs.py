@@ -115,15 +115,18 @@ def gif_frame(width: int, height: int) -> bytes:
     return small[: at + 5] + struct.pack("<HH", width, height) + small[at + 9 :]
 
 
-def gif_blocks(size: int, comment: int = 0) -> bytes:
-    """A GIF of empty extensions, or with one endless comment in such blocks, before its picture."""
+def gif_blocks(size: int, comment: int = 0, cut: bool = False) -> bytes:
+    """A GIF of empty extensions, or with one endless comment in such blocks, before its picture.
+
+    Or cut in the comment.
+    """
     small = _save("GIF", (8, 8), "P")
     at = 13 + (3 << ((small[10] & 7) + 1))
     if comment:
         body = b"!\xfe" + (bytes([comment]) + b"a" * comment) * (size // (comment + 1)) + b"\0"
     else:
         body = b"!\x99\0" * (size // 3)
-    return small[:at] + body + small[at:]
+    return small[:at] + body + small[at:] if not cut else small[:at] + body[:-comment]
 
 
 def bmp_run_length(side: int) -> bytes:

@@ -62,6 +62,7 @@ BOMBS = [
     ("gif_blocks", {"size": 16 * MIB}, "TOO_LARGE"),
     ("gif_blocks", {"size": 16 * MIB, "comment": 1}, "TOO_LARGE"),
     ("gif_blocks", {"size": 16 * MIB, "comment": 255}, "TOO_LARGE"),
+    ("gif_blocks", {"size": 16 * MIB, "comment": 255, "cut": True}, "TOO_LARGE"),
     ("gif_blocks", {"size": 1 * MIB, "comment": 255}, SCORED),
     ("bmp_run_length", {"side": 9_000}, "TOO_LARGE"),
     ("tiff_tile", {"side": 40_000}, "TOO_LARGE"),

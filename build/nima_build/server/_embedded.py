@@ -18,11 +18,7 @@ from nima_build.server._install import check_numpy, lay_out_backends
 from nima_build.server._launched import LaunchedServer
 from nima_build.server._options import ServerOptions
 from nima_build.server._ports import Ports
-from nima_build.server._private import (
-    PrivateFolder,
-    clear_leftovers,
-    close_shared_memory,
-)
+from nima_build.server._private import PrivateFolder, clear_leftovers, close_shared_memory
 from nima_build.server._rollout import Repository, Rollout, RolloutError
 from nima_client._files import naming_full
 from nima_client._signals import held_back

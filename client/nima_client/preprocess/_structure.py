@@ -179,12 +179,12 @@ def _check_gif(data: bytes, _limits: Limits) -> None:
             position += 1 + size
             blocks += 1
             comments += size if is_comment else 0
-            if size == 0 or blocks > allowed:
+            if size == 0 or blocks > allowed or comments > _MAX_GIF_COMMENTS:
                 break
         if blocks > allowed:
             raise _too_much(f"GIF with more than {allowed} blocks before its picture")
-    if comments > _MAX_GIF_COMMENTS:
-        raise _too_much(f"GIF with {comments} bytes of comments")
+        if comments > _MAX_GIF_COMMENTS:
+            raise _too_much(f"GIF with more than {_MAX_GIF_COMMENTS} bytes of comments")
 
 
 def _check_bmp(data: bytes, _limits: Limits) -> None:
