@@ -8,12 +8,10 @@ from collections.abc import Iterable, Iterator
 from nima_client._arguments import OnError
 from nima_client._attempt import Attempt
 from nima_client._outlet import Result
+from nima_client._scales import MEAN, PROBABILITY, STD
 from nima_client._transport import InferReply
-from nima_client.contract import RATINGS
 from nima_client.errors import ModelError, RequestError, ScoringError
 from nima_client.results import ImageFailure, ImageScore, ModelInfo
-
-_ROUNDED = 0.05  # an engine that computes in FP16 may be beyond 10 by 0.01
 
 
 def scores_of(attempt: Attempt, reply: InferReply, info: ModelInfo) -> list[ImageScore]:
@@ -55,15 +53,11 @@ def scores_of(attempt: Attempt, reply: InferReply, info: ModelInfo) -> list[Imag
 
 
 def _can_be(reply: InferReply) -> bool:
-    """Whether means, deviations and probabilities are within their scales, but for rounding."""
-    low, high = RATINGS[0] - _ROUNDED, RATINGS[-1] + _ROUNDED
+    """Whether means, deviations and probabilities are within their scales."""
     return (
-        low <= min(reply.means)
-        and max(reply.means) <= high
-        and min(reply.stds) >= -_ROUNDED
-        and max(reply.stds) <= (high - low) / 2
-        and min(map(min, reply.distributions)) >= -_ROUNDED
-        and max(map(max, reply.distributions)) <= 1 + _ROUNDED
+        MEAN.holds(reply.means)
+        and STD.holds(reply.stds)
+        and all(map(PROBABILITY.holds, reply.distributions))
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from nima_client._files import atomic_file
+from nima_client._scales import MEAN, PERCENTILE, PROBABILITY, STD
 from nima_client.library.rows import PROBABILITIES, FailedRow, Row
 
 FORMATS = ("json", "jsonl", "csv", "parquet")
@@ -114,9 +115,7 @@ def _write_parquet(rows: Iterable[Row], path: Path) -> None:
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
 
 
-_RANGES = (("mean", 1.0, 10.0), ("std", 0.0, 4.5), ("percentile", 0.0, 100.0))
-_ROUNDED = 0.05  # as an engine in FP16 may, and other programs
-
+_SCALES = {"mean": MEAN, "std": STD, "percentile": PERCENTILE}
 _DAMAGE = (ValueError, TypeError, AttributeError, OverflowError, RecursionError, csv.Error)
 
 
@@ -158,11 +157,11 @@ def _row(fields: Any) -> Row:
     if not isinstance(fields.get("file", ""), (str, int)):
         raise ValueError("the name of its file is no text")
     row = Row.from_dict(fields)
-    for name, low, high in _RANGES:
+    for name, scale in _SCALES.items():
         value = getattr(row, name)
-        if value is not None and not low - _ROUNDED <= value <= high + _ROUNDED:
-            raise ValueError(f"{name} is {value:g}, and not within {low:g} to {high:g}")
-    if not all(-_ROUNDED <= p <= 1 + _ROUNDED for p in row.distribution):
+        if value is not None and not scale.holds((value,)):
+            raise ValueError(f"{name} is {value:g}, and not within {scale.low:g} to {scale.high:g}")
+    if not PROBABILITY.holds(row.distribution):
         raise ValueError("its distribution is not of probabilities, which are 0 to 1")
     return row
 
